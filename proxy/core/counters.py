@@ -1,0 +1,235 @@
+"""Running aggregates: what the flows of one listener, or one endpoint, have done so far.
+
+Plain ints, written as things happen, so that a scrape costs O(listeners) and never O(flows).
+
+The four byte counters that people see (received and sent, on both legs) are kept as three, because
+the pump pays for each: what was *received* is counted per event; what was *sent* is what was
+received, less what waits in our buffers, less what was thrown away. Buffers and discards change
+only off the fast path, so a byte that passes straight through costs one addition.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_left
+from typing import TYPE_CHECKING, Final, TypedDict
+
+from proxy.core.flow import CloseReason, Drop, Refusal, State
+
+if TYPE_CHECKING:
+    from proxy.core.address import Transport
+
+DURATION_BOUNDS: Final = (0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
+"""Seconds; a flow lives from a DNS exchange to a working day."""
+
+CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
+"""Seconds; from loopback to a SYN that was sent again."""
+
+
+class Histogram:
+    """Counts of observations by upper bound, with their sum; the last bucket has no bound."""
+
+    __slots__ = ("bounds", "counts", "sum")
+
+    def __init__(self, bounds: tuple[float, ...]) -> None:
+        self.bounds = bounds
+        self.counts = [0] * (len(bounds) + 1)
+        self.sum = 0.0
+
+    def observe(self, value: float) -> None:
+        """Count one observation; a value equal to a bound lies within it."""
+        self.counts[bisect_left(self.bounds, value)] += 1
+        self.sum += value
+
+    def snapshot(self) -> HistogramSnapshot:
+        """Return a copy that no later observation changes."""
+        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
+
+
+class DirectionCounters:
+    """Payload of one direction (original or reply) of all flows of a listener."""
+
+    __slots__ = ("buffered", "discarded", "packets", "packets_discarded", "received")
+
+    def __init__(self) -> None:
+        self.received = 0
+        self.buffered = 0  # received, waiting in our buffers; may fall
+        self.discarded = 0  # received, and thrown away when the flow ended or the datagram dropped
+        self.packets = 0  # datagrams received; 0 for streams, whose packets the kernel hides
+        self.packets_discarded = 0
+
+    @property
+    def sent(self) -> int:
+        """Bytes handed to the other leg's socket."""
+        return self.received - self.buffered - self.discarded
+
+    def snapshot(self) -> DirectionSnapshot:
+        """Return a copy as plain values."""
+        return {
+            "received": self.received,
+            "sent": self.sent,
+            "buffered": self.buffered,
+            "packets_received": self.packets,
+            "packets_sent": self.packets - self.packets_discarded,
+        }
+
+
+class ListenerCounters:
+    """What the flows of one listener have done so far."""
+
+    __slots__ = (
+        "closed",
+        "connect_duration",
+        "dropped",
+        "duration",
+        "listener",
+        "live",
+        "opened",
+        "original",
+        "refused",
+        "reply",
+        "transport",
+        "upstream",
+    )
+
+    def __init__(self, listener: str, transport: Transport, upstream: str) -> None:
+        self.listener = listener
+        self.transport = transport
+        self.upstream = upstream
+        self.live = dict.fromkeys(states_of(transport), 0)
+        self.opened = 0
+        self.closed = dict.fromkeys(CloseReason, 0)
+        self.refused = dict.fromkeys(Refusal, 0)
+        self.dropped = dict.fromkeys(Drop, 0)
+        self.original = DirectionCounters()
+        self.reply = DirectionCounters()
+        self.duration = Histogram(DURATION_BOUNDS)
+        self.connect_duration = Histogram(CONNECT_BOUNDS)
+
+    def flow_opened(self, state: State) -> None:
+        """Count a flow that was admitted."""
+        self.opened += 1
+        self.live[state] += 1
+
+    def flow_moved(self, old: State, new: State) -> None:
+        """Count a flow that changed its state."""
+        self.live[old] -= 1
+        self.live[new] += 1
+
+    def flow_closed(self, state: State, reason: CloseReason, duration: float) -> None:
+        """Count a flow that ended in ``state`` after ``duration`` seconds."""
+        self.live[state] -= 1
+        self.closed[reason] += 1
+        self.duration.observe(duration)
+
+    def snapshot(self) -> ListenerSnapshot:
+        """Return a copy as plain values, fit to cross a process."""
+        return {
+            "listener": self.listener,
+            "transport": self.transport.value,
+            "upstream": self.upstream,
+            "live": {state.value: count for state, count in self.live.items()},
+            "opened": self.opened,
+            "closed": {reason.value: count for reason, count in self.closed.items()},
+            "refused": {reason.value: count for reason, count in self.refused.items()},
+            "dropped": {reason.value: count for reason, count in self.dropped.items()},
+            "original": self.original.snapshot(),
+            "reply": self.reply.snapshot(),
+            "duration": self.duration.snapshot(),
+            "connect_duration": self.connect_duration.snapshot(),
+        }
+
+
+class EndpointCounters:
+    """What one endpoint of an upstream has been asked, and how it answered."""
+
+    __slots__ = ("attempts", "endpoint", "failures", "flows", "up", "upstream")
+
+    def __init__(self, upstream: str, endpoint: str) -> None:
+        self.upstream = upstream
+        self.endpoint = endpoint
+        self.up = True  # the last attempt succeeded; true until one was made
+        self.flows = 0
+        self.attempts = 0
+        self.failures = dict.fromkeys(CONNECT_FAILURES, 0)
+
+    def attempt_failed(self, reason: CloseReason) -> None:
+        """Count a connection attempt that ended without a connection."""
+        self.failures[reason] += 1
+        self.up = False
+
+    def snapshot(self) -> EndpointSnapshot:
+        """Return a copy as plain values."""
+        return {
+            "upstream": self.upstream,
+            "endpoint": self.endpoint,
+            "up": self.up,
+            "flows": self.flows,
+            "attempts": self.attempts,
+            "failures": {reason.value: count for reason, count in self.failures.items()},
+        }
+
+
+CONNECT_FAILURES: Final = (
+    CloseReason.CONNECT_REFUSED,
+    CloseReason.CONNECT_TIMEOUT,
+    CloseReason.UNREACHABLE,
+)
+
+
+def states_of(transport: Transport) -> tuple[State, ...]:
+    """The states that a live flow of this transport can be in."""
+    if transport == "udp":
+        return (State.UNREPLIED, State.ASSURED)
+    return (
+        State.CONNECTING,
+        State.ESTABLISHED,
+        State.CLIENT_CLOSED,
+        State.ENDPOINT_CLOSED,
+        State.CLOSING,
+    )
+
+
+class HistogramSnapshot(TypedDict):
+    """``counts`` has one more item than ``bounds``: what lies above the last."""
+
+    bounds: list[float]
+    counts: list[int]
+    sum: float
+
+
+class DirectionSnapshot(TypedDict):
+    """Bytes and datagrams of one direction; ``buffered`` is a level, the rest only grow."""
+
+    received: int
+    sent: int
+    buffered: int
+    packets_received: int
+    packets_sent: int
+
+
+class ListenerSnapshot(TypedDict):
+    """``ListenerCounters`` as plain values; the keys of the maps are the enums' words."""
+
+    listener: str
+    transport: str
+    upstream: str
+    live: dict[str, int]
+    opened: int
+    closed: dict[str, int]
+    refused: dict[str, int]
+    dropped: dict[str, int]
+    original: DirectionSnapshot
+    reply: DirectionSnapshot
+    duration: HistogramSnapshot
+    connect_duration: HistogramSnapshot
+
+
+class EndpointSnapshot(TypedDict):
+    """``EndpointCounters`` as plain values."""
+
+    upstream: str
+    endpoint: str
+    up: bool
+    flows: int
+    attempts: int
+    failures: dict[str, int]

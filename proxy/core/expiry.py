@@ -1,0 +1,90 @@
+"""When a flow must end by itself, and why.
+
+One decision, asked whenever a timer comes due: each state has one clock that runs from the last
+activity, and the maximum duration runs beside it from the start. Activity is payload, and for TCP
+also a change of state; keep-alive probes are not.
+
+====================================  ==================  ======================
+state                                 clock               reason
+====================================  ==================  ======================
+connecting                            connect             connect_timeout
+established                           idle                idle_timeout
+client_closed, endpoint_closed,       half_closed         half_closed_timeout
+closing
+unreplied                             unreplied           idle_timeout
+assured                               idle                idle_timeout
+====================================  ==================  ======================
+
+An unreplied flow is also ended, as ``max_duration``, after ``UNREPLIED_LIFE`` unreplied timeouts,
+however busy its client is: its next datagram opens a new flow at the next endpoint, so that a
+sender who never hears anything is not bound to a dead endpoint for ever.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from math import inf
+from typing import Final, NamedTuple
+
+from proxy.core.flow import CloseReason, Flow, State
+
+UNREPLIED_LIFE: Final = 10
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowLimits:
+    """The clocks of one flow, in seconds; ``inf`` never strikes."""
+
+    connect: float = 5.0
+    idle: float = 7440.0
+    half_closed: float = 240.0
+    unreplied: float = 30.0
+    duration: float = inf
+
+
+class Deadline(NamedTuple):
+    """When (monotonic seconds), and the reason to give then."""
+
+    when: float
+    reason: CloseReason
+
+
+def deadline_of(flow: Flow, limits: FlowLimits) -> Deadline:
+    """The earliest deadline of a live flow, as things stand now."""
+    clock, reason = _clock_of(flow.state, limits)
+    activity = Deadline(flow.active + clock, reason)
+    life = Deadline(flow.opened + _life_of(flow.state, limits), CloseReason.MAX_DURATION)
+    return min(activity, life, key=_when)
+
+
+def limits_in_force(flow: Flow, limits: FlowLimits) -> dict[str, float]:
+    """The clocks that can still strike this flow, for its row in the table."""
+    names = UDP_CLOCKS if flow.state in UDP_STATES else TCP_CLOCKS
+    return {name: value for name in names if (value := getattr(limits, name)) != inf}
+
+
+TCP_CLOCKS: Final = ("connect", "idle", "half_closed", "duration")
+UDP_CLOCKS: Final = ("unreplied", "idle", "duration")
+UDP_STATES: Final = frozenset({State.UNREPLIED, State.ASSURED})
+
+
+def _clock_of(state: State, limits: FlowLimits) -> tuple[float, CloseReason]:
+    match state:
+        case State.CONNECTING:
+            return limits.connect, CloseReason.CONNECT_TIMEOUT
+        case State.ESTABLISHED | State.ASSURED:
+            return limits.idle, CloseReason.IDLE_TIMEOUT
+        case State.UNREPLIED:
+            return limits.unreplied, CloseReason.IDLE_TIMEOUT
+        case _:
+            return limits.half_closed, CloseReason.HALF_CLOSED_TIMEOUT
+
+
+def _life_of(state: State, limits: FlowLimits) -> float:
+    if state is State.UNREPLIED:
+        return min(limits.duration, UNREPLIED_LIFE * limits.unreplied)
+    return limits.duration
+
+
+def _when(deadline: Deadline) -> float:
+    return deadline.when

@@ -1,0 +1,212 @@
+"""The flow: one forwarded conversation, its two socket pairs, its counters, its end.
+
+A flow is a book, not an actor: the engine moves the bytes and writes here what it moved. The
+states are those people know from ``ss`` and ``conntrack``, UDP included::
+
+    TCP   connecting -> established -> client_closed | endpoint_closed, or closing
+    UDP   unreplied  -> assured
+
+A flow ends exactly once, with one reason; the first cause wins. An ended flow keeps the state it
+died in, because that tells something, and is never changed again.
+
+Times are monotonic seconds; sizes are bytes of payload.
+"""
+
+from __future__ import annotations
+
+from enum import StrEnum
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address, Transport
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.upstream import Endpoint
+
+
+class State(StrEnum):
+    """Where a flow is in its life."""
+
+    CONNECTING = "connecting"
+    ESTABLISHED = "established"
+    CLIENT_CLOSED = "client_closed"  # the client sent FIN; the reply direction lives on
+    ENDPOINT_CLOSED = "endpoint_closed"
+    CLOSING = "closing"  # one side was reset; what it sent before goes out to the other
+    UNREPLIED = "unreplied"
+    ASSURED = "assured"
+
+
+class CloseReason(StrEnum):
+    """Why a flow ended: the same word in log, table, event, record and metric label."""
+
+    FINISHED = "finished"
+    CLIENT_RESET = "client_reset"
+    ENDPOINT_RESET = "endpoint_reset"
+    CONNECT_REFUSED = "connect_refused"
+    CONNECT_TIMEOUT = "connect_timeout"
+    UNREACHABLE = "unreachable"
+    NO_ENDPOINT = "no_endpoint"
+    IDLE_TIMEOUT = "idle_timeout"
+    HALF_CLOSED_TIMEOUT = "half_closed_timeout"
+    MAX_DURATION = "max_duration"
+    BYTE_BUDGET = "byte_budget"
+    EVICTED = "evicted"
+    KILLED = "killed"
+    DRAINED = "drained"
+    ENDPOINT_DOWN = "endpoint_down"
+    INTERNAL = "internal"  # a fault of ours; must stay zero
+
+
+class Refusal(StrEnum):
+    """Why a flow was not admitted."""
+
+    ACCESS = "access"
+    DRAINING = "draining"
+    TABLE_FULL = "table_full"
+    LISTENER_FLOWS = "listener_flows"
+    LISTENER_RATE = "listener_rate"
+    SOURCE_FLOWS = "source_flows"
+    SOURCE_RATE = "source_rate"
+    BAD_HEADER = "bad_header"
+    FILE_DESCRIPTORS = "file_descriptors"
+    LOOP = "loop"
+
+
+class Drop(StrEnum):
+    """Why a datagram of a flow was not forwarded."""
+
+    TRUNCATED = "truncated"  # longer than our buffer; never forwarded in part
+    TOO_BIG = "too_big"  # EMSGSIZE: longer than the path, or IP, can carry
+    REFUSED = "refused"  # ECONNREFUSED: the endpoint's host answered with ICMP port unreachable
+    UNREACHABLE = "unreachable"
+    BUFFER_FULL = "buffer_full"  # our socket's send buffer; nothing is queued beyond it
+    KERNEL = "kernel"  # lost before we could read it: SO_RXQ_OVFL
+
+
+class CloseSide(StrEnum):
+    """Who moved first when a flow ended."""
+
+    CLIENT = "client"
+    ENDPOINT = "endpoint"
+    PROXY = "proxy"
+
+
+FIRST_STATES: Final = frozenset({State.CONNECTING, State.UNREPLIED})
+
+# What may follow what. A state that is missing here is the last one of its life.
+TRANSITIONS: Final[dict[State, frozenset[State]]] = {
+    State.CONNECTING: frozenset({State.ESTABLISHED}),
+    State.ESTABLISHED: frozenset({State.CLIENT_CLOSED, State.ENDPOINT_CLOSED, State.CLOSING}),
+    State.CLIENT_CLOSED: frozenset({State.CLOSING}),
+    State.ENDPOINT_CLOSED: frozenset({State.CLOSING}),
+    State.UNREPLIED: frozenset({State.ASSURED}),
+}
+
+
+class Direction:
+    """One direction of a flow: what was received from the leg it begins at.
+
+    The engine's legs are directions too: they add the socket, and count right here.
+    """
+
+    __slots__ = ("bytes", "packets")
+
+    def __init__(self) -> None:
+        self.bytes = 0
+        self.packets = 0  # datagrams; stays 0 for streams, whose packets the kernel hides
+
+
+class Flow:
+    """One forwarded conversation.
+
+    The engine writes ``active`` and the directions' counters itself, on its hot path; everything
+    else changes through ``enter`` and ``end``, so that the listener's counters stay true.
+
+    Args:
+        id: unique in the life of the process.
+        counters: the counters of the listener that admitted it.
+        client_remote: the client.
+        client_local: the address of ours that the client hit.
+        original: the direction from client to endpoint.
+        reply: the direction from endpoint to client.
+        state: ``connecting`` for TCP, ``unreplied`` for UDP.
+        now: monotonic seconds.
+
+    """
+
+    __slots__ = (
+        "active",
+        "client_local",
+        "client_remote",
+        "close_reason",
+        "close_side",
+        "closed",
+        "counters",
+        "endpoint",
+        "endpoint_local",
+        "endpoint_remote",
+        "id",
+        "opened",
+        "original",
+        "reply",
+        "state",
+    )
+
+    def __init__(
+        self,
+        id: int,
+        counters: ListenerCounters,
+        client_remote: Address,
+        client_local: Address,
+        original: Direction,
+        reply: Direction,
+        state: State,
+        now: float,
+    ) -> None:
+        assert state in FIRST_STATES, state
+        self.id = id
+        self.counters = counters
+        self.client_remote = client_remote
+        self.client_local = client_local
+        self.endpoint: Endpoint | None = None
+        self.endpoint_local: Address | None = None
+        self.endpoint_remote: Address | None = None
+        self.state = state
+        self.opened = now
+        self.active = now
+        self.closed = 0.0
+        self.original = original
+        self.reply = reply
+        self.close_reason: CloseReason | None = None
+        self.close_side: CloseSide | None = None
+        counters.flow_opened(state)
+
+    @property
+    def bytes(self) -> int:
+        """Payload of both directions together."""
+        return self.original.bytes + self.reply.bytes
+
+    @property
+    def transport(self) -> Transport:
+        """The transport of its listener."""
+        return self.counters.transport
+
+    def enter(self, state: State) -> None:
+        """Go to the next state of its life."""
+        assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
+        self.counters.flow_moved(self.state, state)
+        self.state = state
+
+    def end(self, reason: CloseReason, side: CloseSide, now: float) -> bool:
+        """End the flow, unless it has ended already: the first cause wins.
+
+        Returns:
+            Whether this call was the one that ended it.
+
+        """
+        if self.close_reason is not None:
+            return False
+        self.close_reason = reason
+        self.close_side = side
+        self.closed = now
+        self.counters.flow_closed(self.state, reason, now - self.opened)
+        return True

@@ -1,0 +1,178 @@
+"""Questions to the flow table: which flows, in which order, how many; and the answer's rows.
+
+One query object serves ``sockpair flows``, ``sockpair kill`` and the HTTP API, so that a filter
+means the same thing everywhere. A row is the public face of a flow: its keys are a contract.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
+
+from proxy.core.address import Network, Transport, format_address, same_address
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address
+    from proxy.core.flow import Direction, Flow, State
+
+SortKey: TypeAlias = Literal["id", "bytes", "original", "reply", "opened", "active"]
+
+# Newest, largest and latest first, as a person who sorts wants it; ids count upwards.
+SORTS: Final[dict[SortKey, Callable[[Flow], Any]]] = {
+    "id": lambda flow: flow.id,
+    "bytes": lambda flow: -flow.bytes,
+    "original": lambda flow: -flow.original.bytes,
+    "reply": lambda flow: -flow.reply.bytes,
+    "opened": lambda flow: -flow.opened,
+    "active": lambda flow: -flow.active,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class FlowQuery:
+    """Which flows. A field that is None does not restrict.
+
+    Attributes:
+        id: one flow.
+        address: flows with this address on either pair.
+        client: prefix the client lies in.
+        endpoint: prefix the endpoint lies in.
+        min_bytes: at least so many bytes, both directions together.
+        recent: answer with recently closed flows in place of live ones.
+        limit: at most so many rows; 0 is no limit.
+
+    """
+
+    id: int | None = None
+    address: Address | None = None
+    listener: str | None = None
+    client: Network | None = None
+    endpoint: Network | None = None
+    state: State | None = None
+    transport: Transport | None = None
+    min_bytes: int = 0
+    recent: bool = False
+    sort: SortKey = "id"
+    limit: int = 0
+
+    def matches(self, flow: Flow) -> bool:
+        """Whether the flow is one of those asked for."""
+        return (
+            (self.id is None or flow.id == self.id)
+            and (self.listener is None or flow.counters.listener == self.listener)
+            and (self.transport is None or flow.transport == self.transport)
+            and (self.state is None or flow.state == self.state)
+            and flow.bytes >= self.min_bytes
+            and (self.client is None or _lies_in(flow.client_remote, self.client))
+            and (self.endpoint is None or _lies_in(flow.endpoint_remote, self.endpoint))
+            and (self.address is None or _has_address(flow, self.address))
+        )
+
+
+def _lies_in(address: Address | None, network: Network) -> bool:
+    if address is None:
+        return False
+    host = ipaddress.ip_address(address[0])
+    return host.version == network.version and host in network
+
+
+def _has_address(flow: Flow, address: Address) -> bool:
+    return any(
+        end is not None and same_address(end, address)
+        for end in (
+            flow.client_remote,
+            flow.client_local,
+            flow.endpoint_local,
+            flow.endpoint_remote,
+        )
+    )
+
+
+class PairRow(TypedDict):
+    """One socket pair as text, ``host:port``; None where there is no socket yet."""
+
+    local: str | None
+    remote: str | None
+
+
+class DirectionRow(TypedDict):
+    """Payload of one direction; packets are None for TCP, whose packets the kernel hides."""
+
+    bytes: int
+    packets: int | None
+
+
+class FlowRow(TypedDict):
+    """One flow as people and programs read it. The keys are a contract."""
+
+    id: int
+    listener: str
+    upstream: str
+    transport: str
+    state: str
+    client: PairRow
+    endpoint: PairRow
+    opened: float
+    last_active: float
+    closed: float | None
+    original: DirectionRow
+    reply: DirectionRow
+    close_reason: str | None
+    close_side: str | None
+    limits: dict[str, float]
+    source: str
+
+
+def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRow:
+    """Describe a flow.
+
+    Args:
+        flow: live or ended.
+        wall_offset: Unix time less monotonic time, in seconds.
+        limits: the limits in force for it, in seconds and bytes.
+
+    """
+    counters = flow.counters
+    datagrams = flow.transport is Transport.UDP
+    return {
+        "id": flow.id,
+        "listener": counters.listener,
+        "upstream": counters.upstream,
+        "transport": flow.transport.value,
+        "state": flow.state.value,
+        "client": {
+            "local": format_address(flow.client_local),
+            "remote": format_address(flow.client_remote),
+        },
+        "endpoint": {
+            "local": _text(flow.endpoint_local),
+            "remote": _text(flow.endpoint_remote),
+        },
+        "opened": round(flow.opened + wall_offset, 6),
+        "last_active": round(flow.active + wall_offset, 6),
+        "closed": round(flow.closed + wall_offset, 6) if flow.close_reason else None,
+        "original": _direction(flow.original, datagrams),
+        "reply": _direction(flow.reply, datagrams),
+        "close_reason": flow.close_reason.value if flow.close_reason else None,
+        "close_side": flow.close_side.value if flow.close_side else None,
+        "limits": limits,
+        "source": source_prefix(flow.client_remote),
+    }
+
+
+def source_prefix(client: Address) -> str:
+    """The source a client belongs to: its /32, or its /64 in IPv6, where a host owns the rest."""
+    if ":" not in client[0]:
+        return f"{client[0]}/32"
+    host = ipaddress.IPv6Address(client[0])
+    return str(ipaddress.IPv6Network((int(host), 64), strict=False))
+
+
+def _direction(direction: Direction, datagrams: bool) -> DirectionRow:
+    return {"bytes": direction.bytes, "packets": direction.packets if datagrams else None}
+
+
+def _text(address: Address | None) -> str | None:
+    return None if address is None else format_address(address)

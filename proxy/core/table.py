@@ -1,0 +1,145 @@
+"""The flow table: every live flow, by id and by either socket pair, bounded; and the last dead.
+
+Index and memory: a pair is found by its *distinguishing end*, the address that differs from flow
+to flow: the client's address on the client's pair, our outbound address on the endpoint's pair.
+Both exist as objects anyway, so an index entry costs one dictionary slot and no key of its own.
+Several flows may share such an address (a client that speaks to two listeners from one port); the
+full pair then decides. The other ends, listener and endpoint, are shared by many flows and are
+found by walking the table.
+
+Ids count upwards and are never used again, so that a log line, a metric and the table of
+yesterday mean the same flow.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address, SocketPair
+    from proxy.core.flow import CloseReason, CloseSide, Flow
+
+
+class FlowTable:
+    """The live flows, at most ``limit``, and a ring of the ``recent`` ones that ended.
+
+    Args:
+        limit: flows at once.
+        recent: ended flows remembered, newest last; the oldest falls out.
+        first_id: the first id to give.
+
+    """
+
+    def __init__(self, limit: int, recent: int, first_id: int = 1) -> None:
+        self.limit = limit
+        self.recent: deque[Flow] = deque(maxlen=recent)
+        self._next_id = first_id
+        self._by_id: dict[int, Flow] = {}
+        self._by_client = AddressIndex()
+        self._by_endpoint = AddressIndex()
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def __iter__(self) -> Iterator[Flow]:
+        return iter(self._by_id.values())
+
+    @property
+    def full(self) -> bool:
+        """Whether no further flow may be added."""
+        return len(self._by_id) >= self.limit
+
+    def take_id(self) -> int:
+        """Give an id to a flow that is about to be added."""
+        taken = self._next_id
+        self._next_id += 1
+        return taken
+
+    def add(self, flow: Flow) -> None:
+        """Enter a flow that was admitted; the caller has seen that the table is not full."""
+        assert flow.id not in self._by_id, flow.id
+        assert not self.full, self.limit
+        self._by_id[flow.id] = flow
+        self._by_client.add(flow.client_remote, flow)
+
+    def set_endpoint(self, flow: Flow, local: Address, remote: Address) -> None:
+        """Write the endpoint's socket pair of a flow; a later attempt replaces an earlier one."""
+        self._forget_endpoint(flow)
+        flow.endpoint_local = local
+        flow.endpoint_remote = remote
+        self._by_endpoint.add(local, flow)
+
+    def end(self, flow: Flow, reason: CloseReason, side: CloseSide, now: float) -> bool:
+        """End a flow and move it to the ring, unless it has ended already.
+
+        Returns:
+            Whether this call was the one that ended it.
+
+        """
+        if not flow.end(reason, side, now):
+            return False
+        del self._by_id[flow.id]
+        self._by_client.discard(flow.client_remote, flow)
+        self._forget_endpoint(flow)
+        self.recent.append(flow)
+        return True
+
+    def get(self, id: int) -> Flow | None:
+        """The live flow with this id."""
+        return self._by_id.get(id)
+
+    def find_pair(self, pair: SocketPair) -> Flow | None:
+        """The live flow that owns this socket pair, be it the client's or the endpoint's."""
+        transport, local, remote = pair
+        for flow in self._by_client.at(remote):
+            if flow.client_local == local and flow.transport == transport:
+                return flow
+        for flow in self._by_endpoint.at(local):
+            if flow.endpoint_remote == remote and flow.transport == transport:
+                return flow
+        return None
+
+    def _forget_endpoint(self, flow: Flow) -> None:
+        if flow.endpoint_local is not None:
+            self._by_endpoint.discard(flow.endpoint_local, flow)
+
+
+class AddressIndex:
+    """From an address to the flows that have it: nearly always one, so a list only for more."""
+
+    __slots__ = ("_flows",)
+
+    def __init__(self) -> None:
+        self._flows: dict[Address, Flow | list[Flow]] = {}
+
+    def __len__(self) -> int:
+        return len(self._flows)
+
+    def add(self, address: Address, flow: Flow) -> None:
+        """Enter a flow under an address."""
+        there = self._flows.setdefault(address, flow)
+        if there is flow:
+            return
+        if isinstance(there, list):
+            there.append(flow)
+        else:
+            self._flows[address] = [there, flow]
+
+    def discard(self, address: Address, flow: Flow) -> None:
+        """Take a flow out again; what is not there may be discarded too."""
+        there = self._flows.get(address)
+        if there is flow:
+            del self._flows[address]
+        elif isinstance(there, list) and flow in there:
+            there.remove(flow)
+            if len(there) == 1:
+                self._flows[address] = there[0]
+
+    def at(self, address: Address) -> tuple[Flow, ...]:
+        """The flows that have this address."""
+        there = self._flows.get(address)
+        if there is None:
+            return ()
+        return tuple(there) if isinstance(there, list) else (there,)

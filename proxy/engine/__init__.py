@@ -1,0 +1,1 @@
+"""Moves bytes: Linux sockets in Trio. The pump, stream flows, datagram flows."""

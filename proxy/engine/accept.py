@@ -1,0 +1,133 @@
+"""Accepting stream flows: admit or refuse, and never wait.
+
+The listening socket is level-triggered: what is not accepted in this round is told again in the
+next, so a burst of connections cannot hold up the flows that exist.
+"""
+
+from __future__ import annotations
+
+import errno
+from select import EPOLLIN
+from socket import AF_INET6
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from proxy.core.flow import Refusal
+from proxy.engine.sockaddr import unmapped
+from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
+from proxy.engine.tcp import reset_on_close
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.expiry import FlowLimits
+    from proxy.core.upstream import Upstream
+    from proxy.core.wheel import Slot
+    from proxy.engine.relay import Relay
+
+ACCEPTS_PER_TURN: Final = 16
+
+PAUSE: Final = 0.1
+"""Seconds without accepting when a resource has run out; clients wait in the backlog."""
+
+EXHAUSTED: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
+
+# accept(2): errors of one connection, already pending on the new socket; the next may be fine.
+ONE_CONNECTION: Final = frozenset(
+    {
+        errno.ECONNABORTED,
+        errno.EPROTO,
+        errno.ENOPROTOOPT,
+        errno.EPERM,
+        errno.ENETDOWN,
+        errno.EHOSTDOWN,
+        errno.ENONET,
+        errno.EHOSTUNREACH,
+        errno.EOPNOTSUPP,
+        errno.ENETUNREACH,
+        errno.ETIMEDOUT,
+    }
+)
+
+log = structlog.get_logger()
+
+
+class StreamListener:
+    """A listening TCP socket of ours. Owns it.
+
+    Args:
+        relay: where its flows live.
+        socket: bound, listening, non-blocking.
+        counters: the counters of its listener.
+        limits: the clocks of its flows.
+        upstream: where its flows go.
+
+    """
+
+    def __init__(
+        self,
+        relay: Relay,
+        socket: Socket,
+        counters: ListenerCounters,
+        limits: FlowLimits,
+        upstream: Upstream,
+    ) -> None:
+        self.relay = relay
+        self.socket = socket
+        self.counters = counters
+        self.limits = limits
+        self.upstream = upstream
+        self.slot: Slot | None = None
+        self._fd = socket.fileno()
+        self._mapped = socket.family == AF_INET6
+        relay.pump.register(self._fd, self, EPOLLIN)
+
+    def ready(self, mask: int, now: float) -> None:
+        """Accept what waits, within a turn."""
+        accept = self.socket.accept
+        for _ in range(ACCEPTS_PER_TURN):
+            try:
+                client, address = accept()
+            except BlockingIOError:
+                return
+            except OSError as error:
+                if error.errno in EXHAUSTED:
+                    self._pause(error, now)
+                elif error.errno not in ONE_CONNECTION:
+                    raise
+                return
+            self._admit(client, address, now)
+
+    def close(self) -> None:
+        """Accept no more."""
+        self.relay.wheel.cancel(self)
+        self.relay.pump.bury(self.socket)
+
+    def expire(self, now: float) -> None:
+        """The pause is over."""
+        self.relay.pump.modify(self._fd, EPOLLIN)
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Report a fault of ours; the listener lives on."""
+        log.error("accept_crashed", listener=self.counters.listener, exc_info=error)
+
+    def _admit(self, client: Socket, address: Address, now: float) -> None:
+        refusal = self.relay.refusal(FILES_PER_FLOW)
+        if refusal is not None:
+            self.counters.refused[refusal] += 1
+            reset_on_close(client)
+            client.close()
+            return
+        local: Address = client.getsockname()
+        if self._mapped:
+            address, local = unmapped(address), unmapped(local)
+        flow = StreamFlow(self.relay, self.counters, self.limits, client, address, local, now)
+        flow.start(self.upstream, now)
+
+    def _pause(self, error: OSError, now: float) -> None:
+        self.counters.refused[Refusal.FILE_DESCRIPTORS] += 1
+        log.warning("accept_paused", listener=self.counters.listener, error=error.strerror)
+        self.relay.pump.modify(self._fd, 0)
+        self.relay.wheel.schedule(self, now + PAUSE)

@@ -1,0 +1,205 @@
+"""A leg: one socket of a stream flow, and the direction that begins at it.
+
+Everything is edge-triggered. A leg that has news receives into one buffer that all flows share and
+sends to the other leg at once; no byte is copied unless the other side would not take it. What it
+would not take is the leg's ``pending``, and a leg with something pending is not read: that is the
+whole of the back-pressure, and it bounds the memory of a flow to one chunk per direction. The
+chunk starts small, doubles while both sides keep up and halves when the receiver falls behind, so
+that thousands of stalled flows hold little and a few fast ones move much at a time.
+
+Accepted sockets stay in blocking mode, because making them non-blocking costs a call per flow;
+every call on them says MSG_DONTWAIT instead.
+"""
+
+from __future__ import annotations
+
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
+from socket import MSG_DONTWAIT
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.flow import Direction
+from proxy.engine.tcp import take_error
+
+if TYPE_CHECKING:
+    from proxy.core.counters import DirectionCounters
+    from proxy.engine.stream import StreamFlow
+
+SMALLEST_CHUNK: Final = 16 * 1024
+"""Bytes; a request or an answer, rarely more; what a stalled direction keeps in memory."""
+
+LARGEST_CHUNK: Final = 256 * 1024
+"""Bytes; beyond this a larger receive saves no more CPU per byte."""
+
+READS_PER_TURN: Final = 4
+"""Receives until the other flows get their turn: 1 MiB, a fraction of a millisecond."""
+
+NEWS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
+WATCH: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
+WATCH_BOTH: Final = WATCH | EPOLLOUT
+
+BLOCKED: Final = memoryview(b"")
+"""Pending nothing, and yet not to be read: the other leg does not take bytes now."""
+
+_buffer: Final = memoryview(bytearray(LARGEST_CHUNK))
+
+
+class StreamLeg(Direction):
+    """One socket of a stream flow, and the direction that begins at it.
+
+    Attributes:
+        other: the leg this direction ends at.
+        counters: the direction's running aggregate.
+        pending: received here and not yet taken by the other leg; None while the way is free.
+        unserved: events that came while the way was not free.
+        chunk: bytes to ask for at a time.
+        ended: nothing more will be received.
+        writable_watched: whether EPOLLOUT is asked for.
+
+    """
+
+    __slots__ = (
+        "chunk",
+        "counters",
+        "ended",
+        "flow",
+        "other",
+        "pending",
+        "socket",
+        "unserved",
+        "writable_watched",
+    )
+
+    other: StreamLeg
+    flow: StreamFlow
+
+    def __init__(self, socket: Socket, counters: DirectionCounters) -> None:
+        self.bytes = 0
+        self.packets = 0
+        self.socket = socket
+        self.counters = counters
+        self.pending: memoryview | None = None
+        self.unserved = 0
+        self.chunk = SMALLEST_CHUNK
+        self.ended = False
+        self.writable_watched = False
+
+    def ready(self, mask: int, now: float) -> None:
+        """Serve the socket: write what waited for it, then receive from it."""
+        if mask & EPOLLOUT and self.other.pending:
+            self.other.flush(now)
+        if mask & NEWS:
+            if self.pending is not None:
+                self.unserved |= mask
+                if mask & EPOLLERR:
+                    self.flow.failed_unread(self, now)
+            elif not self.ended:
+                self.pull(mask, now)
+            elif mask & EPOLLERR:
+                self.flow.failed(self, take_error(self.socket), now)
+
+    def pull(self, mask: int, now: float) -> None:
+        """Receive and pass on, until there is nothing left, the way is blocked, or the turn is up.
+
+        A short receive has emptied the socket, and what comes after it is a new edge; only after
+        a hang-up, whose edge has been seen already, must the end be read too.
+        """
+        receive = self.socket.recv_into
+        send = self.other.socket.send
+        for _ in range(READS_PER_TURN):
+            try:
+                size = receive(_buffer, self.chunk, MSG_DONTWAIT)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self.flow.failed(self, error.errno, now)
+                return
+            if not size:
+                self.ended = True
+                self.flow.leg_ended(self, now)
+                return
+            self.bytes += size
+            self.counters.received += size
+            self.flow.active = now
+            try:
+                sent = send(_buffer[:size], MSG_DONTWAIT)
+            except BlockingIOError:
+                sent = 0
+            except OSError as error:
+                self.counters.discarded += size
+                self._other_failed(error, now)
+                return
+            if sent < size:
+                self._hold(_buffer[sent:size], mask)
+                return
+            if size < self.chunk:
+                if not mask & HANGUP:
+                    return
+            elif self.chunk < LARGEST_CHUNK:
+                self.chunk *= 2
+        self.flow.relay.pump.again(self, mask)
+
+    def flush(self, now: float) -> None:
+        """Write what is pending to the other leg; when all is written, go on receiving."""
+        pending = self.pending
+        assert pending is not None
+        try:
+            sent = self.other.socket.send(pending, MSG_DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self._other_failed(error, now)
+            return
+        self.flow.active = now
+        self.counters.buffered -= sent
+        if sent < len(pending):
+            self.pending = pending[sent:]
+        else:
+            self.open_way(now)
+
+    def open_way(self, now: float) -> None:
+        """Receive again: the other leg takes bytes now."""
+        self.pending = None
+        if self.unserved:
+            mask, self.unserved = self.unserved, 0
+            self.pull(mask, now)
+
+    def block(self) -> None:
+        """Receive no more, and throw away what is pending: nobody will take it."""
+        if self.pending:
+            self.counters.buffered -= len(self.pending)
+            self.counters.discarded += len(self.pending)
+        self.pending = BLOCKED
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """End the flow: a fault of ours."""
+        self.flow.crashed(error, now)
+
+    def _hold(self, rest: memoryview, mask: int) -> None:
+        """Keep what the other leg did not take, and wait until it takes more."""
+        self.pending = memoryview(bytes(rest))
+        self.counters.buffered += len(rest)
+        self.unserved |= mask
+        self.chunk = max(SMALLEST_CHUNK, self.chunk // 2)
+        other = self.other
+        if not other.writable_watched:
+            other.writable_watched = True
+            self.flow.relay.pump.modify(other.socket.fileno(), WATCH_BOTH)
+
+    def _other_failed(self, error: OSError, now: float) -> None:
+        """The other leg takes no more; pass on what it sent before that, then end the flow.
+
+        An endpoint may answer and reset because it did not want all of the request. Its answer
+        lies in our receive queue, and the client shall have it before the reset.
+        """
+        self.block()
+        other = self.other
+        if other.ended:
+            self.flow.failed(other, error.errno, now)
+            return
+        self.flow.broken = other
+        if other.pending is None:
+            other.pull(HANGUP, now)
+        else:
+            other.unserved |= HANGUP

@@ -1,0 +1,86 @@
+"""The narrow door between the relay and the rest of the house.
+
+Everything that admin, metrics, logs and signals may ask of the relay goes through ``RelayPort``:
+plain values in, plain values out, never a flow object. So it does not matter to them whether the
+worker lives in this process or in another, and a slow reader can never hold a flow.
+
+Every method is async because it may cross a process, and because long answers give way to the
+relay between slices.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol, TypedDict
+
+from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
+from proxy.core.query import FlowQuery, FlowRow
+
+
+class ListenRow(TypedDict):
+    """One listening socket, as ``ss -l`` would show it."""
+
+    listener: str
+    transport: str
+    local: str
+    upstream: str
+
+
+class FlowPage(TypedDict):
+    """Rows of the table: ``matched`` counts all that matched, also those beyond the limit."""
+
+    rows: list[FlowRow]
+    matched: int
+
+
+class RelayCounters(TypedDict):
+    """One consistent reading of every running aggregate; taken between two events."""
+
+    listeners: list[ListenerSnapshot]
+    endpoints: list[EndpointSnapshot]
+    table_entries: int
+    table_limit: int
+    recent_entries: int
+    log_dropped: int
+
+
+class RelayStatus(TypedDict):
+    """Answers "is it alive, and is it ready": every listener bound, its upstream usable."""
+
+    version: str
+    pid: int
+    started: float
+    draining: bool
+    listening: list[ListenRow]
+    flows: int
+    table_limit: int
+    file_descriptors: int
+    file_descriptor_limit: int
+    not_ready: list[str]
+
+
+class RelayPort(Protocol):
+    """What the rest of the house may ask of the relay."""
+
+    async def flows(self, query: FlowQuery) -> FlowPage:
+        """List live (or, with ``query.recent``, recently closed) flows."""
+        ...
+
+    async def kill(self, query: FlowQuery) -> int:
+        """End every live flow that matches as ``killed``; return how many there were."""
+        ...
+
+    async def counters(self) -> RelayCounters:
+        """Read every running aggregate at once."""
+        ...
+
+    async def status(self) -> RelayStatus:
+        """Say how the relay is."""
+        ...
+
+    async def wait_closed_flows(self) -> list[FlowRow]:
+        """Wait for flows to end, and return those that did since the last call, oldest first.
+
+        The list between two calls is bounded; what does not fit is counted in
+        ``RelayCounters.log_dropped``.
+        """
+        ...

@@ -1,0 +1,139 @@
+"""What all flows of a worker share: the pump, the table, the timers, the budget of descriptors.
+
+Here a flow is admitted, and here it ends; the stream and datagram modules move the bytes between.
+"""
+
+from __future__ import annotations
+
+import resource
+from collections import deque
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from proxy.core.flow import CloseReason, CloseSide, Flow, Refusal
+from proxy.core.table import FlowTable
+from proxy.core.wheel import Timed, TimerWheel
+from proxy.engine.mmsg import DatagramBatch
+from proxy.engine.pump import Pump
+from proxy.engine.replies import ReplyBatch
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address
+
+RESERVED_FILES: Final = 64
+"""Descriptors that flows never take: listeners, admin, log, and what Python itself opens."""
+
+OUTBOX: Final = 65536
+"""Ended flows that wait to be logged; beyond it records are dropped and counted, not held."""
+
+
+class Relay:
+    """Pump, table, timers and budget of one worker.
+
+    Args:
+        table_limit: flows at once.
+        recent: ended flows remembered.
+        now: monotonic seconds.
+
+    """
+
+    def __init__(self, table_limit: int, recent: int, now: float) -> None:
+        self.pump = Pump()
+        self.table = FlowTable(table_limit, recent)
+        self.wheel = TimerWheel(now)
+        self.files = FileBudget()
+        self.draining = False
+        self.outbox = Outbox()
+        self.requests = DatagramBatch()
+        self.replies = ReplyBatch(self.pump)
+        self._own: set[tuple[str, int]] = set()
+
+    def refusal(self, files: int) -> Refusal | None:
+        """Why a further flow, which needs so many descriptors, cannot be admitted; or None."""
+        if self.draining:
+            return Refusal.DRAINING
+        if self.table.full:
+            return Refusal.TABLE_FULL
+        if not self.files.has(files):
+            return Refusal.FILE_DESCRIPTORS
+        return None
+
+    def own(self, address: Address) -> None:
+        """Remember a listening address of ours."""
+        self._own.add((address[0], address[1]))
+
+    def is_own(self, address: Address) -> bool:
+        """Whether a datagram from this address is one of our own coming back."""
+        return (address[0], address[1]) in self._own
+
+    def end(self, flow: Flow, reason: CloseReason, side: CloseSide, now: float) -> bool:
+        """Write the end of a flow into the books; false if it had ended already."""
+        if not self.table.end(flow, reason, side, now):
+            return False
+        self.outbox.put(flow)
+        return True
+
+    async def keep_time(self) -> None:
+        """Tell everything whose deadline has come, until cancelled."""
+        while True:
+            await trio.sleep(self.wheel.tick)
+            now = monotonic()
+            for item in self.wheel.advance(now):
+                assert isinstance(item, Expiring)
+                item.expire(now)
+
+
+class Expiring(Timed):
+    """Something with a deadline in the wheel."""
+
+    __slots__ = ()
+
+    def expire(self, now: float) -> None:
+        """Act, or schedule anew if the deadline has moved."""
+        raise NotImplementedError
+
+
+class FileBudget:
+    """Counts the descriptors that flows hold, below the process's limit less a reserve."""
+
+    __slots__ = ("limit", "used")
+
+    def __init__(self) -> None:
+        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+        self.limit = max(0, soft - RESERVED_FILES)
+        self.used = 0
+
+    def has(self, count: int) -> bool:
+        """Whether so many more may be opened."""
+        return self.used + count <= self.limit
+
+
+class Outbox:
+    """Ended flows on their way to the log: bounded, and the oldest falls out first."""
+
+    def __init__(self) -> None:
+        self._flows: deque[Flow] = deque(maxlen=OUTBOX)
+        self._filled = trio.Event()
+        self.dropped = 0
+
+    def put(self, flow: Flow) -> None:
+        """Add a flow that has just ended."""
+        if len(self._flows) == OUTBOX:
+            self.dropped += 1
+        self._flows.append(flow)
+        if not self._filled.is_set():
+            self._filled.set()
+
+    async def take(self, most: int) -> list[Flow]:
+        """Wait for ended flows and take at most so many, oldest first."""
+        await self._filled.wait()
+        return self.take_nowait(most)
+
+    def take_nowait(self, most: int = OUTBOX) -> list[Flow]:
+        """Take at most so many of the flows that wait, oldest first."""
+        flows = [self._flows.popleft() for _ in range(min(most, len(self._flows)))]
+        if not self._flows:
+            self._filled = trio.Event()
+        return flows

@@ -1,0 +1,209 @@
+"""A stream flow: two legs, how it begins, and how it ends.
+
+Ends. FIN is passed on when all bytes before it are written; the other direction lives on. RST is
+passed on as RST, after what was received before it: the flow is then ``closing`` until the kernel
+has delivered that. An ordinary end never resets, and an end of our own making (a timeout, an
+order) always does, because FIN would tell a peer that the data is complete.
+"""
+
+from __future__ import annotations
+
+import errno
+from socket import SHUT_WR
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from proxy.core.expiry import FlowLimits, deadline_of
+from proxy.core.flow import CloseReason, CloseSide, Flow, State
+from proxy.engine.connect import ConnectAttempt
+from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
+from proxy.engine.tcp import CLOSED, reason_of, reset_on_close, unsent
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.upstream import Endpoint, Upstream
+    from proxy.core.wheel import Slot
+    from proxy.engine.relay import Relay
+
+FILES_PER_FLOW: Final = 2
+
+LINGER: Final = 10.0
+"""Seconds that a reset may wait until what came before it has been delivered."""
+
+log = structlog.get_logger()
+
+
+class StreamFlow(Flow):
+    """One TCP flow: a flow whose directions are legs.
+
+    Owns both sockets; they are closed when it ends.
+
+    Attributes:
+        attempt: the connection attempt under way, while connecting.
+        broken: the leg whose socket has failed, while what it sent before is still passed on.
+        verdict: why the flow is ending, while it is closing.
+
+    """
+
+    __slots__ = ("attempt", "broken", "limits", "relay", "slot", "verdict")
+
+    original: StreamLeg
+    reply: StreamLeg
+
+    def __init__(
+        self,
+        relay: Relay,
+        counters: ListenerCounters,
+        limits: FlowLimits,
+        client: Socket,
+        client_remote: Address,
+        client_local: Address,
+        now: float,
+    ) -> None:
+        original = StreamLeg(client, counters.original)
+        reply = StreamLeg(CLOSED, counters.reply)
+        super().__init__(
+            relay.table.take_id(),
+            counters,
+            client_remote,
+            client_local,
+            original,
+            reply,
+            State.CONNECTING,
+            now,
+        )
+        original.flow = reply.flow = self
+        original.other, reply.other = reply, original
+        original.pending = BLOCKED
+        self.relay = relay
+        self.limits = limits
+        self.attempt: ConnectAttempt | None = None
+        self.broken: StreamLeg | None = None
+        self.verdict: tuple[CloseReason, CloseSide] | None = None
+        self.slot: Slot | None = None
+
+    def start(self, upstream: Upstream, now: float) -> None:
+        """Enter the table, watch the client and begin to connect."""
+        relay = self.relay
+        relay.table.add(self)
+        relay.files.used += FILES_PER_FLOW
+        relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
+        relay.wheel.schedule(self, now + self.limits.connect)
+        self.attempt = ConnectAttempt(self, upstream)
+        self.attempt.start(now)
+
+    def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:
+        """Relay from now on: the endpoint has accepted."""
+        self.counters.connect_duration.observe(now - self.active)
+        self.attempt = None
+        self.reply.socket = socket
+        self.reply.writable_watched = True
+        self.endpoint = endpoint
+        endpoint.counters.flows += 1
+        self.active = now
+        self.enter(State.ESTABLISHED)
+        self.relay.pump.hand_over(socket.fileno(), self.reply)
+        self.original.open_way(now)
+
+    def leg_ended(self, leg: StreamLeg, now: float) -> None:
+        """Pass on the end of one direction; all bytes before it have been written."""
+        if self.broken is leg:
+            self.failed(leg, errno.ECONNRESET, now)
+            return
+        self.active = now
+        if leg.other.ended:
+            first = CloseSide.CLIENT if self.state is State.CLIENT_CLOSED else CloseSide.ENDPOINT
+            self._close(CloseReason.FINISHED, first, now)
+            return
+        self.enter(State.CLIENT_CLOSED if leg is self.original else State.ENDPOINT_CLOSED)
+        try:
+            leg.other.socket.shutdown(SHUT_WR)
+        except OSError as error:  # ENOTCONN: it has been reset meanwhile
+            self.failed(leg.other, error.errno, now)
+
+    def failed(self, leg: StreamLeg, error: int | None, now: float) -> None:
+        """End the flow because one socket has failed; reset the other once it has sent all."""
+        if self.verdict is not None:
+            self._conclude(now)
+            return
+        side = CloseSide.CLIENT if leg is self.original else CloseSide.ENDPOINT
+        self.verdict = (reason_of(error, side), side)
+        leg.block()
+        leg.other.block()
+        self.relay.pump.bury(leg.socket)
+        leg.socket = CLOSED
+        if unsent(leg.other.socket):
+            self.enter(State.CLOSING)
+            self.active = now
+            self.relay.wheel.schedule(self, now)
+        else:
+            self._conclude(now)
+
+    def failed_unread(self, leg: StreamLeg, now: float) -> None:
+        """Act on the failure of a socket that is not being read.
+
+        While the flow is relaying nothing needs to be done: what the peer sent before is read
+        when the way is free, and the failure after it.
+        """
+        if self.state is State.CONNECTING:
+            self.abort(CloseReason.CLIENT_RESET, CloseSide.CLIENT, now)
+        elif self.state is State.CLOSING:
+            self._conclude(now)
+
+    def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
+        """End the flow now and reset both sides, so that neither takes it for an ordinary end."""
+        for leg in (self.original, self.reply):
+            reset_on_close(leg.socket)
+        self._close(reason, side, now)
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """End the flow because of a fault of ours: loud, and counted as ``internal``."""
+        log.error("flow_crashed", flow=self.id, exc_info=error)
+        self.abort(CloseReason.INTERNAL, CloseSide.PROXY, now)
+
+    def expire(self, now: float) -> None:
+        """Act on the deadline that has struck, or wait for the one it moved to."""
+        if self.state is State.CLOSING:
+            self._await_sent(now)
+            return
+        when, reason = deadline_of(self, self.limits)
+        if when > now:
+            # A flow that half-closes must be seen in time for its shorter clock.
+            self.relay.wheel.schedule(self, min(when, now + self.limits.half_closed))
+        elif self.attempt is not None and reason is CloseReason.CONNECT_TIMEOUT:
+            self.attempt.timed_out(now)
+        else:
+            self.abort(reason, CloseSide.PROXY, now)
+
+    def _await_sent(self, now: float) -> None:
+        survivor = self.reply if self.original.socket is CLOSED else self.original
+        if unsent(survivor.socket) and now < self.active + LINGER:
+            self.relay.wheel.schedule(self, now)
+        else:
+            self._conclude(now)
+
+    def _conclude(self, now: float) -> None:
+        assert self.verdict is not None
+        reason, side = self.verdict
+        self.abort(reason, side, now)
+
+    def _close(self, reason: CloseReason, side: CloseSide, now: float) -> None:
+        relay = self.relay
+        if not relay.end(self, reason, side, now):
+            return
+        relay.wheel.cancel(self)
+        relay.files.used -= FILES_PER_FLOW
+        if self.attempt is not None:
+            self.attempt.cancel()
+            self.attempt = None
+        elif self.endpoint is not None:
+            self.endpoint.counters.flows -= 1
+        for leg in (self.original, self.reply):
+            leg.block()
+            leg.ended = True
+            if leg.socket is not CLOSED:
+                relay.pump.bury(leg.socket)
+                leg.socket = CLOSED

@@ -1,0 +1,62 @@
+"""Facts about TCP sockets on Linux that the engine stands on, each with its source."""
+
+from __future__ import annotations
+
+import errno
+import struct
+from array import array
+from fcntl import ioctl
+from socket import SO_ERROR, SO_LINGER, SOL_SOCKET
+from socket import socket as Socket
+from termios import TIOCOUTQ
+from typing import Final
+
+from proxy.core.flow import CloseReason, CloseSide
+
+RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
+"""struct linger: on, for no time; close then sends RST and forgets what is unsent (socket(7))."""
+
+CLOSED: Final = Socket()
+"""Stands for the socket of a flow that has ended; any call on it fails with EBADF."""
+CLOSED.close()
+
+UNREACHABLE: Final = frozenset(
+    {
+        errno.EHOSTUNREACH,
+        errno.ENETUNREACH,
+        errno.EHOSTDOWN,
+        errno.ENETDOWN,
+        errno.ETIMEDOUT,  # keep-alive or TCP_USER_TIMEOUT: the path is silent (tcp(7))
+        errno.EADDRNOTAVAIL,  # no local port is left towards it (ip(7))
+        errno.EACCES,  # a firewall rule, or a broadcast address (connect(2))
+        errno.EPERM,
+        errno.EINVAL,  # a scope or family that this host cannot route
+    }
+)
+
+
+def reset_on_close(socket: Socket) -> None:
+    """Have the coming close send RST in place of FIN."""
+    if socket is not CLOSED:
+        socket.setsockopt(SOL_SOCKET, SO_LINGER, RESET_ON_CLOSE)
+
+
+def unsent(socket: Socket) -> int:
+    """Bytes that the peer has not acknowledged yet (SIOCOUTQ, tcp(7)); 0 when closed."""
+    if socket is CLOSED:
+        return 0
+    count = array("i", [0])
+    ioctl(socket.fileno(), TIOCOUTQ, count)  # the same number as SIOCOUTQ
+    return count[0]
+
+
+def take_error(socket: Socket) -> int:
+    """The socket's pending error, which is thereby cleared; 0 if there is none."""
+    return socket.getsockopt(SOL_SOCKET, SO_ERROR)
+
+
+def reason_of(error: int | None, side: CloseSide) -> CloseReason:
+    """Why a flow ends whose socket on this side failed with this errno."""
+    if error in UNREACHABLE:
+        return CloseReason.UNREACHABLE
+    return CloseReason.CLIENT_RESET if side is CloseSide.CLIENT else CloseReason.ENDPOINT_RESET

@@ -1,0 +1,214 @@
+"""The worker: the relay with its listeners, and the answers it gives through ``RelayPort``.
+
+Only here do flow objects meet questions about them. Long answers are made in slices, and between
+two slices the pump has its turn; each row is consistent in itself, and a flow that ends between
+two slices is left out.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections.abc import Iterator, Sequence
+from socket import socket as Socket
+from time import monotonic, time
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+import trio
+
+from proxy import __version__
+from proxy.core.address import Transport, format_address
+from proxy.core.counters import ListenerCounters
+from proxy.core.expiry import FlowLimits, limits_in_force
+from proxy.core.flow import CloseReason, CloseSide, Flow
+from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
+from proxy.engine.accept import StreamListener
+from proxy.engine.datagram import DatagramFlow, DatagramListener
+from proxy.engine.relay import Relay
+from proxy.engine.stream import StreamFlow
+
+if TYPE_CHECKING:
+    from proxy.core.upstream import Upstream
+    from proxy.engine.port import FlowPage, ListenRow, RelayCounters, RelayStatus
+
+SLICE: Final = 100
+"""Flows looked at between two turns of the pump: a fraction of a millisecond."""
+
+CLOCK_SET: Final = 0.1
+"""Seconds; a larger jump of the wall clock is followed in the times shown."""
+
+Listener: TypeAlias = StreamListener | DatagramListener
+
+
+class Worker:
+    """Relays until cancelled; a ``RelayPort``.
+
+    Args:
+        table_limit: flows at once.
+        recent: ended flows remembered.
+
+    """
+
+    def __init__(self, table_limit: int, recent: int) -> None:
+        self._relay = Relay(table_limit, recent, monotonic())
+        self._listeners: list[Listener] = []
+        self._upstreams: dict[str, Upstream] = {}
+        self._started = time()
+        self._offset = self._started - monotonic()
+
+    async def run(self) -> None:
+        """Relay until cancelled, then close every socket without a word about it."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._relay.pump.run)
+            nursery.start_soon(self._relay.keep_time)
+
+    def open_listener(
+        self,
+        name: str,
+        transport: Transport,
+        upstream: Upstream,
+        limits: FlowLimits,
+        sockets: Sequence[Socket],
+    ) -> None:
+        """Relay what comes in on these bound sockets, which the worker owns from now on."""
+        counters = ListenerCounters(name, transport, upstream.name)
+        self._upstreams[upstream.name] = upstream
+        kind = StreamListener if transport is Transport.TCP else DatagramListener
+        for socket in sockets:
+            self._relay.own(socket.getsockname())
+            self._listeners.append(kind(self._relay, socket, counters, limits, upstream))
+
+    def stop(self) -> int:
+        """Accept no more, and end every flow as ``drained``; return how many there were."""
+        self._relay.draining = True
+        for listener in self._listeners:
+            listener.close()
+        self._listeners.clear()
+        return self._end(list(self._relay.table), CloseReason.DRAINED)
+
+    async def flows(self, query: FlowQuery) -> FlowPage:
+        """List live or recently closed flows."""
+        matching = await self._matching(query)
+        wanted = matching[: query.limit] if query.limit else matching
+        rows: list[FlowRow] = []
+        for part in _slices(wanted):
+            rows += self._rows(part)
+            await trio.lowlevel.checkpoint()
+        return {"rows": rows, "matched": len(matching)}
+
+    async def kill(self, query: FlowQuery) -> int:
+        """End matching live flows as ``killed``."""
+        killed = 0
+        for part in _slices(await self._matching(query)):
+            killed += self._end(part, CloseReason.KILLED)
+            await trio.lowlevel.checkpoint()
+        return killed
+
+    async def counters(self) -> RelayCounters:
+        """Read every running aggregate at once."""
+        await trio.lowlevel.checkpoint()
+        relay = self._relay
+        for listener in self._listeners:
+            if isinstance(listener, DatagramListener):
+                listener.count_kernel_drops()
+        return {
+            "listeners": [listener.counters.snapshot() for listener in self._listeners],
+            "endpoints": [
+                endpoint.counters.snapshot()
+                for upstream in self._upstreams.values()
+                for endpoint in upstream.endpoints
+            ],
+            "table_entries": len(relay.table),
+            "table_limit": relay.table.limit,
+            "recent_entries": len(relay.table.recent),
+            "log_dropped": relay.outbox.dropped,
+        }
+
+    async def status(self) -> RelayStatus:
+        """Say how the relay is."""
+        await trio.lowlevel.checkpoint()
+        relay = self._relay
+        return {
+            "version": __version__,
+            "pid": os.getpid(),
+            "started": round(self._started, 3),
+            "draining": relay.draining,
+            "listening": [_listen_row(listener) for listener in self._listeners],
+            "flows": len(relay.table),
+            "table_limit": relay.table.limit,
+            "file_descriptors": relay.files.used,
+            "file_descriptor_limit": relay.files.limit,
+            "not_ready": [
+                f'upstream "{upstream.name}": no endpoint answered the last attempt'
+                for upstream in self._upstreams.values()
+                if not any(endpoint.counters.up for endpoint in upstream.endpoints)
+            ],
+        }
+
+    async def wait_closed_flows(self) -> list[FlowRow]:
+        """Wait for flows to end, and return a slice of those that did."""
+        return self._rows(await self._relay.outbox.take(SLICE))
+
+    def ended_flows(self) -> list[FlowRow]:
+        """The flows that have ended and were not yet returned by ``wait_closed_flows``."""
+        return self._rows(self._relay.outbox.take_nowait())
+
+    async def _matching(self, query: FlowQuery) -> list[Flow]:
+        """The flows a query asks for, in its order; sorted slice by slice."""
+        parts: list[list[Flow]] = []
+        for part in _slices(self._candidates(query)):
+            parts.append(sorted(filter(query.matches, part), key=SORTS[query.sort]))
+            await trio.lowlevel.checkpoint()
+        return list(heapq.merge(*parts, key=SORTS[query.sort]))
+
+    def _candidates(self, query: FlowQuery) -> list[Flow]:
+        table = self._relay.table
+        if query.recent:
+            return list(table.recent)
+        if query.id is not None:
+            flow = table.get(query.id)
+            return [] if flow is None else [flow]
+        return list(table)
+
+    def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
+        offset = self._wall_offset()
+        return [flow_row(flow, offset, limits_in_force(flow, _limits_of(flow))) for flow in flows]
+
+    def _wall_offset(self) -> float:
+        """Unix time less monotonic time: the same value, so that times do not waver, until set."""
+        offset = time() - monotonic()
+        if abs(offset - self._offset) > CLOCK_SET:
+            self._offset = offset
+        return self._offset
+
+    def _end(self, flows: Sequence[Flow], reason: CloseReason) -> int:
+        now = monotonic()
+        ended = 0
+        for flow in flows:
+            if flow.close_reason is None:
+                assert isinstance(flow, StreamFlow | DatagramFlow)
+                flow.abort(reason, CloseSide.PROXY, now)
+                ended += 1
+        return ended
+
+
+def _limits_of(flow: Flow) -> FlowLimits:
+    if isinstance(flow, DatagramFlow):
+        return flow.listener.limits
+    assert isinstance(flow, StreamFlow)
+    return flow.limits
+
+
+def _listen_row(listener: Listener) -> ListenRow:
+    counters = listener.counters
+    return {
+        "listener": counters.listener,
+        "transport": counters.transport.value,
+        "local": format_address(listener.socket.getsockname()),
+        "upstream": counters.upstream,
+    }
+
+
+def _slices(flows: Sequence[Flow]) -> Iterator[Sequence[Flow]]:
+    for start in range(0, len(flows), SLICE):
+        yield flows[start : start + SLICE]

@@ -1,0 +1,90 @@
+"""The timer wheel against a naive model: a dictionary of deadlines, searched at every advance."""
+
+from __future__ import annotations
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+
+from proxy.core.wheel import HORIZON, Slot, TimerWheel
+
+TICK = 0.05
+
+
+class Item:
+    def __init__(self, name: int) -> None:
+        self.name = name
+        self.slot: Slot | None = None
+
+
+class WheelModel(RuleBasedStateMachine):
+    """Delays from nothing to beyond the horizon; advances from nothing to a suspended night."""
+
+    @initialize(start=st.floats(0, 1e6))
+    def begin(self, start: float) -> None:
+        self.now = start
+        self.wheel = TimerWheel(start, TICK)
+        self.items = [Item(name) for name in range(12)]
+        self.deadlines: dict[Item, float] = {}
+
+    @rule(
+        which=st.integers(0, 11),
+        delay=st.one_of(
+            st.floats(-1, 4), st.floats(0, 300), st.floats(0, 20000), st.floats(0, HORIZON * TICK)
+        ),
+    )
+    def schedule(self, which: int, delay: float) -> None:
+        item = self.items[which]
+        self.wheel.schedule(item, self.now + delay)
+        self.deadlines[item] = self.now + delay
+
+    @rule(which=st.integers(0, 11))
+    def cancel(self, which: int) -> None:
+        self.wheel.cancel(self.items[which])
+        self.deadlines.pop(self.items[which], None)
+
+    @rule(
+        step=st.one_of(st.floats(0, 0.2), st.floats(0, 5), st.floats(0, 400), st.floats(0, 90000))
+    )
+    def advance(self, step: float) -> None:
+        before = self.now
+        self.now += step
+        for item in self.wheel.advance(self.now):
+            deadline = self.deadlines.pop(item)
+            assert deadline <= self.now + 1e-6, "early"
+            assert item.slot is None
+        for deadline in self.deadlines.values():
+            # Late by less than a tick; one that was overdue when scheduled has a whole tick.
+            assert max(deadline, before) > self.now - 2 * TICK, "late"
+
+    @invariant()
+    def counts_its_items(self) -> None:
+        assert len(self.wheel) == len(self.deadlines)
+
+
+TestWheelModel = WheelModel.TestCase
+TestWheelModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.lists(st.floats(0, 500), min_size=1, max_size=30))
+def test_every_item_comes_due_exactly_once_tick_by_tick(delays: list[float]) -> None:
+    wheel = TimerWheel(0.0, TICK)
+    for name, delay in enumerate(delays):
+        wheel.schedule(Item(name), delay)
+    seen: list[int] = []
+    for tick in range(int(501 / TICK)):
+        for item in wheel.advance(tick * TICK):
+            assert isinstance(item, Item)
+            assert -1e-6 <= tick * TICK - delays[item.name] < 2 * TICK  # a tick, and its rounding
+            seen.append(item.name)
+    assert sorted(seen) == list(range(len(delays)))
+
+
+def test_a_deadline_beyond_the_horizon_is_kept() -> None:
+    wheel = TimerWheel(0.0, 1.0)
+    item = Item(0)
+    wheel.schedule(item, HORIZON * 3.0)
+    assert wheel.advance(HORIZON * 2.0) == []
+    assert wheel.advance(HORIZON * 3.0 - 1) == []
+    assert wheel.advance(HORIZON * 3.0) == [item]
