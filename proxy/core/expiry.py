@@ -57,6 +57,15 @@ def deadline_of(flow: Flow, limits: FlowLimits) -> Deadline:
     return min(activity, life, key=_when)
 
 
+def next_look(flow: Flow, limits: FlowLimits, now: float) -> float:
+    """When to look at the flow again, though its deadline has not come.
+
+    A change of state is not told to the timer: so the flow is looked at no later than the clock of
+    a state it may enter meanwhile could strike.
+    """
+    return min(deadline_of(flow, limits).when, now + _clock_to_come(flow.state, limits))
+
+
 def limits_in_force(flow: Flow, limits: FlowLimits) -> dict[str, float]:
     """The clocks that can still strike this flow, for its row in the table."""
     names = UDP_CLOCKS if flow.state in UDP_STATES else TCP_CLOCKS
@@ -78,6 +87,18 @@ def _clock_of(state: State, limits: FlowLimits) -> tuple[float, CloseReason]:
             return limits.unreplied, CloseReason.IDLE_TIMEOUT
         case _:
             return limits.half_closed, CloseReason.HALF_CLOSED_TIMEOUT
+
+
+def _clock_to_come(state: State, limits: FlowLimits) -> float:
+    match state:
+        case State.CONNECTING:
+            return min(limits.idle, limits.half_closed)
+        case State.ESTABLISHED:
+            return limits.half_closed
+        case State.UNREPLIED:
+            return limits.idle
+        case _:
+            return inf
 
 
 def _life_of(state: State, limits: FlowLimits) -> float:

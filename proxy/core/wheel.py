@@ -35,6 +35,14 @@ class Timed(Protocol):
 
     slot: Slot | None
 
+    def expire(self, now: float) -> None:
+        """Act on the deadline, or schedule anew if it has moved; called by the wheel's owner."""
+        ...
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Take the consequences: ``expire`` raised."""
+        ...
+
 
 class TimerWheel:
     """Deadlines of any number of items, each item at most once.

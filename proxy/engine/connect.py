@@ -100,7 +100,6 @@ class ConnectAttempt:
         assert self._endpoint is not None
         self._endpoint.counters.attempt_failed(reason)
         self._forget_socket()
-        self._flow.relay.wheel.schedule(self._flow, now + self._flow.limits.connect)
         self.start(now, reason)
 
     def _forget_socket(self) -> None:

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from proxy.core.address import same_address
-from proxy.core.expiry import FlowLimits, deadline_of
+from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Direction, Drop, Flow, Refusal, State
 from proxy.engine.connect import failure_of
 from proxy.engine.replies import drop_of
@@ -131,7 +131,7 @@ class DatagramFlow(Flow):
         relay = self.listener.relay
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
-        relay.wheel.schedule(self, now + self.listener.limits.unreplied)
+        relay.wheel.schedule(self, next_look(self, self.listener.limits, now))
         self.listener.flows[self.key] = self
         failure = self._connect(upstream)
         if failure is not None:
@@ -142,7 +142,7 @@ class DatagramFlow(Flow):
         """End the flow, or wait for the deadline it has moved to."""
         when, reason = deadline_of(self, self.listener.limits)
         if when > now:
-            self.listener.relay.wheel.schedule(self, when)
+            self.listener.relay.wheel.schedule(self, next_look(self, self.listener.limits, now))
         else:
             self.abort(reason, CloseSide.PROXY, now)
 

@@ -14,7 +14,7 @@ import trio
 
 from proxy.core.flow import CloseReason, CloseSide, Flow, Refusal
 from proxy.core.table import FlowTable
-from proxy.core.wheel import Timed, TimerWheel
+from proxy.core.wheel import TimerWheel
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.pump import Pump
 from proxy.engine.replies import ReplyBatch
@@ -81,18 +81,10 @@ class Relay:
             await trio.sleep(self.wheel.tick)
             now = monotonic()
             for item in self.wheel.advance(now):
-                assert isinstance(item, Expiring)
-                item.expire(now)
-
-
-class Expiring(Timed):
-    """Something with a deadline in the wheel."""
-
-    __slots__ = ()
-
-    def expire(self, now: float) -> None:
-        """Act, or schedule anew if the deadline has moved."""
-        raise NotImplementedError
+                try:
+                    item.expire(now)
+                except Exception as error:
+                    item.crashed(error, now)
 
 
 class FileBudget:

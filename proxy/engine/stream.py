@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.core.expiry import FlowLimits, deadline_of
+from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Flow, State
 from proxy.engine.connect import ConnectAttempt
 from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
@@ -91,7 +91,7 @@ class StreamFlow(Flow):
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
-        relay.wheel.schedule(self, now + self.limits.connect)
+        relay.wheel.schedule(self, next_look(self, self.limits, now))
         self.attempt = ConnectAttempt(self, upstream)
         self.attempt.start(now)
 
@@ -171,10 +171,11 @@ class StreamFlow(Flow):
             return
         when, reason = deadline_of(self, self.limits)
         if when > now:
-            # A flow that half-closes must be seen in time for its shorter clock.
-            self.relay.wheel.schedule(self, min(when, now + self.limits.half_closed))
+            self.relay.wheel.schedule(self, next_look(self, self.limits, now))
         elif self.attempt is not None and reason is CloseReason.CONNECT_TIMEOUT:
             self.attempt.timed_out(now)
+            if self.close_reason is None:
+                self.relay.wheel.schedule(self, next_look(self, self.limits, now))
         else:
             self.abort(reason, CloseSide.PROXY, now)
 

@@ -16,6 +16,12 @@ class Item:
         self.name = name
         self.slot: Slot | None = None
 
+    def expire(self, now: float) -> None:
+        raise NotImplementedError("the model looks at what came due; nobody expires")
+
+    def crashed(self, error: Exception, now: float) -> None:
+        raise NotImplementedError
+
 
 class WheelModel(RuleBasedStateMachine):
     """Delays from nothing to beyond the horizon; advances from nothing to a suspended night."""

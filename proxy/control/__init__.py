@@ -1,0 +1,1 @@
+"""Runs the house: listening sockets, names, signals, life and end."""

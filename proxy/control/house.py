@@ -1,0 +1,106 @@
+"""The house: puts a configuration to work, and takes it down again.
+
+Opening goes in an order that leaves nothing half done: names first, because they may fail slowly;
+then every socket, all or none; then the worker, which cannot fail. Whatever the house opened, it
+closes.
+"""
+
+from __future__ import annotations
+
+import resource
+import signal
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from socket import socket as Socket
+from typing import TYPE_CHECKING
+
+import trio
+
+from proxy.control.listen import bind_admin_http, bind_admin_socket, bind_listeners
+from proxy.control.names import resolve_upstreams
+from proxy.core.expiry import FlowLimits
+from proxy.engine.worker import Worker
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config, Listener
+
+
+class House:
+    """A configuration at work: the worker, and the sockets of the admin.
+
+    Made by ``open_house``; used as a context manager, which closes what it owns.
+    """
+
+    def __init__(self, config: Config, worker: Worker, admin: list[Socket]) -> None:
+        self.config = config
+        self.worker = worker
+        self.admin = admin
+
+    def __enter__(self) -> House:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for socket in self.admin:
+            socket.close()
+        if self.config.admin.socket:
+            Path(self.config.admin.socket).unlink(missing_ok=True)
+
+
+async def open_house(config: Config) -> House:
+    """Resolve, bind and set up everything that the configuration names.
+
+    Raises:
+        ResolveError: an endpoint's name has no address.
+        BindError: a socket could not be bound; none is left open then.
+
+    """
+    raise_file_limit()
+    upstreams = await resolve_upstreams(config)
+    with ExitStack() as undo:
+        admin = []
+        if config.admin.socket:
+            admin.append(undo.enter_context(bind_admin_socket(config.admin.socket)))
+            undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
+        if config.admin.http is not None:
+            admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
+        sockets = bind_listeners(config)
+        undo.pop_all()
+    worker = Worker(config.engine.table_limit, config.engine.recent)
+    for name, listener in config.listener.items():
+        worker.open_listener(
+            name,
+            listener.listen.transport,
+            upstreams[listener.upstream],
+            limits_of(listener),
+            [sockets[name]],
+        )
+    return House(config, worker, admin)
+
+
+async def wait_stop_signal() -> signal.Signals:
+    """Wait for SIGTERM or SIGINT."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+        async for number in signals:
+            return signal.Signals(number)
+    raise AssertionError("the receiver never ends by itself")
+
+
+def limits_of(listener: Listener) -> FlowLimits:
+    """The clocks of a listener's flows, as the configuration sets them."""
+    per_flow = listener.limits.per_flow
+    clocks = FlowLimits(
+        connect=per_flow.connect,
+        idle=listener.idle,
+        half_closed=per_flow.half_closed,
+        unreplied=per_flow.unreplied,
+    )
+    if per_flow.duration is None:
+        return clocks
+    return replace(clocks, duration=per_flow.duration)
+
+
+def raise_file_limit() -> None:
+    """Allow this process as many descriptors as the system lets it have; flows need them."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

@@ -1,0 +1,188 @@
+"""Listening sockets: made and bound before anything runs, all of them or none.
+
+Options that accepted sockets inherit (TCP_NODELAY) are set here once, so that a flow pays for none.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from contextlib import ExitStack
+from pathlib import Path
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_V6ONLY,
+    SO_RCVBUF,
+    SO_REUSEADDR,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+    SOMAXCONN,
+    TCP_NODELAY,
+)
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.address import HostPort, Transport
+from proxy.engine.sockaddr import IP_PKTINFO, IPV6_RECVPKTINFO
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config
+    from proxy.config.values import ListenAddress
+
+ADMIN_BACKLOG: Final = 128
+ADMIN_MODE: Final = 0o660
+"""The owner and the group of the service may control it; others may not."""
+
+REMEDIES: Final = {
+    errno.EADDRINUSE: 'another program has it; "ss -lntup" tells which',
+    errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+    errno.EADDRNOTAVAIL: 'this host has no such address; "ip address" lists those it has',
+    errno.EAFNOSUPPORT: "this host has no IPv6",
+    errno.ENOENT: "its directory does not exist; create it, or name another path",
+    errno.EROFS: "its file system is read-only; name another path",
+}
+
+
+class BindError(Exception):
+    """A socket could not be bound. Its text is one line for people: place, value, remedy."""
+
+    def __init__(self, place: str, value: str, error: OSError) -> None:
+        remedy = REMEDIES.get(error.errno or 0)
+        reason = f"{error.strerror}; {remedy}" if remedy else f"{error.strerror}"
+        super().__init__(f"{place}: cannot listen on {value}: {reason}")
+
+
+def bind_listeners(config: Config) -> dict[str, Socket]:
+    """Bind the socket of every listener; the caller owns them.
+
+    Raises:
+        BindError: one could not be bound; none is left open then.
+
+    """
+    sockets: dict[str, Socket] = {}
+    with ExitStack() as undo:
+        for name, listener in config.listener.items():
+            try:
+                socket = bind_socket(
+                    listener.listen,
+                    backlog=listener.backlog,
+                    dual_stack=listener.dual_stack,
+                    receive_buffer=listener.receive_buffer,
+                )
+            except OSError as error:
+                raise BindError(f"listener.{name}", str(listener.listen), error) from error
+            sockets[name] = undo.enter_context(socket)
+        undo.pop_all()
+    return sockets
+
+
+def bind_admin_http(address: HostPort) -> Socket:
+    """Bind the read-only admin address; the caller owns the socket.
+
+    Raises:
+        BindError: it could not be bound.
+
+    """
+    host = "127.0.0.1" if address.host == "localhost" else address.host
+    socket = Socket(AF_INET6 if ":" in host else AF_INET, SOCK_STREAM | SOCK_NONBLOCK)
+    try:
+        socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+        socket.bind((host, address.port))
+        socket.listen(ADMIN_BACKLOG)
+    except OSError as error:
+        socket.close()
+        raise BindError("admin.http", str(address), error) from error
+    return socket
+
+
+def bind_admin_socket(path: str) -> Socket:
+    """Bind the control socket, replacing one that nobody serves any more.
+
+    Raises:
+        BindError: it could not be bound, for example because a running process serves it.
+
+    """
+    socket = Socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
+    try:
+        _remove_stale(path)
+        # Bound without any permission, so that nobody can slip in before the mode is right.
+        before = os.umask(0o777)
+        try:
+            socket.bind(path)
+        finally:
+            os.umask(before)
+        Path(path).chmod(ADMIN_MODE)
+        socket.listen(ADMIN_BACKLOG)
+    except OSError as error:
+        socket.close()
+        raise BindError("admin.socket", path, error) from error
+    return socket
+
+
+def bind_socket(
+    listen: ListenAddress,
+    *,
+    backlog: int = SOMAXCONN,
+    dual_stack: bool = False,
+    receive_buffer: int | None = None,
+) -> Socket:
+    """Bind one listening socket; the caller owns it.
+
+    Args:
+        listen: transport, host and port; port 0 lets the kernel choose.
+        backlog: connections that may wait to be accepted (TCP).
+        dual_stack: let an IPv6 wildcard serve IPv4 too.
+        receive_buffer: bytes of SO_RCVBUF (UDP); None leaves the system's default.
+
+    Raises:
+        OSError: it could not be bound; nothing is left open then.
+
+    """
+    datagrams = listen.transport is Transport.UDP
+    family = AF_INET6 if ":" in listen.host else AF_INET
+    socket = Socket(family, (SOCK_DGRAM if datagrams else SOCK_STREAM) | SOCK_NONBLOCK)
+    try:
+        if family == AF_INET6:
+            socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not dual_stack)
+        if datagrams:
+            _ask_for_local_address(socket)
+            if receive_buffer is not None:
+                socket.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer)
+        else:
+            socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
+            socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        socket.bind((listen.host, listen.port))
+        if not datagrams:
+            socket.listen(backlog)
+    except OSError:
+        socket.close()
+        raise
+    return socket
+
+
+def _ask_for_local_address(socket: Socket) -> None:
+    """Have each datagram tell the address it was sent to, which a wildcard bind must know."""
+    if socket.family == AF_INET6:
+        socket.setsockopt(IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
+    else:
+        socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def _remove_stale(path: str) -> None:
+    """Remove a socket file that nobody listens on; leave anything else where it is."""
+    try:
+        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
+            return
+    except FileNotFoundError:
+        return
+    with Socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK) as probe:
+        if probe.connect_ex(path) == errno.ECONNREFUSED:
+            Path(path).unlink(missing_ok=True)

@@ -1,0 +1,64 @@
+"""From the upstreams of the configuration to upstreams with socket addresses.
+
+Names are resolved once, at the start, each with a bound; the resolver runs in a thread, so it never
+blocks the relay.
+"""
+
+from __future__ import annotations
+
+from socket import SOCK_STREAM, gaierror
+from typing import TYPE_CHECKING, Final
+
+import trio
+
+from proxy.core.address import Address, HostPort, parse_address
+from proxy.core.upstream import Endpoint, Upstream
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config
+
+RESOLVE_TIMEOUT: Final = 10.0
+"""Seconds for one name; longer than any resolver's own retries are worth waiting for."""
+
+
+class ResolveError(Exception):
+    """A name has no address. Its text is one line for people."""
+
+
+async def resolve_upstreams(config: Config) -> dict[str, Upstream]:
+    """Resolve every endpoint of the configuration; of a name's addresses the first is taken.
+
+    Raises:
+        ResolveError: a name could not be resolved.
+
+    """
+    return {
+        name: Upstream(
+            name,
+            [
+                Endpoint(name, str(endpoint), await _resolve(f"upstream.{name}", endpoint))
+                for endpoint in upstream.endpoints
+            ],
+        )
+        for name, upstream in config.upstream.items()
+    }
+
+
+async def _resolve(place: str, endpoint: HostPort) -> Address:
+    if endpoint.is_literal:
+        return parse_address(str(endpoint))
+    try:
+        with trio.fail_after(RESOLVE_TIMEOUT):
+            found = await trio.socket.getaddrinfo(endpoint.host, endpoint.port, type=SOCK_STREAM)
+    except (gaierror, UnicodeError) as error:
+        reason = getattr(error, "strerror", None) or error
+        raise ResolveError(_message(place, endpoint, str(reason))) from error
+    except trio.TooSlowError as error:
+        reason = f"no answer within {RESOLVE_TIMEOUT:.0f} s"
+        raise ResolveError(_message(place, endpoint, reason)) from error
+    host, port = found[0][4][:2]
+    return parse_address(str(HostPort(str(host), int(port))))
+
+
+def _message(place: str, endpoint: HostPort, reason: str) -> str:
+    return f'{place}: cannot resolve "{endpoint.host}": {reason}; check the name, or use an address'
