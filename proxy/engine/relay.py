@@ -121,10 +121,6 @@ class Outbox:
     async def take(self, most: int) -> list[Flow]:
         """Wait for ended flows and take at most so many, oldest first."""
         await self._filled.wait()
-        return self.take_nowait(most)
-
-    def take_nowait(self, most: int = OUTBOX) -> list[Flow]:
-        """Take at most so many of the flows that wait, oldest first."""
         flows = [self._flows.popleft() for _ in range(min(most, len(self._flows)))]
         if not self._flows:
             self._filled = trio.Event()

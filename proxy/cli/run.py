@@ -1,0 +1,30 @@
+"""``sockpair run``: relay what the configuration says, until SIGTERM or SIGINT."""
+
+from __future__ import annotations
+
+import sys
+
+import click
+import trio
+
+from proxy.cli.check import config_option, load_or_exit
+from proxy.cli.serve import serve
+from proxy.control.house import House, wait_stop_signal
+from proxy.control.listen import BindError
+from proxy.control.names import ResolveError
+
+
+@click.command()
+@config_option
+def run(path: str) -> None:
+    """Relay what the configuration says, until SIGTERM or SIGINT."""
+    config = load_or_exit(path)
+    try:
+        trio.run(serve, config, _stay)
+    except (BindError, ResolveError) as exc:
+        click.echo(f"sockpair: {exc}", err=True)
+        sys.exit(1)
+
+
+async def _stay(house: House) -> str:
+    return (await wait_stop_signal()).name

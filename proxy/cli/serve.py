@@ -1,0 +1,88 @@
+"""Puts a configuration to work until it is told to stop: what ``run`` and ``demo`` share.
+
+The tasks stand inside each other in the order they must end. First the relay ends its flows, then
+the flow log writes the last of them, then the sink writes the last lines.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Literal
+
+import structlog
+import trio
+
+from proxy import __version__
+from proxy.control.house import House, open_house
+from proxy.core.address import format_address
+from proxy.observe.log import FlowSink, configure, write_flow_log
+from proxy.observe.server import serve_admin
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config, Log
+
+log = structlog.get_logger()
+
+
+async def serve(config: Config, stay: Callable[[House], Awaitable[str]]) -> None:
+    """Open the house, relay, and close it again.
+
+    Args:
+        config: what to do.
+        stay: awaited while everything runs; returns why it is time to stop.
+
+    Raises:
+        BindError: a socket could not be bound.
+        ResolveError: an endpoint's name has no address.
+
+    """
+    sink = configure(format_of(config.log), config.log.level)
+    with await open_house(config) as house:
+        async with trio.open_nursery() as writing:
+            await writing.start(sink.run)
+            async with trio.open_nursery() as telling:
+                telling.start_soon(write_flow_log, house.worker, sink, config.log.flows)
+                await _relay(house, sink, stay)
+                telling.cancel_scope.cancel()
+            writing.cancel_scope.cancel()
+
+
+async def _relay(house: House, sink: FlowSink, stay: Callable[[House], Awaitable[str]]) -> None:
+    """Relay and answer the admin until it is time to stop; then end what is left."""
+    async with trio.open_nursery() as relaying:
+        relaying.start_soon(house.worker.run)
+        await relaying.start(_serve_admin, house, sink)
+        log.info("started", version=__version__, listening=await _addresses(house))
+        reason = await stay(house)
+        log.info("stopping", reason=reason, drained=house.worker.stop())
+        relaying.cancel_scope.cancel()
+
+
+async def _serve_admin(
+    house: House, sink: FlowSink, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    listeners = [
+        trio.SocketListener(trio.socket.from_stdlib_socket(socket)) for socket in house.admin
+    ]
+    await serve_admin(
+        house.worker, listeners, log_dropped=lambda: sink.dropped, task_status=task_status
+    )
+
+
+async def _addresses(house: House) -> list[str]:
+    listening = (await house.worker.status())["listening"]
+    admin = [address_of(socket.getsockname()) for socket in house.admin]
+    return [f"{row['transport']}://{row['local']}" for row in listening] + admin
+
+
+def address_of(name: str | tuple[str, int]) -> str:
+    """Where an admin socket listens, as a URL or a path."""
+    return name if isinstance(name, str) else f"http://{format_address(name)}"
+
+
+def format_of(log_config: Log) -> Literal["json", "text"]:
+    """The log's format; ``auto`` is text for a person at a terminal, else JSON."""
+    if log_config.format == "auto":
+        return "text" if sys.stderr.isatty() else "json"
+    return log_config.format

@@ -1,0 +1,1 @@
+"""TOML to frozen, validated objects; every problem at once."""

@@ -1,0 +1,218 @@
+"""The configuration: every table of the file, every key, its type, its default, its meaning.
+
+The whole contract of the file is here. To add a key is to add a line; its check, its messages, its
+place in the JSON Schema and its line numbers follow from that. What cannot be said of one key
+alone is said in ``whole``. A key that exists works; one that is planned does not exist.
+
+Objects are frozen and legal. They are made from what TOML holds (see ``values``), as a rule by
+``load``; then durations are seconds, sizes are bytes.
+"""
+
+from __future__ import annotations
+
+from typing import Any, Final, Self
+
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    model_validator,
+)
+from pydantic_core import InitErrorDetails, PydanticCustomError
+
+from proxy.config import whole
+from proxy.config.values import (
+    ADMIN_HTTP_DEFAULT,
+    AdminHttp,
+    Balance,
+    BufferSize,
+    Endpoints,
+    Listen,
+    LogFlows,
+    LogFormat,
+    LogLevel,
+    Name,
+    SocketPath,
+    Timeout,
+)
+from proxy.core.address import Transport
+
+IDLE_DEFAULT: Final = {
+    Transport.TCP: 124 * 60.0,  # RFC 5382 REQ-5: not less than 2 hours and 4 minutes
+    Transport.UDP: 5 * 60.0,  # RFC 4787 REQ-5: 5 minutes or more is recommended
+}
+"""Seconds."""
+
+REQUIRED: Final[Any] = ...
+
+WHOLE: Final = "whole"
+"""The error type of what is wrong between keys; its message stands in the error's context."""
+
+
+def key(
+    default: Any,
+    about: str,
+    *,
+    example: Any = None,
+    only: Transport | None = None,
+    **bounds: Any,
+) -> Any:
+    """Declare a key.
+
+    Args:
+        default: as it would be written in the file; None for "not set"; or ``REQUIRED``.
+        about: what it does, for the JSON Schema.
+        example: for keys without a default.
+        only: the one transport on whose listeners the key has an effect.
+        bounds: as ``pydantic.Field`` takes them.
+
+    """
+    return Field(
+        default,
+        description=about,
+        examples=None if example is None else [example],
+        json_schema_extra={whole.ONLY: only.value} if only else None,
+        validate_default=default is not None,
+        **bounds,
+    )
+
+
+class Table(BaseModel):
+    """A table of the file: nothing is converted in silence, nothing unknown is ignored."""
+
+    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+
+
+class Admin(Table):
+    """How operators and their programs reach the running proxy."""
+
+    socket: SocketPath = key(
+        "/run/sockpair/admin.sock", 'Unix socket with full control. "" turns it off.'
+    )
+    http: AdminHttp = key(
+        ADMIN_HTTP_DEFAULT, 'Read-only HTTP: /metrics, the page, the API. "" turns it off.'
+    )
+
+
+class Engine(Table):
+    """The flow table."""
+
+    table_limit: int = key(100_000, "Most live flows; more are refused.", ge=1, le=10_000_000)
+    recent: int = key(1_000, "Closed flows that can still be found.", ge=0, le=1_000_000)
+
+
+class Log(Table):
+    """What is written to stderr."""
+
+    format: LogFormat = key("auto", '"auto" is text on a terminal, else JSON.')
+    flows: LogFlows = key("all", 'Which ended flows: "errors" leaves out those that finished.')
+    level: LogLevel = key("info", "The least severe event that is written.")
+
+
+class PerFlow(Table):
+    """Limits of each flow."""
+
+    connect: Timeout = key(
+        "5s", "How long the endpoint may take to accept. TCP.", only=Transport.TCP
+    )
+    idle: Timeout | None = key(
+        None,
+        "How long without payload, either way. Default: 124m for TCP, 5m for UDP.",
+        example="10m",
+    )
+    half_closed: Timeout = key(
+        "4m", "How long without payload once one side has ended. TCP.", only=Transport.TCP
+    )
+    unreplied: Timeout = key(
+        "30s", "How long a flow lives until the endpoint has answered. UDP.", only=Transport.UDP
+    )
+    duration: Timeout | None = key(
+        None, "How long at most, busy or not. Default: no maximum.", example="8h"
+    )
+
+
+class Limits(Table):
+    """Ceilings of a listener."""
+
+    per_flow: PerFlow = key({}, "Limits of each flow.")
+
+
+class Listener(Table):
+    """A local address that accepts flows for an upstream."""
+
+    listen: Listen = key(REQUIRED, "Transport, IP address and port.", example="tcp://0.0.0.0:8080")
+    upstream: Name = key(REQUIRED, "Name of an [upstream.NAME] table.", example="web")
+    dual_stack: bool = key(False, 'On "[::]": accept IPv4 as well.')
+    backlog: int = key(
+        4096,
+        "Connections waiting to be accepted; the kernel's bound is net.core.somaxconn. TCP.",
+        only=Transport.TCP,
+        ge=1,
+        le=65535,
+    )
+    receive_buffer: BufferSize | None = key(
+        None,
+        "SO_RCVBUF; the kernel's bound is net.core.rmem_max. Default: the kernel's. UDP.",
+        example="4MiB",
+        only=Transport.UDP,
+    )
+    limits: Limits = key({}, "Ceilings of this listener.")
+
+    @property
+    def idle(self) -> float:
+        """Seconds without payload after which a flow ends: as set, else as its RFC advises."""
+        idle = self.limits.per_flow.idle
+        return IDLE_DEFAULT[self.listen.transport] if idle is None else idle
+
+
+class Upstream(Table):
+    """A named set of endpoints."""
+
+    endpoints: Endpoints = key(REQUIRED, "Each host:port.", example=["10.0.0.1:80"])
+    balance: Balance = key("round_robin", "How an endpoint is chosen for a new flow.")
+
+
+class Config(Table):
+    """The configuration of sockpair."""
+
+    admin: Admin = key({}, "How operators and their programs reach the running proxy.")
+    engine: Engine = key({}, "The flow table.")
+    log: Log = key({}, "What is written to stderr.")
+    listener: dict[Name, Listener] = key(
+        REQUIRED,
+        "Listeners by name; the name is a metric label.",
+        example={"web": {"listen": "tcp://0.0.0.0:8080", "upstream": "web"}},
+        min_length=1,
+    )
+    upstream: dict[Name, Upstream] = key({}, "Upstreams by name; the name is a metric label.")
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _check_whole(cls, document: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Report what is wrong between keys together with what is wrong with single ones.
+
+        A plain "after" validator would run only when every key is right by itself, and so hide
+        half of the problems until the other half is mended.
+        """
+        faults = [
+            InitErrorDetails(
+                type=PydanticCustomError(WHOLE, "{text}", {"text": message}),
+                loc=path,
+                input=None,
+            )
+            for path, message in whole.faults(document, Listener)
+        ]
+        try:
+            config = handler(document)
+        except ValidationError as exc:
+            faults += exc.errors(include_url=False)  # type: ignore[arg-type]
+        if faults:
+            raise ValidationError.from_exception_data(cls.__name__, faults)
+        return config
+
+    def unused_upstreams(self) -> list[str]:
+        """Upstreams that no listener forwards to: legal, and rarely meant."""
+        used = {listener.upstream for listener in self.listener.values()}
+        return [name for name in self.upstream if name not in used]

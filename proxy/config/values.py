@@ -1,0 +1,232 @@
+"""The kinds of values a configuration holds: how each is written, read and bounded.
+
+A kind is an annotated type. Its reader takes the text of the file to the value that the engine
+uses (seconds, bytes, addresses), and raises ``ValueError`` with a message for people; its schema
+describes the text, for editors. If a value exists, it is legal.
+
+Values are read from what TOML can hold and from nothing else: a duration is the text "5s", also
+for those who build a model in Python. So there is one way in.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable
+from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
+
+from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
+
+from proxy.config.problem import shown
+from proxy.core.address import HostPort, Transport, parse_host_port
+from proxy.core.units import (
+    DURATION_PATTERN,
+    SIZE_PATTERN,
+    format_duration,
+    format_size,
+    parse_duration,
+    parse_size,
+)
+
+TEXT_MAX: Final = 300
+"""Characters; a host name has at most 253."""
+
+TIMEOUT_MIN: Final = 0.001
+TIMEOUT_MAX: Final = 3650 * 86400.0
+"""Seconds; below is not a wait, above is not a bound."""
+
+BUFFER_MIN: Final = 4096
+BUFFER_MAX: Final = 2**30 - 1
+"""Bytes; the kernel doubles SO_RCVBUF and keeps it in a signed int: socket(7)."""
+
+SOCKET_PATH_MAX: Final = 107
+"""Bytes of ``sun_path`` beside its final NUL: unix(7)."""
+
+NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,63}$"
+
+ADMIN_HTTP_DEFAULT: Final = "127.0.0.1:9600"
+
+LISTEN_EXAMPLE: Final = '"tcp://0.0.0.0:8080" or "udp://[::]:53"'
+
+
+class ListenAddress(NamedTuple):
+    """Where a listener accepts: a literal address, in its one canonical spelling."""
+
+    transport: Transport
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.transport}://{HostPort(self.host, self.port)}"
+
+    @property
+    def is_ipv6(self) -> bool:
+        """Whether its socket is of AF_INET6."""
+        return ":" in self.host
+
+    @property
+    def is_wildcard(self) -> bool:
+        """Whether it stands for every address of the host."""
+        return self.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
+
+
+def parse_listen(text: str) -> ListenAddress:
+    """Read ``"tcp://0.0.0.0:8080"``; port 0 lets the kernel choose.
+
+    Raises:
+        ValueError: it is no such URL, or the host is not an address we can bind.
+
+    """
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme not in set(Transport):
+        raise ValueError(f'"{text}" is not an address to listen on: expected {LISTEN_EXAMPLE}')
+    host, port = parse_host_port(rest, lowest_port=0)
+    return ListenAddress(Transport(scheme), _literal(host, text), port)
+
+
+def parse_endpoint(text: str) -> HostPort:
+    """Read ``"10.0.0.1:80"``, ``"[::1]:80"`` or ``"name:80"``; a literal becomes canonical.
+
+    Raises:
+        ValueError: it is not host:port, or nothing one can connect to.
+
+    """
+    endpoint = parse_host_port(text)
+    if not endpoint.is_literal:
+        return endpoint
+    host = _literal(endpoint.host, text)
+    if ipaddress.ip_address(host).is_unspecified:
+        raise ValueError(f'"{text}" is a wildcard: expected the address of one endpoint')
+    return HostPort(host, endpoint.port)
+
+
+def parse_admin_http(text: str) -> HostPort | None:
+    """Read where the read-only HTTP server listens; empty text turns it off.
+
+    Raises:
+        ValueError: the host is neither an address nor ``localhost``.
+
+    """
+    if not text:
+        return None
+    host, port = parse_host_port(text, lowest_port=0)
+    return HostPort(host if host == "localhost" else _literal(host, text), port)
+
+
+def parse_socket_path(text: str) -> str:
+    """Read where the admin socket lies; empty text turns it off.
+
+    Raises:
+        ValueError: the path is relative, too long for a socket, or does not print.
+
+    """
+    if text and not (text.startswith("/") and text.isprintable()):
+        raise ValueError(f'"{text}" is not an absolute path such as "/run/sockpair/admin.sock"')
+    if len(text.encode()) > SOCKET_PATH_MAX:
+        raise ValueError(f'"{text}" is too long: a socket\'s path has {SOCKET_PATH_MAX} bytes')
+    return text
+
+
+def parse_timeout(text: str) -> float:
+    """Read a duration that bounds a wait, in seconds.
+
+    Raises:
+        ValueError: it is no duration, or out of range.
+
+    """
+    seconds = parse_duration(text)
+    if not TIMEOUT_MIN <= seconds <= TIMEOUT_MAX:
+        bounds = f"{format_duration(TIMEOUT_MIN)} to {format_duration(TIMEOUT_MAX)}"
+        raise ValueError(f'"{text}" is out of range: expected {bounds}')
+    return seconds
+
+
+def parse_buffer(text: str) -> int:
+    """Read the size of a socket buffer, in bytes.
+
+    Raises:
+        ValueError: it is no size, or the kernel would not take it.
+
+    """
+    size = parse_size(text)
+    if not BUFFER_MIN <= size <= BUFFER_MAX:
+        bounds = f"{format_size(BUFFER_MIN)} to less than {format_size(BUFFER_MAX + 1)}"
+        raise ValueError(f'"{text}" is out of range: expected {bounds}')
+    return size
+
+
+def _literal(host: str, text: str) -> str:
+    """The canonical spelling of an IP address.
+
+    A zone (``fe80::1%eth0``) is refused because its interface may not exist yet, and an
+    IPv4-mapped address because a socket that is kept to IPv6 cannot be bound to it.
+    """
+    try:
+        parsed = ipaddress.ip_address(host)
+    except ValueError:
+        raise ValueError(
+            f'"{host}" in "{text}" is a name: expected an IP address, since it is bound once'
+        ) from None
+    if isinstance(parsed, ipaddress.IPv6Address):
+        if parsed.scope_id is not None:
+            raise ValueError(f'"{text}" names a zone ("%"): link-local zones are not supported')
+        if parsed.ipv4_mapped is not None:
+            raise ValueError(f'"{text}" is IPv4 in IPv6: write {parsed.ipv4_mapped}')
+    return str(parsed)
+
+
+def _written(parse: Callable[[str], Any], expected: str, **schema: Any) -> tuple[Any, ...]:
+    """What annotates a type that is written as text: its reader and its JSON Schema."""
+
+    def read(value: object) -> Any:
+        if not isinstance(value, str):
+            raise ValueError(f"expected {expected}, found {shown(value)}")
+        if len(value) > TEXT_MAX:
+            raise ValueError(f"expected {expected}, found {len(value)} characters")
+        return parse(value)
+
+    return PlainValidator(read), WithJsonSchema({"type": "string", **schema})
+
+
+def _array(value: object) -> tuple[object, ...]:
+    if not isinstance(value, list):
+        raise ValueError(f"expected an array, found {shown(value)}; write [{shown(value)}]")
+    return tuple(value)
+
+
+Name: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
+"""Of a listener or upstream; also its metric label."""
+
+Timeout: TypeAlias = Annotated[
+    float, *_written(parse_timeout, 'text such as "30s"', pattern=f"^{DURATION_PATTERN}$")
+]
+"""Seconds."""
+
+BufferSize: TypeAlias = Annotated[
+    int, *_written(parse_buffer, 'text such as "4MiB"', pattern=f"^({SIZE_PATTERN})$")
+]
+"""Bytes."""
+
+Listen: TypeAlias = Annotated[
+    ListenAddress,
+    *_written(parse_listen, f"text such as {LISTEN_EXAMPLE}", pattern="^(tcp|udp)://.+:[0-9]+$"),
+]
+
+Endpoint: TypeAlias = Annotated[
+    HostPort, *_written(parse_endpoint, 'text such as "10.0.0.1:80"', pattern="^.+:[0-9]+$")
+]
+
+Endpoints: TypeAlias = Annotated[tuple[Endpoint, ...], Field(min_length=1), BeforeValidator(_array)]
+
+AdminHttp: TypeAlias = Annotated[
+    HostPort | None,
+    *_written(parse_admin_http, 'text such as "127.0.0.1:9600"', pattern="^(.+:[0-9]+)?$"),
+]
+
+SocketPath: TypeAlias = Annotated[
+    str, *_written(parse_socket_path, "an absolute path", pattern="^(/.+)?$")
+]
+
+Balance: TypeAlias = Literal["round_robin"]
+LogFormat: TypeAlias = Literal["auto", "json", "text"]
+LogFlows: TypeAlias = Literal["all", "errors", "off"]
+LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]

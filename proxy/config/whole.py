@@ -1,0 +1,235 @@
+"""What is wrong between the keys of a configuration, each of which may be right by itself.
+
+The checks read the raw document, not the model, because they must speak also when some other part
+is wrong: a value they cannot read is passed over here, since its own key reports it.
+
+Which addresses exclude each other is the kernel's decision, for sockets that do not share their
+port (by SO_REUSEPORT, or SO_REUSEADDR in UDP): the same address, of course; and a wildcard with
+any address of its family on the same port, for then both would be asked for the same packet.
+``[::]`` claims the IPv4 side too when it is dual-stack, and only then. Port 0 is never in the way:
+the kernel chooses.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Iterator
+from itertools import islice
+from typing import Any, Final, TypeAlias, TypeVar
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
+from proxy.config.values import (
+    ADMIN_HTTP_DEFAULT,
+    ListenAddress,
+    parse_admin_http,
+    parse_endpoint,
+    parse_listen,
+)
+from proxy.core.address import HostPort, Transport
+
+T = TypeVar("T")
+Fault: TypeAlias = tuple[Path, str]
+Table: TypeAlias = dict[str, Any]
+
+ONLY: Final = "x-transport"
+"""The mark, in a key's schema, of the one transport on whose listeners it has an effect."""
+
+
+def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
+    """Check a raw document.
+
+    Args:
+        document: as the TOML parser gave it; anything.
+        listener_model: the model of a listener, whose keys know their transport.
+
+    """
+    tables = _Tables(document)
+
+    def found() -> Iterator[Fault]:
+        for name in tables.listeners:
+            yield from _listener_faults(name, tables, listener_model)
+        yield from _address_faults(tables)
+        for name, endpoints in tables.endpoints.items():
+            yield from _repeated_endpoints(("upstream", name, "endpoints"), endpoints)
+
+    return list(islice(found(), PROBLEMS_MAX + 1))
+
+
+class _Tables:
+    """What can be read of the document, sound or not."""
+
+    def __init__(self, document: object) -> None:
+        root = _table(document)
+        http = _table(root.get("admin")).get("http", ADMIN_HTTP_DEFAULT)
+        self.admin = _read(parse_admin_http, http)
+        self.listeners = {
+            name: _table(listener) for name, listener in _table(root.get("listener")).items()
+        }
+        self.addresses = {
+            name: address
+            for name, listener in self.listeners.items()
+            if (address := _read(parse_listen, listener.get("listen")))
+        }
+        self.endpoints = {
+            name: _endpoints(_table(upstream).get("endpoints"))
+            for name, upstream in _table(root.get("upstream")).items()
+        }
+
+
+def _listener_faults(
+    name: str, tables: _Tables, listener_model: type[BaseModel]
+) -> Iterator[Fault]:
+    listener, address = tables.listeners[name], tables.addresses.get(name)
+    yield from _dangling_upstream(name, listener, tables)
+    if address is not None:
+        yield from _dual_stack_elsewhere(name, listener, address)
+        yield from _foreign_keys(("listener", name), listener, listener_model, address.transport)
+        yield from _loops(name, listener, address, tables)
+
+
+def _dangling_upstream(name: str, listener: Table, tables: _Tables) -> Iterator[Fault]:
+    upstream = listener.get("upstream")
+    if isinstance(upstream, str) and upstream not in tables.endpoints:
+        near = did_you_mean(upstream, tables.endpoints)
+        remedy = near or "; add an [upstream.NAME] table with its endpoints"
+        yield ("listener", name, "upstream"), f"there is no upstream {shown(upstream)}{remedy}"
+
+
+def _dual_stack_elsewhere(name: str, listener: Table, address: ListenAddress) -> Iterator[Fault]:
+    if _is_dual(listener) and not (address.is_ipv6 and address.is_wildcard):
+        expected = address._replace(host="::")
+        yield ("listener", name, "dual_stack"), f'needs listen = "{expected}", found "{address}"'
+
+
+def _foreign_keys(
+    path: Path, table: Table, model: type[BaseModel], transport: Transport
+) -> Iterator[Fault]:
+    """Keys that were set and have no effect on a listener of this transport."""
+    for name, field in model.model_fields.items():
+        if name not in table:
+            continue
+        only, inner = _only(field), submodel(field.annotation)
+        if only not in {None, transport.value}:
+            message = f"has no effect on a {transport} listener, only on {only}; remove it"
+            yield (*path, name), message
+        elif inner is not None:
+            yield from _foreign_keys((*path, name), _table(table[name]), inner, transport)
+
+
+def submodel(annotation: object) -> type[BaseModel] | None:
+    """The model of a key that holds a table; nothing for other keys."""
+    if isinstance(annotation, type) and issubclass(annotation, BaseModel):
+        return annotation
+    return None
+
+
+def _only(field: FieldInfo) -> object:
+    extra = field.json_schema_extra
+    return extra.get(ONLY) if isinstance(extra, dict) else None
+
+
+def _address_faults(tables: _Tables) -> Iterator[Fault]:
+    claims = _Claims()
+    if tables.admin is not None:
+        host = "127.0.0.1" if tables.admin.host == "localhost" else tables.admin.host
+        claims.add("admin.http", ListenAddress(Transport.TCP, host, tables.admin.port), False)
+    for name, address in tables.addresses.items():
+        other = claims.add(dotted(("listener", name)), address, _is_dual(tables.listeners[name]))
+        if other:
+            yield (
+                ("listener", name, "listen"),
+                f'"{address}" is already claimed by {other}; choose another port or address',
+            )
+
+
+class _Claims:
+    """Who has which address; every question is a look-up, however many listeners there are."""
+
+    def __init__(self) -> None:
+        self._exact: dict[tuple[Transport, int, str], str] = {}
+        self._wildcard: dict[tuple[Transport, int, int], str] = {}  # by IP version
+        self._any: dict[tuple[Transport, int, int], str] = {}
+
+    def add(self, owner: str, address: ListenAddress, is_dual: bool) -> str | None:
+        """Claim an address; return who stands in the way, if anybody does."""
+        transport, host, port = address
+        if port == 0:
+            return None
+        sides = [(transport, port, version) for version in _versions(address, is_dual)]
+        if address.is_wildcard:
+            rivals = [self._any.get(side) for side in sides]
+        else:
+            rivals = [self._exact.get((transport, port, host)), self._wildcard.get(sides[0])]
+        self._exact.setdefault((transport, port, host), owner)
+        for side in sides:
+            self._any.setdefault(side, owner)
+            if address.is_wildcard:
+                self._wildcard.setdefault(side, owner)
+        return next(filter(None, rivals), None)
+
+
+def _repeated_endpoints(path: Path, endpoints: list[HostPort | None]) -> Iterator[Fault]:
+    seen: set[tuple[str, int]] = set()
+    for index, endpoint in enumerate(endpoints):
+        if endpoint is None:
+            continue
+        same = endpoint.host.lower(), endpoint.port
+        if same in seen:
+            yield (*path, index), f'"{endpoint}" is already in the list; remove it'
+        seen.add(same)
+
+
+def _loops(name: str, listener: Table, address: ListenAddress, tables: _Tables) -> Iterator[Fault]:
+    upstream = str(listener.get("upstream", ""))
+    for index, endpoint in enumerate(tables.endpoints.get(upstream, ())):
+        if endpoint and _reaches(endpoint, address, _is_dual(listener)):
+            itself = f'listener {shown(name)} itself ("{address}")'
+            path = ("upstream", upstream, "endpoints", index)
+            yield path, f'"{endpoint}" is {itself}: an endless loop; name another endpoint'
+
+
+def _reaches(endpoint: HostPort, address: ListenAddress, is_dual: bool) -> bool:
+    """Whether connecting to the endpoint surely arrives at the address."""
+    if endpoint.port != address.port:
+        return False
+    hosts = ("127.0.0.1", "::1") if endpoint.host == "localhost" else (endpoint.host,)
+    if address.is_wildcard:
+        return any(_is_loopback(host, _versions(address, is_dual)) for host in hosts)
+    return address.host in hosts
+
+
+def _is_loopback(host: str, versions: tuple[int, ...]) -> bool:
+    parsed = _read(ipaddress.ip_address, host)
+    return parsed is not None and parsed.is_loopback and parsed.version in versions
+
+
+def _versions(address: ListenAddress, is_dual: bool) -> tuple[int, ...]:
+    """The IP versions a socket at this address accepts."""
+    if not address.is_ipv6:
+        return (4,)
+    return (6, 4) if is_dual and address.is_wildcard else (6,)
+
+
+def _is_dual(listener: Table) -> bool:
+    return listener.get("dual_stack") is True
+
+
+def _endpoints(value: object) -> list[HostPort | None]:
+    return [_read(parse_endpoint, item) for item in value] if isinstance(value, list) else []
+
+
+def _table(value: object) -> Table:
+    return value if isinstance(value, dict) else {}
+
+
+def _read(parse: Callable[[str], T], value: object) -> T | None:
+    """Read one value, or nothing when it is wrong, which its own key reports."""
+    if not isinstance(value, str):
+        return None
+    try:
+        return parse(value)
+    except ValueError:
+        return None

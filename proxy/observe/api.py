@@ -1,0 +1,302 @@
+"""The HTTP API: which path tells what, and which changes something.
+
+Strategy: ``ROUTES`` is a table of paths and methods; each entry is a short method that asks the
+relay and shapes the answer. HEAD is GET without its body.
+
+Invariants:
+
+* By TCP one can only read. Whatever else is asked for there is refused, with the reason.
+* By TCP the ``Host`` header is an IP address or ``localhost``, so that no name of a stranger can
+  make a browser here read the table for them (DNS rebinding).
+* Every change that was asked for is logged, with who asked.
+* Thousands of rows are encoded in slices, while they are sent.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import json
+from collections.abc import Awaitable, Callable, Iterator
+from difflib import get_close_matches
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
+
+import structlog
+
+from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
+from proxy.observe.metrics import render
+from proxy.observe.params import FINDING, KILLING, LISTING, flow_query, read_params
+
+if TYPE_CHECKING:
+    from collections.abc import Collection
+
+    from proxy.core.query import FlowQuery, FlowRow
+    from proxy.engine.port import RelayCounters, RelayPort
+
+SLICE_ROWS: Final = 100
+"""Rows encoded before the relay gets its turn: half a millisecond."""
+
+log = structlog.get_logger()
+
+
+class Api:
+    """Answers requests about one relay.
+
+    Args:
+        port: the relay.
+        log_dropped: log lines that were thrown away outside the relay.
+
+    Attributes:
+        admin_refused: connections the server had no room for; it counts here, for the metrics.
+
+    """
+
+    def __init__(self, port: RelayPort, log_dropped: Callable[[], int] = lambda: 0) -> None:
+        self._port = port
+        self._log_dropped = log_dropped
+        self.admin_refused = 0
+
+    async def __call__(self, request: Request) -> Response:
+        """Answer one request.
+
+        Raises:
+            HttpError: what the client did wrong.
+
+        """
+        if not request.control:
+            _check_host(request.headers.get("host"))
+        path, word = _split(request.path)
+        answer = _method(request, path)
+        return await answer(self, request, word)
+
+    async def index(self, _request: Request, _word: str) -> Response:
+        """List what there is."""
+        return Response(INDEX.encode(), TEXT)
+
+    async def metrics(self, request: Request, _word: str) -> Response:
+        """Every metric, in the format the scraper likes best."""
+        counters = await self._port.counters()
+        counters["log_dropped"] += self._log_dropped()
+        status = await self._port.status()
+        accept = request.headers.get("accept", "")
+        content_type, body = render(counters, status, accept, admin_refused=self.admin_refused)
+        return Response(body, content_type)
+
+    async def healthz(self, _request: Request, _word: str) -> Response:
+        """Say that the process is alive, and its relay answers."""
+        await self._port.status()
+        return Response(b"ok\n", TEXT)
+
+    async def readyz(self, _request: Request, _word: str) -> Response:
+        """Say whether new flows are welcome, and if not, why."""
+        status = await self._port.status()
+        reasons = [*(["draining"] if status["draining"] else []), *status["not_ready"]]
+        if reasons:
+            raise HttpError(503, f"not ready: {'; '.join(reasons)}", reasons=reasons)
+        return Response(b"ready\n", TEXT)
+
+    async def status(self, request: Request, _word: str) -> Response:
+        """The relay's status."""
+        _params(request, ())
+        return json_response(await self._port.status())
+
+    async def listeners(self, request: Request, _word: str) -> Response:
+        """Every listener: where it listens, and what its flows have done."""
+        _params(request, ())
+        status, counters = await self._port.status(), await self._port.counters()
+        rows = [
+            {
+                **row,
+                "listening": [
+                    socket["local"]
+                    for socket in status["listening"]
+                    if socket["listener"] == row["listener"]
+                ],
+            }
+            for row in counters["listeners"]
+        ]
+        return json_response({"listeners": rows})
+
+    async def upstreams(self, request: Request, _word: str) -> Response:
+        """Every upstream with its endpoints."""
+        _params(request, ())
+        return json_response({"upstreams": _by_upstream(await self._port.counters())})
+
+    async def flows(self, request: Request, _word: str) -> Response:
+        """Rows of the flow table."""
+        values = _params(request, LISTING)
+        await self._check_listener(values)
+        page = await self._port.flows(flow_query(values))
+        return _flows_response(page["rows"], page["matched"])
+
+    async def find(self, request: Request, _word: str) -> Response:
+        """Which flows own an address on either pair: live ones first, then recently closed."""
+        values = _params(request, FINDING)
+        if "address" not in values:
+            raise HttpError(400, 'say what to find: "?address=192.0.2.1:80"')
+        page = await self._port.flows(flow_query(values))
+        recent = await self._port.flows(flow_query(values, recent=True, sort="opened"))
+        matched = page["matched"] + recent["matched"]
+        return _flows_response([*page["rows"], *recent["rows"]], matched)
+
+    async def flow(self, request: Request, word: str) -> Response:
+        """One flow, live or recently closed."""
+        _params(request, ())
+        number = _flow_id(word)
+        for recent in (False, True):
+            page = await self._port.flows(flow_query({}, id=number, recent=recent))
+            if page["rows"]:
+                return json_response(page["rows"][0])
+        raise HttpError(404, f"no flow {number} is live, or was closed recently")
+
+    async def kill_flow(self, request: Request, word: str) -> Response:
+        """End one flow."""
+        _params(request, ())
+        number = _flow_id(word)
+        if not await self._kill(request, flow_query({}, id=number)):
+            raise HttpError(404, f"no flow {number} is live")
+        return json_response({"killed": 1})
+
+    async def kill_flows(self, request: Request, _word: str) -> Response:
+        """End every flow that matches."""
+        values = _params(request, KILLING)
+        everything = values.pop("all", False)
+        if bool(values) == everything:
+            raise HttpError(
+                400, 'say which flows: by filters, such as "?listener=web", or all=true'
+            )
+        await self._check_listener(values)
+        return json_response({"killed": await self._kill(request, flow_query(values))})
+
+    async def _kill(self, request: Request, query: FlowQuery) -> int:
+        killed = await self._port.kill(query)
+        asked = f"{request.path}?{request.query}".rstrip("?")
+        log.warning("flows_killed", killed=killed, asked=asked, by=request.peer)
+        return killed
+
+    async def _check_listener(self, values: dict[str, Any]) -> None:
+        """Refuse the name of no listener, which would match nothing and look like an answer."""
+        if "listener" not in values:
+            return
+        names = [row["listener"] for row in (await self._port.counters())["listeners"]]
+        if values["listener"] not in names:
+            named = f'parameter "listener": there is no listener "{values["listener"]}"'
+            raise HttpError(400, f"{named}; there are: {', '.join(names)}")
+
+
+Method: TypeAlias = Callable[[Api, Request, str], Awaitable[Response]]
+
+FLOW_PATH: Final = "/api/v1/flows/ID"
+
+ROUTES: Final[dict[str, dict[str, Method]]] = {
+    "/": {"GET": Api.index},
+    "/metrics": {"GET": Api.metrics},
+    "/healthz": {"GET": Api.healthz},
+    "/readyz": {"GET": Api.readyz},
+    "/api/v1/status": {"GET": Api.status},
+    "/api/v1/listeners": {"GET": Api.listeners},
+    "/api/v1/upstreams": {"GET": Api.upstreams},
+    "/api/v1/find": {"GET": Api.find},
+    "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
+    FLOW_PATH: {"GET": Api.flow, "DELETE": Api.kill_flow},
+}
+
+INDEX: Final = f"""sockpair
+
+/metrics            Prometheus metrics
+/healthz            alive
+/readyz             every listener bound, its upstream usable
+/api/v1/status      the relay
+/api/v1/listeners   where it listens, with counters
+/api/v1/upstreams   endpoints, with counters
+/api/v1/flows       the flow table; parameters: {", ".join(LISTING)}
+/api/v1/flows/ID    one flow
+/api/v1/find        ?address=HOST:PORT: the flows that own an address on either pair
+
+On the admin socket also DELETE /api/v1/flows/ID, and DELETE /api/v1/flows with filters.
+"""
+
+
+def _split(path: str) -> tuple[str, str]:
+    """Divide a path into its route and the id at its end."""
+    head, _, word = path.rpartition("/")
+    if word and head == "/api/v1/flows":
+        return FLOW_PATH, word
+    return path, ""
+
+
+def _method(request: Request, path: str) -> Method:
+    """The way to answer, or an error that says what there is."""
+    methods = ROUTES.get(path)
+    if methods is None:
+        raise HttpError(404, _no_path(request.path))
+    method = "GET" if request.method == "HEAD" else request.method
+    if method not in methods:
+        raise _not_allowed(request, methods)
+    if method != "GET" and not request.control:
+        raise HttpError(403, f"{method} needs the admin Unix socket; by TCP one can only read")
+    return methods[method]
+
+
+def _no_path(path: str) -> str:
+    nearest = get_close_matches(path, ROUTES, 1)
+    hint = f'did you mean "{nearest[0]}"?' if nearest else '"/" lists what there is'
+    return f'there is no "{path}"; {hint}'
+
+
+def _not_allowed(request: Request, methods: dict[str, Method]) -> HttpError:
+    """405, with the methods that this client may use."""
+    allowed = ["GET", "HEAD", *(name for name in methods if name != "GET" and request.control)]
+    error = HttpError(405, f"{request.method} is not for {request.path}; use {', '.join(allowed)}")
+    error.headers = (("Allow", ", ".join(allowed)),)
+    return error
+
+
+def _check_host(host: str | None) -> None:
+    """Refuse a host name; HTTP/1.0 without one is no browser."""
+    if host is None or _is_own_host(host):
+        return
+    raise HttpError(403, f'Host "{host}" is not served: use an IP address or localhost')
+
+
+def _is_own_host(host: str) -> bool:
+    name = host if host.endswith("]") or ":" not in host else host.rpartition(":")[0]
+    if name.lower() == "localhost":
+        return True
+    try:
+        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
+    except ValueError:
+        return False
+    return True
+
+
+def _params(request: Request, known: Collection[str]) -> dict[str, Any]:
+    try:
+        return read_params(request.query, known)
+    except ValueError as exc:
+        raise HttpError(400, str(exc)) from exc
+
+
+def _flow_id(word: str) -> int:
+    if not (word.isascii() and word.isdigit() and len(word) <= 18):
+        raise HttpError(400, f'"{word}" is not the id of a flow: ids are whole numbers')
+    return int(word)
+
+
+def _flows_response(rows: list[FlowRow], matched: int) -> Response:
+    return Response(_flow_slices(rows, matched))
+
+
+def _flow_slices(rows: list[FlowRow], matched: int) -> Iterator[bytes]:
+    yield b'{"flows":['
+    for start in range(0, len(rows), SLICE_ROWS):
+        text = json.dumps(rows[start : start + SLICE_ROWS], separators=(",", ":"))[1:-1]
+        yield f"{',' if start else ''}{text}".encode("ascii")
+    yield f'],"matched":{matched}}}\n'.encode("ascii")
+
+
+def _by_upstream(counters: RelayCounters) -> list[dict[str, Any]]:
+    upstreams: dict[str, list[dict[str, Any]]] = {}
+    for row in counters["endpoints"]:
+        endpoint = {key: value for key, value in row.items() if key != "upstream"}
+        upstreams.setdefault(row["upstream"], []).append(endpoint)
+    return [{"upstream": name, "endpoints": rows} for name, rows in upstreams.items()]

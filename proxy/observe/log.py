@@ -1,0 +1,252 @@
+"""Logs: what happens to the house, and one line for every flow that ended.
+
+Strategy: everything becomes one line of text, in one of two formats, and goes into the sink; the
+rest of the program logs through ``structlog.get_logger()`` and knows of neither. A flow's line does
+not pass through structlog's processors, because there may be thousands in a second.
+
+* JSON: one object a line; ``time``, ``level`` and ``event`` come first, ``time`` is ISO 8601 in
+  UTC. A flow's line is its row, the same keys as in the API, with its ``duration`` in seconds.
+* Text: for eyes. Coloured, and with the time of day alone, on a terminal only.
+
+Invariant: one record is one line, whatever a value holds (JSON escapes it, text writes it
+printable), so nobody can forge a record by what they send. A traceback in text is the exception:
+its lines begin with a bar that no record begins with.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+from collections.abc import Callable, MutableMapping
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
+
+import structlog
+import trio
+
+from proxy.core.address import Transport
+from proxy.core.flow import CloseReason
+from proxy.core.printable import printable
+from proxy.core.units import format_duration, format_size
+from proxy.observe.sink import LogSink
+
+if TYPE_CHECKING:
+    from proxy.core.query import FlowRow
+    from proxy.engine.port import RelayPort
+
+Event: TypeAlias = MutableMapping[str, Any]
+FlowLogs: TypeAlias = Literal["all", "errors", "off"]
+
+SLICE_ROWS: Final = 100
+"""Flow lines written before the relay gets its turn: about a millisecond."""
+
+LAST_SECONDS: Final = 0.05
+"""At the end, how long flows that ended just now have to show up."""
+
+QUIET_ENDS: Final = frozenset({CloseReason.FINISHED, CloseReason.KILLED, CloseReason.DRAINED})
+"""How a flow ends when all went well, or when the operator wanted it."""
+
+
+class LogFormat(Protocol):
+    """How a record becomes a line, without its line feed."""
+
+    def event(self, event: Event) -> str:
+        """Write an operational event; it has the keys ``time``, ``level`` and ``event``."""
+        ...
+
+    def flow(self, row: FlowRow) -> str:
+        """Write a flow that ended."""
+        ...
+
+
+def configure(
+    format: Literal["json", "text"] = "json", level: str = "info", *, fd: int = 2
+) -> FlowSink:
+    """Let everything that is logged from now on go to one descriptor.
+
+    Args:
+        format: ``json`` for machines, ``text`` for eyes.
+        level: the least level that is written: debug, info, warning, error.
+        fd: where lines go; standard error, because standard output is for products.
+
+    Returns:
+        The sink. Until somebody runs it, lines wait in its queue.
+
+    """
+    log_format: LogFormat = JsonFormat() if format == "json" else TextFormat(_wants_colour(fd))
+    sink = FlowSink(fd, log_format)
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.format_exc_info,
+            lambda _logger, _method, event: log_format.event({"time": time.time(), **event}),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
+        logger_factory=lambda *_: _SinkLogger(sink),
+        cache_logger_on_first_use=False,
+    )
+    return sink
+
+
+async def write_flow_log(port: RelayPort, sink: FlowSink, flows: FlowLogs) -> None:
+    """Write a line for every flow that ends, until cancelled.
+
+    Cancel it after the relay has ended its flows, and before the sink: those that ended just
+    before are still written.
+
+    Args:
+        port: the relay.
+        sink: where the lines go.
+        flows: ``errors`` leaves out what ``is_quiet``; ``off`` takes the rows from the relay and
+            writes none, so that they are not counted as dropped.
+
+    """
+    try:
+        while True:
+            await _write_rows(await port.wait_closed_flows(), sink, flows)
+    finally:
+        with trio.move_on_after(LAST_SECONDS, shield=True) as scope:
+            while True:  # the relay has stopped, so there is an end to them
+                await _write_rows(await port.wait_closed_flows(), sink, flows)
+                scope.deadline = trio.current_time() + LAST_SECONDS
+
+
+def is_quiet(row: FlowRow) -> bool:
+    """Whether a flow ended as it should, so that ``flows = "errors"`` leaves it out.
+
+    ``finished``, ``killed`` and ``drained`` are; and ``idle_timeout`` of UDP, which has no other
+    way to end. An idle TCP connection was cut, which somebody will want to know.
+    """
+    reason = row["close_reason"]
+    return reason in QUIET_ENDS or (
+        reason == CloseReason.IDLE_TIMEOUT and row["transport"] == Transport.UDP
+    )
+
+
+class FlowSink(LogSink):
+    """A log sink that knows in which format its lines are."""
+
+    def __init__(self, fd: int, log_format: LogFormat) -> None:
+        super().__init__(fd, self._tell_dropped)
+        self.format = log_format
+
+    def put_flow(self, row: FlowRow) -> None:
+        """Queue the line of a flow that ended."""
+        self.put(self.format.flow(row))
+
+    def _tell_dropped(self, count: int) -> str:
+        head = {"time": time.time(), "level": "warning", "event": "log_lines_dropped"}
+        return self.format.event({**head, "lines": count})
+
+
+class JsonFormat:
+    """One JSON object a line."""
+
+    def event(self, event: Event) -> str:
+        """Write an event; what JSON does not know is written as its text."""
+        head = {"time": _iso(event.pop("time")), "level": event.pop("level", "info")}
+        return _JSON.encode({**head, "event": event.pop("event", ""), **event})
+
+    def flow(self, row: FlowRow) -> str:
+        """Write the flow's row, with its duration in seconds."""
+        head = {"time": _iso(row["closed"] or 0.0), "level": "info", "event": "flow"}
+        return _JSON.encode({**head, **row, "duration": _duration(row)})
+
+
+class TextFormat:
+    """One line for eyes."""
+
+    def __init__(self, colour: bool) -> None:
+        self._time: Callable[[float], str] = _time_of_day if colour else _iso
+        self._paint = _paint if colour else _plain
+
+    def event(self, event: Event) -> str:
+        """Write ``time level event key=value ...``; a traceback follows on lines of its own."""
+        level = event.pop("level", "info")
+        trace = event.pop("exception", "")
+        head = f"{self._time(event.pop('time'))} {self._paint(f'{level:<7}', level)}"
+        words = [head, printable(str(event.pop("event", "")))]
+        words += [f"{printable(key)}={_value(value)}" for key, value in event.items()]
+        return "\n  | ".join([" ".join(words), *map(printable, trace.splitlines())])
+
+    def flow(self, row: FlowRow) -> str:
+        """Write both socket pairs, the bytes of both directions, the duration and the end."""
+        client, endpoint = row["client"], row["endpoint"]
+        reason = row["close_reason"] or "-"
+        words = (
+            self._time(row["closed"] or 0.0),
+            self._paint("flow   ", "flow"),
+            f"{row['id']} {row['transport']} {printable(row['listener'])}",
+            f"{client['remote']} -> {client['local']} |",
+            f"{endpoint['local'] or '-'} -> {endpoint['remote'] or '-'}",
+            f"{format_size(row['original']['bytes'])} > {format_size(row['reply']['bytes'])} <",
+            format_duration(_duration(row)),
+            f"{self._paint(reason, 'quiet' if is_quiet(row) else 'warning')} {row['close_side']}",
+        )
+        return " ".join(words)
+
+
+class _SinkLogger:
+    """What structlog calls with the finished line."""
+
+    def __init__(self, sink: LogSink) -> None:
+        self.msg = sink.put
+        self.debug = self.info = self.warning = self.error = self.critical = self.msg
+
+
+async def _write_rows(rows: list[FlowRow], sink: FlowSink, flows: FlowLogs) -> None:
+    wanted = () if flows == "off" else rows
+    with trio.CancelScope(shield=True):  # what was taken from the relay is written
+        for count, row in enumerate(wanted, 1):
+            if flows == "all" or not is_quiet(row):
+                sink.put_flow(row)
+            if count % SLICE_ROWS == 0:
+                await trio.lowlevel.checkpoint()
+
+
+_JSON: Final = json.JSONEncoder(separators=(",", ":"), default=str)
+_COLOURS: Final = {
+    "debug": "2",
+    "flow": "36",
+    "quiet": "32",
+    "warning": "33",
+    "error": "31",
+    "critical": "1;31",
+}
+
+
+def _wants_colour(fd: int) -> bool:
+    """A terminal, unless the user said otherwise (no-color.org)."""
+    return os.isatty(fd) and not os.environ.get("NO_COLOR")
+
+
+def _paint(text: str, what: str) -> str:
+    return f"\x1b[{_COLOURS[what]}m{text}\x1b[0m" if what in _COLOURS else text
+
+
+def _plain(text: str, _what: str) -> str:
+    return text
+
+
+def _iso(unix: float) -> str:
+    moment = datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
+    return moment.replace("+00:00", "Z")
+
+
+def _time_of_day(unix: float) -> str:
+    return time.strftime("%H:%M:%S", time.localtime(unix))
+
+
+def _value(value: object) -> str:
+    text = printable(str(value))
+    if text and not any(char in ' "=' for char in text):
+        return text
+    return '"' + text.replace('"', '\\"') + '"'
+
+
+def _duration(row: FlowRow) -> float:
+    return round((row["closed"] or row["opened"]) - row["opened"], 6)

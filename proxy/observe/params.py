@@ -1,0 +1,126 @@
+"""The query parameters of the API: text from a URL to a ``FlowQuery``.
+
+Strategy: a table says for each parameter how it is read and what is allowed. The names are those
+of ``FlowQuery``'s fields, and of the options of ``sockpair flows``, so a filter means the same
+thing everywhere.
+
+Invariant: nothing is guessed and nothing is passed over. An unknown name, a value that cannot be
+read and a parameter given twice are errors that name the parameter, the value and what is allowed.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+from collections.abc import Callable, Collection
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Any, Final
+from urllib.parse import parse_qsl
+
+from proxy.core.address import Transport, parse_address
+from proxy.core.flow import State
+from proxy.core.query import SORTS, FlowQuery
+from proxy.core.units import parse_size
+
+FIELDS_MAX: Final = 32
+"""Parameters of one URL, at most: twice what exists."""
+
+
+@dataclass(frozen=True, slots=True)
+class Param:
+    """How a parameter is read (ValueError when it cannot be), and what to write instead."""
+
+    read: Callable[[str], object]
+    allowed: str
+
+
+def _one_of(words: Collection[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        if text not in words:
+            raise ValueError
+        return text
+
+    return read
+
+
+def _natural(text: str) -> int:
+    if not (text.isascii() and text.isdigit() and len(text) <= 18):
+        raise ValueError
+    return int(text)
+
+
+def _bytes(text: str) -> int:
+    return _natural(text) if text.isdigit() else parse_size(text)
+
+
+def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
+    return ipaddress.ip_network(text, strict=False)
+
+
+def _flag(text: str) -> bool:
+    return _one_of(("true", "false"))(text) == "true"
+
+
+_CIDR: Final = 'an IP address or a prefix, such as "10.0.0.0/8" or "2001:db8::/32"'
+
+PARAMS: Final[dict[str, Param]] = {
+    "listener": Param(str, "the name of a listener"),
+    "client": Param(_network, _CIDR),
+    "endpoint": Param(_network, _CIDR),
+    "state": Param(State, ", ".join(State)),
+    "transport": Param(Transport, ", ".join(Transport)),
+    "min_bytes": Param(_bytes, 'bytes, such as "4096" or "10MiB"'),
+    "address": Param(parse_address, 'an IP address with its port, "192.0.2.1:80" or "[::1]:53"'),
+    "recent": Param(_flag, "true or false"),
+    "sort": Param(_one_of(SORTS), ", ".join(SORTS)),
+    "limit": Param(_natural, "a whole number; 0 is no limit"),
+    "all": Param(_flag, "true or false"),
+}
+
+FILTERS: Final = ("listener", "client", "endpoint", "state", "transport", "min_bytes", "address")
+LISTING: Final = (*FILTERS, "recent", "sort", "limit")
+KILLING: Final = (*FILTERS, "all")
+FINDING: Final = ("address", "limit")
+
+
+def read_params(query: str, known: Collection[str]) -> dict[str, Any]:
+    """Read the query part of a URL.
+
+    Args:
+        query: without its question mark, percent-encoded.
+        known: the parameters of this path.
+
+    Raises:
+        ValueError: with a message for people.
+
+    """
+    values: dict[str, Any] = {}
+    for name, text in parse_qsl(query, keep_blank_values=True, max_num_fields=FIELDS_MAX):
+        if name not in known:
+            raise ValueError(_unknown(name, known))
+        if name in values:
+            raise ValueError(f'parameter "{name}" is given twice')
+        values[name] = _read(name, text)
+    return values
+
+
+def flow_query(values: dict[str, Any], **more: Any) -> FlowQuery:
+    """Make a query of parameters that were read."""
+    return FlowQuery(**{**values, **more})
+
+
+def _read(name: str, text: str) -> object:
+    param = PARAMS[name]
+    try:
+        return param.read(text)
+    except ValueError:
+        message = f'parameter "{name}": "{text}" is not allowed; write {param.allowed}'
+        raise ValueError(message) from None
+
+
+def _unknown(name: str, known: Collection[str]) -> str:
+    if not known:
+        return f'unknown parameter "{name}": there are none here'
+    nearest = get_close_matches(name, known, 1)
+    hint = f'did you mean "{nearest[0]}"? ' if nearest else ""
+    return f'unknown parameter "{name}"; {hint}known here: {", ".join(known)}'

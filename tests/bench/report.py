@@ -1,0 +1,159 @@
+"""From samples to medians, ratios and a table.
+
+A sample is what one measurement of one proxy gave for one part of a workload. The median over the
+rounds is what counts; the ratio is sockpair's median over the least of its peers' medians, so below
+1 sockpair is the cheapest.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from statistics import median
+from typing import Final
+
+from tests.bench.workloads import Figure, Figures, Goal, Part, Workload
+
+SUBJECT: Final = "sockpair"
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one measurement gave."""
+
+    round: int
+    workload: str
+    part: str
+    proxy: str
+    figures: Figures
+
+
+@dataclass(frozen=True)
+class Standing:
+    """Where a figure of sockpair stands.
+
+    Attributes:
+        value: its median.
+        best: the best peer's name and median; None where the goal is not a ratio, or without peers.
+        compared: what the goal is about: the ratio, or the value itself; None if there is no ratio.
+        goal: the goal.
+
+    """
+
+    value: float
+    best: tuple[str, float] | None
+    compared: float | None
+    goal: Goal
+
+    @property
+    def verdict(self) -> str:
+        """Which mark has been reached, in words."""
+        goal = self.goal
+        if self.compared is None:
+            return "no peer"
+        if goal.second is not None and self.compared <= goal.second:
+            return f"reached {goal.second:g}"
+        return f"reached {goal.first:g}" if self.compared <= goal.first else "not reached"
+
+
+def medians(
+    samples: Sequence[Sample], workload: str, part: str, figure: str
+) -> Mapping[str, float]:
+    """The median of a figure by proxy, for those that have it."""
+    values: dict[str, list[float]] = {}
+    for sample in samples:
+        if (sample.workload, sample.part) == (workload, part) and figure in sample.figures:
+            values.setdefault(sample.proxy, []).append(sample.figures[figure])
+    return {proxy: median(found) for proxy, found in values.items()}
+
+
+def standing(by_proxy: Mapping[str, float], goal: Goal) -> Standing | None:
+    """Where sockpair stands; None if it has not been measured."""
+    value = by_proxy.get(SUBJECT)
+    if value is None:
+        return None
+    if not goal.to_peer:
+        return Standing(value, None, value, goal)
+    peers = {proxy: found for proxy, found in by_proxy.items() if proxy != SUBJECT}
+    if not peers:
+        return Standing(value, None, None, goal)
+    best = min(peers.items(), key=lambda item: item[1])
+    return Standing(value, best, value / best[1] if best[1] else None, goal)
+
+
+def table(samples: Sequence[Sample], workloads: Sequence[Workload], proxies: Sequence[str]) -> str:
+    """All medians, then where sockpair stands to its goals; for people."""
+    lines = []
+    for workload in workloads:
+        for part in workload.parts:
+            lines += [*_part_lines(samples, workload, part, proxies), ""]
+    return "\n".join([*lines, *_goal_lines(samples, workloads)])
+
+
+def standings(
+    samples: Sequence[Sample], workloads: Sequence[Workload]
+) -> Iterator[tuple[str, Figure, Standing]]:
+    """Every figure with a goal that has been measured, with its full name."""
+    for workload in workloads:
+        for part in workload.parts:
+            for figure in part.figures:
+                if figure.goal is None:
+                    continue
+                found = medians(samples, workload.name, part.name, figure.key)
+                where = standing(found, figure.goal)
+                if where is not None:
+                    yield f"{_title(workload, part)}, {figure.label}", figure, where
+
+
+def summary(samples: Sequence[Sample], workloads: Sequence[Workload]) -> list[dict[str, object]]:
+    """The standings, for machines."""
+    return [
+        {
+            "figure": name,
+            "sockpair": where.value,
+            "best_peer": where.best[0] if where.best else None,
+            "best_value": where.best[1] if where.best else None,
+            "compared": where.compared,
+            "goal": [where.goal.first, where.goal.second],
+            "verdict": where.verdict,
+        }
+        for name, _, where in standings(samples, workloads)
+    ]
+
+
+def _part_lines(
+    samples: Sequence[Sample], workload: Workload, part: Part, proxies: Sequence[str]
+) -> Iterator[str]:
+    heading = f"{_title(workload, part)}: {part.about}"
+    yield heading
+    yield f"  {'':32}" + "".join(f"{proxy:>14}" for proxy in proxies)
+    for figure in (*part.figures, Figure("errors", "errors")):
+        found = medians(samples, workload.name, part.name, figure.key)
+        if figure.key == "errors" and not any(found.values()):
+            continue
+        cells = "".join(f"{_number(found.get(proxy), figure):>14}" for proxy in proxies)
+        yield f"  {figure.label:32}{cells}"
+
+
+def _goal_lines(samples: Sequence[Sample], workloads: Sequence[Workload]) -> Iterator[str]:
+    yield f"{'goals':44}{'sockpair':>10}  {'best peer':20}{'ratio':>6}  {'goal':18}verdict"
+    for name, figure, where in standings(samples, workloads):
+        best = f"{_number(where.best[1], figure)} {where.best[0]}" if where.best else ""
+        ratio = f"{where.compared:.2f}" if where.goal.to_peer and where.compared else ""
+        yield (
+            f"{name:44}{_number(where.value, figure):>10}  {best:20}{ratio:>6}  "
+            f"{_goal(where.goal):18}{where.verdict}"
+        )
+
+
+def _goal(goal: Goal) -> str:
+    then = f", then {goal.second:g}" if goal.second is not None else ""
+    return f"<= {goal.first:g}{then}"
+
+
+def _number(value: float | None, figure: Figure) -> str:
+    return "-" if value is None else f"{value:,.{figure.digits}f}"
+
+
+def _title(workload: Workload, part: Part) -> str:
+    return f"{workload.name} {part.name}".strip()

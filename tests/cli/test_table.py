@@ -1,0 +1,333 @@
+"""flows, find, kill and status, as a person or a script meets them, against a real admin socket."""
+
+from __future__ import annotations
+
+import json
+import socket
+import subprocess
+import sys
+import threading
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog.testing
+import trio
+from click import unstyle
+from click.testing import CliRunner, Result
+
+from proxy.cli import client, main
+from proxy.cli.columns import flow_columns, table_lines
+from proxy.config.model import Admin
+from proxy.core.flow import CloseReason
+from proxy.observe.server import serve_admin
+from tests.e2e.patience import PATIENCE
+from tests.observe.admin import unix_listener
+from tests.observe.fake_relay import WALL, FakeRelay
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+
+class House:
+    """A fake relay whose admin socket is served by a thread of its own."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = str(path)
+        self.relay = FakeRelay()
+        self.relay.open_tcp(("192.0.2.7", 51000), original=1300, reply=36_000_000)
+        self.relay.open_udp()
+        self.relay.end(self.relay.open_tcp(("192.0.2.8", 53000)), CloseReason.CLIENT_RESET)
+        self._scope = trio.CancelScope()
+        self._ready = threading.Event()
+        self._thread = threading.Thread(target=trio.run, args=(self._serve,))
+
+    def run(self, *arguments: str, stdin: str | None = None) -> Result:
+        environment = {"SOCKPAIR_ADMIN": self.path}
+        return CliRunner(env=environment).invoke(main, arguments, input=stdin)
+
+    async def _serve(self) -> None:
+        self._token = trio.lowlevel.current_trio_token()
+        async with trio.open_nursery() as nursery:
+            await nursery.start(self._serve_admin)
+            self._ready.set()
+
+    async def _serve_admin(self, *, task_status: trio.TaskStatus[None]) -> None:
+        with self._scope:
+            listeners = [unix_listener(self.path)]
+            await serve_admin(self.relay, listeners, task_status=task_status)
+
+    def __enter__(self) -> House:
+        self._thread.start()
+        assert self._ready.wait(PATIENCE)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._token.run_sync_soon(self._scope.cancel)
+        self._thread.join(PATIENCE)
+
+
+@pytest.fixture
+def house(tmp_path: Path) -> Iterator[House]:
+    with structlog.testing.capture_logs(), House(tmp_path / "admin.sock") as house:
+        yield house
+
+
+def test_flows_is_an_aligned_table(house: House) -> None:
+    result = house.run("flows")
+    assert (result.exit_code, result.stderr) == (0, "")
+    head, tcp, udp = result.stdout.splitlines()
+    assert " ".join(head.split()) == (
+        "ID LISTENER PROTO STATE CLIENT LOCAL VIA ENDPOINT ORIGINAL REPLY AGE IDLE"
+    )
+    assert " ".join(tcp.split()).startswith(
+        "1 web tcp established 192.0.2.7:51000 192.0.2.1:8080 "
+        "10.0.0.9:40001 10.0.0.1:80 1.3KiB 34.3MiB "
+    )
+    assert " ".join(udp.split()).startswith(
+        "2 dns udp unreplied [2001:db8::7]:5353 [2001:db8::1]:53 - - 0B 0B "
+    )
+    assert tcp.index("192.0.2.7") == head.index("CLIENT") == udp.index("[2001:db8::7]")
+
+
+@pytest.mark.parametrize("options", [[], ["--recent"], ["-l"]])
+def test_flows_in_a_pipe_is_plain(house: House, options: list[str]) -> None:
+    text = house.run("flows", *options).stdout
+    assert "\x1b" not in text
+    assert " \n" not in text
+
+
+def test_flows_exact_bytes(house: House) -> None:
+    assert "36000000" in house.run("flows", "-b").stdout
+
+
+def test_flows_recent_says_how_they_ended(house: House) -> None:
+    head, row = house.run("flows", "--recent").stdout.splitlines()
+    assert head.split()[-3:] == ["LIVED", "REASON", "SIDE"]
+    assert row.split()[-3:] == ["2s500ms", "client_reset", "client"]
+
+
+def test_flows_listen_shows_listening_sockets(house: House) -> None:
+    head, web, dns = house.run("flows", "-l").stdout.splitlines()
+    assert head.split() == ["LISTENER", "PROTO", "STATE", "LOCAL", "UPSTREAM"]
+    assert web.split() == ["web", "tcp", "listen", "0.0.0.0:8080", "web"]
+    assert dns.split() == ["dns", "udp", "listen", "[::]:53", "resolvers"]
+    (row,) = json.loads(house.run("flows", "-l", "--transport", "udp", "-o", "json").stdout)
+    assert (row["listener"], row["state"]) == ("dns", "listen")
+
+
+def test_flows_json_is_one_array_and_ndjson_one_object_a_line(house: House) -> None:
+    rows = json.loads(house.run("flows", "-o", "json").stdout)
+    assert [row["id"] for row in rows] == [1, 2]
+    lines = house.run("flows", "-o", "ndjson").stdout.splitlines()
+    assert [json.loads(line) for line in lines] == rows
+    assert (
+        house.run("flows", "--listener", "dns", "--state", "assured", "-o", "ndjson").stdout == ""
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "ids"),
+    [
+        (["--listener", "web"], [1]),
+        (["--client", "2001:db8::/32"], [2]),
+        (["--endpoint", "10.0.0.0/8"], [1]),
+        (["--state", "unreplied"], [2]),
+        (["--transport", "udp"], [2]),
+        (["--min-bytes", "1MiB"], [1]),
+        (["--sort", "bytes", "--limit", "1"], [1]),
+    ],
+)
+def test_options_are_the_filters_of_the_api(
+    house: House, options: list[str], ids: list[int]
+) -> None:
+    rows = json.loads(house.run("flows", *options, "-o", "json").stdout)
+    assert [row["id"] for row in rows] == ids
+
+
+def test_a_cut_listing_says_so(house: House) -> None:
+    assert house.run("flows", "--limit", "1").stderr == "1 of 2 flows shown\n"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["flows", "--client", "nowhere"], '"client"'),
+        (["flows", "--listener", "wbe"], "web, dns"),
+        (["flows", "--state", "open"], "established"),
+        (["flows", "--limit", "-1"], "-1"),
+        (["flows", "-l", "--client", "10.0.0.1"], "leave out --client"),
+        (["flows", "-l", "--recent"], "leave out --recent"),
+        (["find", "web:80"], '"address"'),
+        (["kill"], "say which"),
+        (["kill", "1", "--listener", "web"], "say which"),
+        (["kill", "--all", "--listener", "web"], "say which"),
+        (["kill", "one"], "one"),
+    ],
+)
+def test_a_wrong_question_is_exit_2(house: House, arguments: list[str], words: str) -> None:
+    result = house.run(*arguments)
+    assert result.exit_code == 2
+    assert words in result.stderr
+    assert result.stdout == ""
+
+
+def test_find_shows_live_and_closed(house: House) -> None:
+    result = house.run("find", "10.0.0.1:80")
+    assert result.exit_code == 0
+    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ID", "1", "ID", "3"]
+    assert "client_reset" in result.stdout
+    rows = json.loads(house.run("find", "10.0.0.9:40001", "-o", "json").stdout)
+    assert [row["id"] for row in rows] == [1]
+
+
+def test_find_none_is_exit_1(house: House) -> None:
+    result = house.run("find", "10.0.0.1:81")
+    assert result.exit_code == 1
+    assert result.stderr == (
+        "Error: no flow has 10.0.0.1:81 on either pair, live or recently closed\n"
+    )
+
+
+def test_kill_by_id(house: House) -> None:
+    assert house.run("kill", "1").stdout == "killed flow 1\n"
+    assert [flow.id for flow in house.relay.live] == [2]
+    again = house.run("kill", "1")
+    assert (again.exit_code, again.stderr) == (1, "Error: no flow 1 is live\n")
+
+
+def test_kill_by_filter_without_a_terminal_needs_yes(house: House) -> None:
+    result = house.run("kill", "--listener", "web")
+    assert result.exit_code == 2
+    assert "--yes" in result.stderr
+    assert len(house.relay.live) == 2
+    assert house.run("kill", "--listener", "web", "--yes").stdout == "killed 1 flow\n"
+    assert house.run("kill", "--all", "-y").stdout == "killed 1 flow\n"
+
+
+@pytest.mark.parametrize(("answer", "left"), [("y\n", 0), ("n\n", 2), ("", 2)])
+def test_kill_on_a_terminal_asks(
+    house: House, monkeypatch: pytest.MonkeyPatch, answer: str, left: int
+) -> None:
+    monkeypatch.setattr("proxy.cli.table._is_terminal", lambda: True)
+    result = house.run("kill", "--all", stdin=answer)
+    assert "kill 2 flows?" in result.stderr
+    assert len(house.relay.live) == left
+    assert result.exit_code == (1 if left else 0)
+
+
+def test_kill_that_matches_nothing(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("proxy.cli.table._is_terminal", lambda: True)
+    result = house.run("kill", "--client", "203.0.113.1")
+    assert (result.exit_code, result.stderr) == (1, "Error: no live flow matches\n")
+
+
+def test_status_is_a_few_lines(house: House) -> None:
+    house.relay.not_ready = ["upstream web: no endpoint\x1b[2J"]
+    result = house.run("status")
+    assert result.exit_code == 0
+    assert "sockpair 1.2.3, pid 4242" in result.stdout
+    assert "2 of 1000" in result.stdout
+    assert "no endpoint\\x1b[2J" in result.stdout
+    assert json.loads(house.run("status", "-o", "json").stdout)["pid"] == 4242
+
+
+def test_the_default_socket_is_that_of_the_configuration() -> None:
+    assert Admin().socket == client.DEFAULT_ADMIN
+
+
+def test_a_missing_socket_says_what_to_start(tmp_path: Path) -> None:
+    result = CliRunner().invoke(main, ["flows", "--admin", str(tmp_path / "none.sock")])
+    assert result.exit_code == 1
+    assert "none.sock does not exist" in result.stderr
+    assert "sockpair run -c FILE" in result.stderr
+    assert "SOCKPAIR_ADMIN" in result.stderr
+
+
+def test_a_left_over_socket_says_so(tmp_path: Path) -> None:
+    path = str(tmp_path / "old.sock")
+    with socket.socket(socket.AF_UNIX) as dead:
+        dead.bind(path)
+    result = CliRunner().invoke(main, ["status", "--admin", path])
+    assert result.exit_code == 1
+    assert "left over" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("error", "words"),
+    [
+        (PermissionError(13, "Permission denied"), "may not be opened by this user"),
+        (TimeoutError(), "no answer within"),
+        (OSError(36, "File name too long"), "File name too long"),
+    ],
+)
+def test_other_socket_troubles_have_advice(
+    monkeypatch: pytest.MonkeyPatch, error: OSError, words: str
+) -> None:
+    def fail(_self: object) -> None:
+        raise error
+
+    monkeypatch.setattr(client._UnixConnection, "connect", fail)
+    result = CliRunner().invoke(main, ["status"])
+    assert result.exit_code == 1
+    assert words in result.stderr
+
+
+def test_something_else_behind_the_socket(tmp_path: Path) -> None:
+    path = str(tmp_path / "other.sock")
+
+    def answer_nonsense() -> None:
+        accepted, _ = listening.accept()
+        with accepted:
+            accepted.recv(4096)
+            accepted.sendall(b"SSH-2.0-other\r\n")
+
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(path)
+        listening.listen()
+        thread = threading.Thread(target=answer_nonsense)
+        thread.start()
+        result = CliRunner().invoke(main, ["status", "--admin", path])
+        thread.join(PATIENCE)
+    assert result.exit_code == 1
+    assert "does not speak like sockpair" in result.stderr
+
+
+def rows() -> list[object]:
+    relay = FakeRelay()
+    flow = relay.open_tcp()
+    flow.counters.listener = "we\x1bb"
+    return [relay.end(flow)]
+
+
+def test_a_terminal_has_colours_and_no_control_characters() -> None:
+    columns = flow_columns(recent=True, exact=False, now=WALL)
+    lines = table_lines(columns, rows(), width=300)
+    assert len(lines) == 2
+    assert "\x1b[36mestablished" not in lines[1]
+    assert "\x1b[32mestablished" in lines[1]
+    assert "we\\x1bb" in unstyle(lines[1])
+
+
+def test_a_narrow_terminal_gets_the_pairs_on_a_second_line() -> None:
+    columns = flow_columns(recent=False, exact=False, now=WALL)
+    head, pairs, *flow = map(unstyle, table_lines(columns, rows(), width=80))
+    assert "CLIENT" not in head
+    assert pairs.split() == ["CLIENT", "LOCAL", "VIA", "ENDPOINT"]
+    assert len(flow) == 2
+    assert flow[1].startswith("    192.0.2.7:51000")
+
+
+def test_no_rows_leave_the_head() -> None:
+    assert len(table_lines(flow_columns(recent=False, exact=False, now=0.0), [], width=None)) == 1
+
+
+def test_commands_start_without_the_server() -> None:
+    """Neither Trio nor h11, nor anything else that only a proxy needs."""
+    code = (
+        "import sys, proxy.cli.table\n"
+        "heavy = {'trio', 'h11', 'structlog', 'pydantic', 'prometheus_client', 'rich'}\n"
+        "sys.exit(str(heavy & {*sys.modules}) if heavy & {*sys.modules} else 0)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
+    assert (done.returncode, done.stderr) == (0, b"")

@@ -1,0 +1,133 @@
+"""A relay that is a handful of plain values: what `RelayPort` promises, without a socket."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import trio
+
+from proxy.core.address import Address, Transport
+from proxy.core.counters import EndpointCounters, ListenerCounters
+from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
+from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
+
+if TYPE_CHECKING:
+    from proxy.engine.port import FlowPage, RelayCounters, RelayStatus
+
+WALL = 1_700_000_000.0  # Unix time less monotonic time of every fake flow
+ENDPOINT: Address = ("10.0.0.1", 80)
+
+
+class FakeRelay:
+    """Flows are real `Flow` objects, so that filters and rows are the real ones."""
+
+    def __init__(self) -> None:
+        self.web = ListenerCounters("web", Transport.TCP, "web")
+        self.dns = ListenerCounters("dns", Transport.UDP, "resolvers")
+        self.endpoint_counters = [
+            EndpointCounters("web", "10.0.0.1:80"),
+            EndpointCounters("resolvers", "10.0.0.53:53"),
+        ]
+        self.live: list[Flow] = []
+        self.closed: list[Flow] = []
+        self.draining = False
+        self.not_ready: list[str] = []
+        self.failure: Exception | None = None
+        self.endings: list[list[FlowRow]] = []  # what wait_closed_flows will return, one by one
+
+    def open_tcp(
+        self, client: Address = ("192.0.2.7", 51000), *, original: int = 0, reply: int = 0
+    ) -> Flow:
+        flow = self._open(self.web, client, ("192.0.2.1", 8080), State.CONNECTING)
+        flow.endpoint_local = ("10.0.0.9", 40000 + flow.id)
+        flow.endpoint_remote = ENDPOINT
+        flow.enter(State.ESTABLISHED)
+        flow.original.bytes = original
+        flow.reply.bytes = reply
+        return flow
+
+    def open_udp(self, client: Address = ("2001:db8::7", 5353, 0, 0)) -> Flow:
+        return self._open(self.dns, client, ("2001:db8::1", 53, 0, 0), State.UNREPLIED)
+
+    def _open(
+        self, counters: ListenerCounters, client: Address, local: Address, state: State
+    ) -> Flow:
+        number = len(self.live) + len(self.closed) + 1
+        flow = Flow(number, counters, client, local, Direction(), Direction(), state, 10.0)
+        self.live.append(flow)
+        return flow
+
+    def end(
+        self,
+        flow: Flow,
+        reason: CloseReason = CloseReason.FINISHED,
+        side: CloseSide = CloseSide.CLIENT,
+    ) -> FlowRow:
+        flow.end(reason, side, 12.5)
+        self.live.remove(flow)
+        self.closed.append(flow)
+        return flow_row(flow, WALL, {})
+
+    async def flows(self, query: FlowQuery) -> FlowPage:
+        await self._answer()
+        source = self.closed if query.recent else self.live
+        found = sorted((flow for flow in source if query.matches(flow)), key=SORTS[query.sort])
+        shown = found[: query.limit] if query.limit else found
+        return {"rows": [flow_row(flow, WALL, {}) for flow in shown], "matched": len(found)}
+
+    async def kill(self, query: FlowQuery) -> int:
+        await self._answer()
+        found = [flow for flow in self.live if query.matches(flow)]
+        for flow in found:
+            self.end(flow, CloseReason.KILLED, CloseSide.PROXY)
+        return len(found)
+
+    async def counters(self) -> RelayCounters:
+        await self._answer()
+        return {
+            "listeners": [self.web.snapshot(), self.dns.snapshot()],
+            "endpoints": [endpoint.snapshot() for endpoint in self.endpoint_counters],
+            "table_entries": len(self.live),
+            "table_limit": 1000,
+            "recent_entries": len(self.closed),
+            "log_dropped": 3,
+        }
+
+    async def status(self) -> RelayStatus:
+        await self._answer()
+        return {
+            "version": "1.2.3",
+            "pid": 4242,
+            "started": WALL,
+            "draining": self.draining,
+            "listening": [
+                {
+                    "listener": "web",
+                    "transport": "tcp",
+                    "local": "0.0.0.0:8080",
+                    "upstream": "web",
+                },
+                {
+                    "listener": "dns",
+                    "transport": "udp",
+                    "local": "[::]:53",
+                    "upstream": "resolvers",
+                },
+            ],
+            "flows": len(self.live),
+            "table_limit": 1000,
+            "file_descriptors": 20,
+            "file_descriptor_limit": 1024,
+            "not_ready": self.not_ready,
+        }
+
+    async def wait_closed_flows(self) -> list[FlowRow]:
+        if not self.endings:
+            await trio.sleep_forever()
+        await trio.lowlevel.checkpoint()
+        return self.endings.pop(0)
+
+    async def _answer(self) -> None:
+        await trio.lowlevel.checkpoint()
+        if self.failure is not None:
+            raise self.failure

@@ -1,0 +1,245 @@
+"""What each path tells, which questions it refuses and why, and who may change what."""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+import pytest
+import structlog.testing
+import trio
+
+from proxy.core.flow import CloseReason
+from proxy.observe.params import KILLING, LISTING, PARAMS, read_params
+from tests.observe.admin import Answer, admin_server, ask
+from tests.observe.fake_relay import FakeRelay
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+
+@pytest.fixture
+def relay() -> FakeRelay:
+    relay = FakeRelay()
+    relay.open_tcp(("192.0.2.7", 51000), original=100, reply=5000)
+    relay.open_tcp(("198.51.100.9", 52000), original=9)
+    relay.open_udp()
+    relay.end(relay.open_tcp(("192.0.2.8", 53000)), CloseReason.CLIENT_RESET)
+    return relay
+
+
+async def get(relay: FakeRelay, folder: Path, target: str) -> Answer:
+    async with admin_server(relay, folder) as admin:
+        return await admin.get(target)
+
+
+async def ids(relay: FakeRelay, folder: Path, query: str) -> list[int]:
+    answer = await get(relay, folder, f"/api/v1/flows{query}")
+    assert answer.status == 200, answer
+    return [row["id"] for row in answer.json["flows"]]
+
+
+@pytest.mark.parametrize(
+    ("query", "found"),
+    [
+        ("", [1, 2, 3]),
+        ("?listener=web", [1, 2]),
+        ("?client=192.0.2.0/24", [1]),
+        ("?client=192.0.2.7", [1]),
+        ("?client=2001:db8::/32", [3]),
+        ("?endpoint=10.0.0.0/8", [1, 2]),
+        ("?state=unreplied", [3]),
+        ("?transport=udp", [3]),
+        ("?min_bytes=1000", [1]),
+        ("?min_bytes=4KiB", [1]),
+        ("?sort=bytes", [1, 2, 3]),
+        ("?limit=1", [1]),
+        ("?limit=0", [1, 2, 3]),
+        ("?recent=true", [4]),
+        ("?recent=false", [1, 2, 3]),
+        ("?address=198.51.100.9:52000", [2]),
+        ("?address=%5B2001:db8::7%5D:5353", [3]),
+        ("?address=10.0.0.9:40001", [1]),
+    ],
+)
+async def test_filters(relay: FakeRelay, tmp_path: Path, query: str, found: list[int]) -> None:
+    assert await ids(relay, tmp_path, query) == found
+
+
+async def test_matched_counts_also_what_the_limit_hides(relay: FakeRelay, tmp_path: Path) -> None:
+    answer = await get(relay, tmp_path, "/api/v1/flows?limit=1")
+    assert answer.json["matched"] == 3
+    assert len(answer.json["flows"]) == 1
+    assert answer.headers["content-type"] == "application/json"
+
+
+async def test_many_rows_are_whole(tmp_path: Path) -> None:
+    relay = FakeRelay()
+    for port in range(1, 351):
+        relay.open_tcp(("192.0.2.7", port))
+    assert await ids(relay, tmp_path, "") == [*range(1, 351)]
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("client=10.0.0.0/33", ['"client"', "10.0.0.0/33", "2001:db8::/32"]),
+        ("state=open", ['"state"', '"open"', "established"]),
+        ("transport=sctp", ['"transport"', "tcp, udp"]),
+        ("min_bytes=lots", ['"min_bytes"', "lots", "10MiB"]),
+        ("sort=size", ['"sort"', '"size"', "bytes"]),
+        ("limit=-1", ['"limit"', "-1", "whole number"]),
+        ("limit=" + "9" * 30, ['"limit"']),
+        ("recent=maybe", ['"recent"', "true or false"]),
+        ("address=web:80", ['"address"', "web:80"]),
+        ("listener=wbe", ['"wbe"', "web, dns"]),
+        ("lstener=web", ['"lstener"', 'did you mean "listener"?']),
+        ("limit=1&limit=2", ['"limit"', "twice"]),
+        ("all=true", ['"all"', "known here"]),
+        ("&".join("limit=1" for _ in range(40)), ["fields"]),
+    ],
+)
+async def test_a_bad_question_is_400_and_taught(
+    relay: FakeRelay, tmp_path: Path, query: str, words: list[str]
+) -> None:
+    answer = await get(relay, tmp_path, f"/api/v1/flows?{query}")
+    assert answer.status == 400
+    for word in words:
+        assert word in answer.json["error"]
+
+
+def test_every_parameter_can_be_read() -> None:
+    assert {*LISTING, *KILLING} == {*PARAMS}
+    assert read_params("", ()) == {}
+
+
+async def test_one_flow(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        assert (await admin.get("/api/v1/flows/2")).json["id"] == 2
+        assert (await admin.get("/api/v1/flows/4")).json["close_reason"] == "client_reset"
+        assert (await admin.get("/api/v1/flows/99")).status == 404
+        assert (await admin.get("/api/v1/flows/x")).status == 400
+        assert (await admin.get("/api/v1/flows/")).status == 404
+
+
+async def test_find_shows_live_flows_first(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        found = (await admin.get("/api/v1/find?address=10.0.0.1:80")).json
+        assert [row["id"] for row in found["flows"]] == [1, 2, 4]
+        assert found["matched"] == 3
+        none = await admin.get("/api/v1/find?address=10.0.0.1:81")
+        assert none.json == {"flows": [], "matched": 0}
+        assert (await admin.get("/api/v1/find")).status == 400
+
+
+async def test_status_listeners_upstreams(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        assert (await admin.get("/api/v1/status")).json["version"] == "1.2.3"
+        listeners = (await admin.get("/api/v1/listeners")).json["listeners"]
+        upstreams = (await admin.get("/api/v1/upstreams")).json["upstreams"]
+        assert (await admin.get("/api/v1/status?x=1")).status == 400
+    assert [(row["listener"], row["listening"]) for row in listeners] == [
+        ("web", ["0.0.0.0:8080"]),
+        ("dns", ["[::]:53"]),
+    ]
+    assert listeners[0]["opened"] == 3
+    assert [(row["upstream"], len(row["endpoints"])) for row in upstreams] == [
+        ("web", 1),
+        ("resolvers", 1),
+    ]
+
+
+async def test_metrics_add_what_the_sink_dropped(relay: FakeRelay, tmp_path: Path) -> None:
+    answer = await get(relay, tmp_path, "/metrics")
+    assert b"sockpair_log_records_dropped_total 7.0" in answer.body
+    assert answer.headers["content-type"].startswith("text/plain; version=")
+
+
+async def test_ready_says_why_not(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        assert (await admin.get("/readyz")).status == 200
+        relay.not_ready = ["upstream web: no endpoint is up"]
+        relay.draining = True
+        answer = await admin.get("/readyz")
+        assert (await admin.get("/healthz")).status == 200
+    assert answer.status == 503
+    assert answer.json["reasons"] == ["draining", "upstream web: no endpoint is up"]
+    assert "no endpoint is up" in answer.json["error"]
+
+
+async def test_unknown_paths_name_the_nearest(relay: FakeRelay, tmp_path: Path) -> None:
+    answer = await get(relay, tmp_path, "/api/v1/flow")
+    assert answer.status == 404
+    assert 'did you mean "/api/v1/flows"?' in answer.json["error"]
+
+
+async def test_index_lists_what_there_is(relay: FakeRelay, tmp_path: Path) -> None:
+    answer = await get(relay, tmp_path, "/")
+    assert answer.headers["content-type"].startswith("text/plain")
+    assert b"/api/v1/find" in answer.body
+
+
+async def test_tcp_only_reads(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin, await admin.by_tcp() as stream:
+        for target in ("/api/v1/flows/1", "/api/v1/flows?all=true"):
+            answer = await ask(stream, "DELETE", target)
+            assert answer.status == 403
+            assert "Unix socket" in answer.json["error"]
+        answer = await ask(stream, "POST", "/api/v1/flows", body=b"{}")
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD")
+    assert len(relay.live) == 3
+
+
+async def test_405_on_the_unix_socket_allows_more(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        answer = await admin.control("PUT", "/api/v1/flows/1")
+        assert (answer.status, answer.headers["allow"]) == (405, "GET, HEAD, DELETE")
+
+
+async def test_kill_one_is_logged_with_who_asked(relay: FakeRelay, tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with admin_server(relay, tmp_path) as admin:
+            assert (await admin.control("DELETE", "/api/v1/flows/1")).json == {"killed": 1}
+            assert (await admin.control("DELETE", "/api/v1/flows/1")).status == 404
+    assert [flow.id for flow in relay.live] == [2, 3]
+    assert logs[0]["event"] == "flows_killed"
+    assert logs[0]["by"] == f"pid {os.getpid()} uid {os.getuid()}"
+    assert logs[0]["asked"] == "/api/v1/flows/1"
+
+
+@pytest.mark.parametrize(
+    ("query", "killed"), [("?listener=web", 2), ("?all=true", 3), ("?transport=udp", 1)]
+)
+async def test_kill_by_filter(relay: FakeRelay, tmp_path: Path, query: str, killed: int) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        answer = await admin.control("DELETE", f"/api/v1/flows{query}")
+    assert answer.json == {"killed": killed}
+    assert len(relay.live) == 3 - killed
+
+
+@pytest.mark.parametrize("query", ["", "?all=false", "?all=true&listener=web", "?limit=1"])
+async def test_killing_needs_to_be_meant(relay: FakeRelay, tmp_path: Path, query: str) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        assert (await admin.control("DELETE", f"/api/v1/flows{query}")).status == 400
+    assert len(relay.live) == 3
+
+
+async def test_encoding_gives_way_to_others(tmp_path: Path) -> None:
+    """A listing of thousands of rows lets another task run again and again."""
+    relay = FakeRelay()
+    for port in range(1, 5001):
+        relay.open_tcp(("192.0.2.7", port))
+    turns = 0
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    async with admin_server(relay, tmp_path) as admin, trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        answer = await admin.get("/api/v1/flows")
+        nursery.cancel_scope.cancel()
+    assert answer.json["matched"] == 5000
+    assert turns > 5000 / 100
