@@ -112,8 +112,8 @@ class IoVec(ctypes.Structure):
     _fields_ = (("base", ctypes.c_void_p), ("length", ctypes.c_size_t))
 
 
-class Message(ctypes.Structure):
-    """``struct mmsghdr``."""
+class Header(ctypes.Structure):
+    """``struct msghdr``."""
 
     _fields_ = (
         ("name", ctypes.c_void_p),
@@ -123,8 +123,13 @@ class Message(ctypes.Structure):
         ("control", ctypes.c_void_p),
         ("control_length", ctypes.c_size_t),
         ("flags", ctypes.c_int),
-        ("length", ctypes.c_uint32),
     )
+
+
+class Message(ctypes.Structure):
+    """``struct mmsghdr``."""
+
+    _fields_ = (("header", Header), ("length", ctypes.c_uint32))
 
 
 class MessageArray:
@@ -138,10 +143,11 @@ class MessageArray:
         for index, (vector, message) in enumerate(zip(self.vectors, self.messages, strict=True)):
             vector.base = ctypes.addressof(self.data) + index * len(PAYLOAD)
             vector.length = len(PAYLOAD)
-            message.name = ctypes.addressof(self.names) + index * 16
-            message.name_length = 16  # sizeof(struct sockaddr_in)
-            message.vector = ctypes.pointer(vector)
-            message.vector_length = 1
+            header = message.header
+            header.name = ctypes.addressof(self.names) + index * 16
+            header.name_length = 16  # sizeof(struct sockaddr_in)
+            header.vector = ctypes.pointer(vector)
+            header.vector_length = 1
 
 
 def _echo(stream: socket.socket) -> bool:
