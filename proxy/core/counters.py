@@ -25,6 +25,10 @@ CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0
 """Seconds; from loopback to a SYN that was sent again."""
 
 
+DOWN: Final = 10.0
+"""Seconds an endpoint counts as down after a failed attempt; two scrapes see it."""
+
+
 class Histogram:
     """Counts of observations by upper bound, with their sum; the last bucket has no bound."""
 
@@ -140,29 +144,41 @@ class ListenerCounters:
 
 
 class EndpointCounters:
-    """What one endpoint of an upstream has been asked, and how it answered."""
+    """What one endpoint of an upstream has been asked, and how it answered.
 
-    __slots__ = ("attempts", "endpoint", "failures", "flows", "up", "upstream")
+    An endpoint whose last attempt failed counts as down for ``DOWN`` seconds, and then as up until
+    somebody has tried it again: otherwise one without traffic could never come back.
+    """
+
+    __slots__ = ("attempts", "down_until", "endpoint", "failures", "flows", "upstream")
 
     def __init__(self, upstream: str, endpoint: str) -> None:
         self.upstream = upstream
         self.endpoint = endpoint
-        self.up = True  # the last attempt succeeded; true until one was made
+        self.down_until = 0.0
         self.flows = 0
         self.attempts = 0
         self.failures = dict.fromkeys(CONNECT_FAILURES, 0)
 
-    def attempt_failed(self, reason: CloseReason) -> None:
+    def attempt_failed(self, reason: CloseReason, now: float) -> None:
         """Count a connection attempt that ended without a connection."""
         self.failures[reason] += 1
-        self.up = False
+        self.down_until = now + DOWN
 
-    def snapshot(self) -> EndpointSnapshot:
+    def answered(self) -> None:
+        """Know that the endpoint is there: it accepted a connection, or replied."""
+        self.down_until = 0.0
+
+    def up(self, now: float) -> bool:
+        """Whether the endpoint can be expected to answer."""
+        return now >= self.down_until
+
+    def snapshot(self, now: float) -> EndpointSnapshot:
         """Return a copy as plain values."""
         return {
             "upstream": self.upstream,
             "endpoint": self.endpoint,
-            "up": self.up,
+            "up": self.up(now),
             "flows": self.flows,
             "attempts": self.attempts,
             "failures": {reason.value: count for reason, count in self.failures.items()},

@@ -51,7 +51,7 @@ class ConnectAttempt:
             if error in UNDER_WAY:
                 return
             failure = failure_of(error)
-            endpoint.counters.attempt_failed(failure)
+            endpoint.counters.attempt_failed(failure, now)
             self._forget_socket()
         side = CloseSide.PROXY if failure is CloseReason.NO_ENDPOINT else CloseSide.ENDPOINT
         self._flow.abort(failure, side, now)
@@ -64,7 +64,7 @@ class ConnectAttempt:
             return
         endpoint, socket = self._endpoint, self._socket
         assert endpoint is not None
-        endpoint.counters.up = True
+        endpoint.counters.answered()
         self._socket = CLOSED
         self._flow.connected(socket, endpoint, now)
 
@@ -98,7 +98,7 @@ class ConnectAttempt:
 
     def _failed(self, reason: CloseReason, now: float) -> None:
         assert self._endpoint is not None
-        self._endpoint.counters.attempt_failed(reason)
+        self._endpoint.counters.attempt_failed(reason, now)
         self._forget_socket()
         self.start(now, reason)
 

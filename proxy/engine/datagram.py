@@ -133,7 +133,7 @@ class DatagramFlow(Flow):
         relay.files.used += FILES_PER_FLOW
         relay.wheel.schedule(self, next_look(self, self.listener.limits, now))
         self.listener.flows[self.key] = self
-        failure = self._connect(upstream)
+        failure = self._connect(upstream, now)
         if failure is not None:
             self.abort(failure, CloseSide.ENDPOINT, now)
         return failure is None
@@ -168,14 +168,14 @@ class DatagramFlow(Flow):
     def _assure(self) -> None:
         self.enter(State.ASSURED)
         assert self.endpoint is not None
-        self.endpoint.counters.up = True
+        self.endpoint.counters.answered()
 
     def _original_dropped(self, size: int, drop: Drop) -> None:
         self.counters.dropped[drop] += 1
         self.counters.original.discarded += size
         self.counters.original.packets_discarded += 1
 
-    def _connect(self, upstream: Upstream) -> CloseReason | None:
+    def _connect(self, upstream: Upstream, now: float) -> CloseReason | None:
         """Connect to the first endpoint that the kernel has a route to; return why none did."""
         failure = CloseReason.NO_ENDPOINT
         tried: tuple[Endpoint, ...] = ()
@@ -189,7 +189,7 @@ class DatagramFlow(Flow):
                 return None
             socket.close()
             failure = failure_of(error)
-            endpoint.counters.attempt_failed(failure)
+            endpoint.counters.attempt_failed(failure, now)
         return failure
 
     def _use(self, socket: Socket, endpoint: Endpoint) -> None:

@@ -109,14 +109,14 @@ class Worker:
     async def counters(self) -> RelayCounters:
         """Read every running aggregate at once."""
         await trio.lowlevel.checkpoint()
-        relay = self._relay
+        relay, now = self._relay, monotonic()
         for listener in self._listeners:
             if isinstance(listener, DatagramListener):
                 listener.count_kernel_drops()
         return {
             "listeners": [listener.counters.snapshot() for listener in self._listeners],
             "endpoints": [
-                endpoint.counters.snapshot()
+                endpoint.counters.snapshot(now)
                 for upstream in self._upstreams.values()
                 for endpoint in upstream.endpoints
             ],
@@ -140,11 +140,7 @@ class Worker:
             "table_limit": relay.table.limit,
             "file_descriptors": open_files(),
             "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            "not_ready": [
-                f'upstream "{upstream.name}": no endpoint answered the last attempt'
-                for upstream in self._upstreams.values()
-                if not any(endpoint.counters.up for endpoint in upstream.endpoints)
-            ],
+            "not_ready": self._not_ready(),
         }
 
     async def wait_closed_flows(self) -> list[FlowRow]:
@@ -171,6 +167,14 @@ class Worker:
     def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
         offset = self._wall_offset()
         return [flow_row(flow, offset, limits_in_force(flow, _limits_of(flow))) for flow in flows]
+
+    def _not_ready(self) -> list[str]:
+        now = monotonic()
+        return [
+            f'upstream "{upstream.name}": no endpoint answered the last attempt'
+            for upstream in self._upstreams.values()
+            if not any(endpoint.counters.up(now) for endpoint in upstream.endpoints)
+        ]
 
     def _wall_offset(self) -> float:
         """Unix time less monotonic time: the same value, so that times do not waver, until set."""

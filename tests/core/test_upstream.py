@@ -5,6 +5,8 @@ from collections import Counter
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy.core.counters import DOWN
+from proxy.core.flow import CloseReason
 from proxy.core.upstream import Endpoint, Upstream
 
 
@@ -31,3 +33,16 @@ def test_tried_endpoints_are_left_out(count: int, data: st.DataObject) -> None:
 
 def test_no_endpoint_at_all() -> None:
     assert upstream_of(0).pick() is None
+
+
+def test_a_failed_endpoint_is_down_for_a_while_or_until_it_answers() -> None:
+    (endpoint,) = upstream_of(1).endpoints
+    counters = endpoint.counters
+    assert counters.up(0.0)
+    counters.attempt_failed(CloseReason.CONNECT_REFUSED, 100.0)
+    assert not counters.up(100.0 + DOWN - 0.1)
+    assert counters.up(100.0 + DOWN)
+    counters.attempt_failed(CloseReason.CONNECT_REFUSED, 200.0)
+    counters.answered()
+    assert counters.snapshot(200.0)["up"]
+    assert counters.snapshot(200.0)["failures"]["connect_refused"] == 2
