@@ -296,7 +296,7 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "sockpair_endpoint_up",
         "gauge",
         _ENDPOINT,
-        "Whether the last connection attempt succeeded; 1 until one was made.",
+        "0 for 10 s after a failed connection attempt, unless the endpoint answered since; else 1.",
         _endpoint(lambda row: int(row["up"])),
     ),
     MetricEntry(

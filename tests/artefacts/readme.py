@@ -1,0 +1,36 @@
+"""The parts of the README that are generated: the table of metrics.
+
+``python -m tests.artefacts.readme`` writes them; a test compares them.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from proxy.observe.catalogue import catalogue
+
+README = Path(__file__).parents[2] / "README.md"
+BEGIN = "<!-- metrics: generated from proxy/observe/catalogue.py -->\n"
+END = "<!-- end of metrics -->\n"
+
+
+def metrics_table() -> str:
+    """Every metric, its type, its labels and its meaning, as Markdown."""
+    rows = [
+        f"| `{entry.name}` | {entry.type} | {', '.join(entry.labels)} | {entry.help} |\n"
+        for entry in catalogue()
+    ]
+    return "".join(
+        ["\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n", *rows, "\n"]
+    )
+
+
+def with_metrics(text: str) -> str:
+    """The README's text with the table as it should be."""
+    before, rest = text.split(BEGIN)
+    _, after = rest.split(END)
+    return before + BEGIN + metrics_table() + END + after
+
+
+if __name__ == "__main__":
+    README.write_text(with_metrics(README.read_text()))
