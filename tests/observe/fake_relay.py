@@ -86,7 +86,7 @@ class FakeRelay:
         await self._answer()
         return {
             "listeners": [self.web.snapshot(), self.dns.snapshot()],
-            "endpoints": [endpoint.snapshot() for endpoint in self.endpoint_counters],
+            "endpoints": [endpoint.snapshot(now=0.0) for endpoint in self.endpoint_counters],
             "table_entries": len(self.live),
             "table_limit": 1000,
             "recent_entries": len(self.closed),
