@@ -7,19 +7,23 @@ whole of the back-pressure, and it bounds the memory of a flow to one chunk per 
 chunk starts small, doubles while both sides keep up and halves when the receiver falls behind, so
 that thousands of stalled flows hold little and a few fast ones move much at a time.
 
+Urgent data (RFC 6093) is one byte with a mark at its place in the stream. A receive stops at the
+mark, but the next one would skip the byte in silence; so at the mark the byte is taken out and sent
+as urgent data again, after what stood before it and before what follows.
+
 Accepted sockets stay in blocking mode, because making them non-blocking costs a call per flow;
 every call on them says MSG_DONTWAIT instead.
 """
 
 from __future__ import annotations
 
-from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLRDHUP
-from socket import MSG_DONTWAIT
+from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from socket import MSG_DONTWAIT, MSG_OOB
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import Direction
-from proxy.engine.tcp import take_error
+from proxy.engine.tcp import at_urgent_mark, take_error
 
 if TYPE_CHECKING:
     from proxy.core.counters import DirectionCounters
@@ -34,9 +38,12 @@ LARGEST_CHUNK: Final = 256 * 1024
 READS_PER_TURN: Final = 4
 """Receives until the other flows get their turn: 1 MiB, a fraction of a millisecond."""
 
-NEWS: Final = EPOLLIN | EPOLLRDHUP | EPOLLHUP | EPOLLERR
+NEWS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
-WATCH: Final = EPOLLIN | EPOLLRDHUP | EPOLLET
+READ_ON: Final = HANGUP | EPOLLPRI
+"""Events after which a short receive is not yet the end."""
+
+WATCH: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 WATCH_BOTH: Final = WATCH | EPOLLOUT
 
 BLOCKED: Final = memoryview(b"")
@@ -52,6 +59,7 @@ class StreamLeg(Direction):
         other: the leg this direction ends at.
         counters: the direction's running aggregate.
         pending: received here and not yet taken by the other leg; None while the way is free.
+        send_flags: how to send what is pending: as urgent data, or not.
         unserved: events that came while the way was not free.
         chunk: bytes to ask for at a time.
         ended: nothing more will be received.
@@ -66,6 +74,7 @@ class StreamLeg(Direction):
         "flow",
         "other",
         "pending",
+        "send_flags",
         "socket",
         "unserved",
         "writable_watched",
@@ -80,6 +89,7 @@ class StreamLeg(Direction):
         self.socket = socket
         self.counters = counters
         self.pending: memoryview | None = None
+        self.send_flags = MSG_DONTWAIT
         self.unserved = 0
         self.chunk = SMALLEST_CHUNK
         self.ended = False
@@ -99,7 +109,7 @@ class StreamLeg(Direction):
             elif mask & EPOLLERR:
                 self.flow.failed(self, take_error(self.socket), now)
 
-    def pull(self, mask: int, now: float) -> None:
+    def pull(self, mask: int, now: float) -> None:  # noqa: PLR0912 - the hot loop, in one piece
         """Receive and pass on, until there is nothing left, the way is blocked, or the turn is up.
 
         A short receive has emptied the socket, and what comes after it is a new edge; only after
@@ -108,6 +118,10 @@ class StreamLeg(Direction):
         receive = self.socket.recv_into
         send = self.other.socket.send
         for _ in range(READS_PER_TURN):
+            if mask & EPOLLPRI and at_urgent_mark(self.socket):
+                if not self._pass_urgent(mask, now):
+                    return
+                mask &= ~EPOLLPRI
             try:
                 size = receive(_buffer, self.chunk, MSG_DONTWAIT)
             except BlockingIOError:
@@ -134,8 +148,10 @@ class StreamLeg(Direction):
                 self._hold(_buffer[sent:size], mask)
                 return
             if size < self.chunk:
-                if not mask & HANGUP:
+                if not mask & READ_ON:
                     return
+            elif at_urgent_mark(self.socket):
+                mask |= EPOLLPRI
             elif self.chunk < LARGEST_CHUNK:
                 self.chunk *= 2
         self.flow.relay.pump.again(self, mask)
@@ -145,7 +161,7 @@ class StreamLeg(Direction):
         pending = self.pending
         assert pending is not None
         try:
-            sent = self.other.socket.send(pending, MSG_DONTWAIT)
+            sent = self.other.socket.send(pending, self.send_flags)
         except BlockingIOError:
             return
         except OSError as error:
@@ -156,6 +172,7 @@ class StreamLeg(Direction):
         if sent < len(pending):
             self.pending = pending[sent:]
         else:
+            self.send_flags = MSG_DONTWAIT
             self.open_way(now)
 
     def open_way(self, now: float) -> None:
@@ -175,6 +192,27 @@ class StreamLeg(Direction):
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow: a fault of ours."""
         self.flow.crashed(error, now)
+
+    def _pass_urgent(self, mask: int, now: float) -> bool:
+        """Pass on the urgent byte whose mark has been reached; false if nothing may follow yet."""
+        try:
+            byte = self.socket.recv(1, MSG_OOB | MSG_DONTWAIT)
+        except OSError:  # EINVAL: it has been taken; EAGAIN: it is announced, and not there yet
+            return True
+        self.bytes += 1
+        self.counters.received += 1
+        self.flow.active = now
+        try:
+            self.other.socket.send(byte, MSG_OOB | MSG_DONTWAIT)
+        except BlockingIOError:
+            self._hold(memoryview(byte), mask)
+            self.send_flags = MSG_OOB | MSG_DONTWAIT
+            return False
+        except OSError as error:
+            self.counters.discarded += 1
+            self._other_failed(error, now)
+            return False
+        return True
 
     def _hold(self, rest: memoryview, mask: int) -> None:
         """Keep what the other leg did not take, and wait until it takes more."""
@@ -200,6 +238,6 @@ class StreamLeg(Direction):
             return
         self.flow.broken = other
         if other.pending is None:
-            other.pull(HANGUP, now)
+            other.pull(READ_ON, now)
         else:
-            other.unserved |= HANGUP
+            other.unserved |= READ_ON

@@ -13,6 +13,8 @@ from typing import Final
 
 from proxy.core.flow import CloseReason, CloseSide
 
+SIOCATMARK: Final = 0x8905  # asm-generic/sockios.h
+
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: on, for no time; close then sends RST and forgets what is unsent (socket(7))."""
 
@@ -48,6 +50,13 @@ def unsent(socket: Socket) -> int:
     count = array("i", [0])
     ioctl(socket.fileno(), TIOCOUTQ, count)  # the same number as SIOCOUTQ
     return count[0]
+
+
+def at_urgent_mark(socket: Socket) -> bool:
+    """Whether the next byte is the urgent one (SIOCATMARK, tcp(7))."""
+    mark = array("i", [0])
+    ioctl(socket.fileno(), SIOCATMARK, mark)
+    return bool(mark[0])
 
 
 def take_error(socket: Socket) -> int:
