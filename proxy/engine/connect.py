@@ -67,6 +67,7 @@ class ConnectAttempt:
         endpoint.counters.answered()
         self._socket = CLOSED
         self._flow.connected(socket, endpoint, now)
+        self._flow.reply.ready(mask, now)  # the endpoint may have spoken already: the edge is here
 
     def timed_out(self, now: float) -> None:
         """The attempt's time is up."""

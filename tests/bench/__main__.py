@@ -100,23 +100,23 @@ async def measure_one(
     number: int, workload: Workload, peer: Peer, seconds: int
 ) -> Sequence[Sample]:
     """Set up an origin and the proxy, measure, and take both down."""
-    load_cores, proxy_cores = split_cores(sorted(os.sched_getaffinity(0)))
+    load_cores, proxy_core = split_cores(sorted(os.sched_getaffinity(0)))
     with TemporaryDirectory(prefix="sockpair-bench-") as name:
         folder = Path(name)
         async with origin(workload.origin, load_cores, folder) as port:
             route = Route(workload.transport, free_port(), port, free_port(), folder)
-            async with started(peer, route, proxy_cores, folder) as proxy:
-                stand = Stand(proxy, route, seconds, load_cores, folder)
+            async with started(peer, route, [proxy_core], folder) as proxy:
+                stand = Stand(proxy, route, seconds, proxy_core, load_cores, folder)
                 found = await workload.measure(stand)
     sample = partial(Sample, number, workload.name, proxy=peer.name)
     return [sample(part, figures=figures) for part, figures in found.items()]
 
 
-def split_cores(cores: Sequence[int]) -> tuple[Sequence[int], Sequence[int]]:
+def split_cores(cores: Sequence[int]) -> tuple[Sequence[int], int]:
     """The cores of load and origins, and the one of the proxy: the last, which is rarely the one
     that serves interrupts.
     """
-    return (cores[:-1] or cores), cores[-1:]
+    return (cores[:-1] or cores), cores[-1]
 
 
 def chosen(known: Sequence[Named], names: str, kind: str) -> list[Named]:

@@ -4,6 +4,9 @@ CPU is what is compared, because it holds still on a machine that is shared, whe
 do not. The sum of user and system time comes from the scheduler and is exact, up to the tick it
 is rounded to (10 ms); how it is split between the two is sampled by the clock.
 
+What else ran on the proxy's core meanwhile is told beside it: a run in which that is much should be
+made again when the machine is quiet.
+
 A proxy's processes are those of its session, with all their threads. A reading is taken when the
 proxy has come to rest, so that work it put off (closing, logging) is counted with what caused it.
 """
@@ -29,6 +32,9 @@ REST: Final = 3.0
 
 # Places in /proc/PID/stat after the command's name, which ends with the last ")" (proc(5)).
 SESSION, USER, SYSTEM = 3, 11, 12
+
+# Of a line in /proc/stat after the core's name: user, nice, system, irq, softirq, steal.
+BUSY = 0, 1, 2, 5, 6, 7
 
 
 @dataclass(frozen=True)
@@ -68,6 +74,15 @@ async def usage_at_rest(session: int) -> Usage:
             if before == usage:
                 break
     return usage
+
+
+def core_seconds(core: int) -> float:
+    """Seconds that a core has been busy since the machine was started (proc(5), /proc/stat)."""
+    for line in Path("/proc/stat").read_text().splitlines():
+        name, *ticks = line.split()
+        if name == f"cpu{core}":
+            return TICK * sum(int(ticks[index]) for index in BUSY)
+    return 0.0
 
 
 def stat_fields(text: str) -> list[str]:

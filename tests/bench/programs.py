@@ -144,14 +144,23 @@ def free_port() -> int:
     return next(port for port in _ports if _is_free(port))
 
 
-def accepts(port: int) -> Callable[[], bool]:
-    """A condition: somebody accepts connections there."""
+def listens(port: int) -> Callable[[], bool]:
+    """A condition: somebody listens for connections there.
+
+    The kernel is asked, because a connection that only looks would be the first flow of a proxy,
+    and makes iperf3 close its listening socket for a moment.
+    """
 
     def look() -> bool:
-        with socket.socket() as probe:
-            return probe.connect_ex((LOCAL, port)) == 0
+        return is_listening(Path("/proc/net/tcp").read_text(), port)
 
     return look
+
+
+def is_listening(table: str, port: int) -> bool:
+    """Whether a port has a socket in the state LISTEN in this text of /proc/net/tcp (proc(5))."""
+    rows = (line.split() for line in table.splitlines()[1:])
+    return any(row[1].endswith(f":{port:04X}") and row[3] == "0A" for row in rows)
 
 
 def echoes(port: int) -> Callable[[], bool]:

@@ -19,11 +19,11 @@ import trio
 
 from tests.bench import load
 from tests.bench.load import Outcome
-from tests.bench.measure import Usage, usage_at_rest
+from tests.bench.measure import Usage, core_seconds, usage_at_rest
 from tests.bench.peers import Peer, Route
-from tests.bench.programs import Cores, Program, accepts, echoes, running
+from tests.bench.programs import Cores, Program, echoes, listens, running
 
-Figures: TypeAlias = Mapping[str, float]
+Figures: TypeAlias = dict[str, float]
 Load: TypeAlias = Callable[[int, int, Cores], Awaitable[Outcome]]
 
 WARM_UP: Final = 1
@@ -80,6 +80,7 @@ class Stand:
         proxy: the running proxy.
         route: from where to where it forwards.
         seconds: how long to load it.
+        core: where the proxy runs.
         cores: where the load runs.
         folder: for the output of programs.
 
@@ -88,6 +89,7 @@ class Stand:
     proxy: Program
     route: Route
     seconds: int
+    core: int
     cores: Cores
     folder: Path
 
@@ -133,7 +135,7 @@ def started(
     peer: Peer, route: Route, cores: Cores, folder: Path
 ) -> AbstractAsyncContextManager[Program]:
     """Run a proxy for a route, ready to forward."""
-    ready = accepts(route.listen) if route.transport == "tcp" else echoes(route.listen)
+    ready = listens(route.listen) if route.transport == "tcp" else echoes(route.listen)
     return running(peer.command(route), cores, folder, peer.name, ready)
 
 
@@ -141,9 +143,13 @@ async def worked(stand: Stand, apply: Load, scale: float) -> Figures:
     """The figures of a load after a warm-up."""
     port, pid = stand.route.listen, stand.proxy.pid
     await apply(port, WARM_UP, stand.cores)
-    before = await usage_at_rest(pid)
+    before, core_before = await usage_at_rest(pid), core_seconds(stand.core)
     outcome = await apply(port, stand.seconds, stand.cores)
-    return figures(before, await usage_at_rest(pid), outcome, scale)
+    core = core_seconds(stand.core) - core_before
+    after = await usage_at_rest(pid)
+    others = max(0.0, core - (after.cpu - before.cpu))
+    shares = {"others": 100 * others / outcome.seconds}
+    return figures(before, after, outcome, scale) | shares
 
 
 def figures(before: Usage, after: Usage, outcome: Outcome, scale: float) -> Figures:
@@ -181,6 +187,7 @@ async def measure_datagrams(stand: Stand, *, flows: int) -> dict[str, Figures]:
 
 async def measure_idle(stand: Stand) -> dict[str, Figures]:
     """Memory of flows that each carried one message and wait."""
+    await load.stream(stand.route.listen, WARM_UP, stand.cores, pause=PACE)
     before = await usage_at_rest(stand.proxy.pid)
     async with held(stand, IDLE_FLOWS):
         after = await usage_at_rest(stand.proxy.pid)
@@ -248,7 +255,8 @@ def _work(unit: str, goal: Goal, *, times: bool = True) -> tuple[Figure, ...]:
         Figure("cpu_system", "of it in the kernel", 2),
         Figure("rate", "rate, a second"),
         *percentiles,
-        Figure("busy", "core busy, %"),
+        Figure("busy", "core busy with it, %"),
+        Figure("others", "core busy with others, %"),
     )
 
 

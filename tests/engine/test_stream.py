@@ -118,6 +118,25 @@ async def test_data_sent_before_the_endpoint_accepts_is_not_lost() -> None:
         assert await receive_all(client) == b""
 
 
+async def test_an_endpoint_that_speaks_at_once_is_heard() -> None:
+    """What it sends with its acceptance comes in the same edge as the connection itself."""
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab, trio.open_nursery() as nursery:
+
+        async def greet() -> None:
+            while True:
+                accepted = await accept(endpoint)
+                await accepted.send(b"welcome")
+                accepted.close()
+
+        nursery.start_soon(greet)
+        for _ in range(50):
+            client = await connect(lab.address)
+            assert await receive_all(client) == b"welcome"
+            client.close()
+        nursery.cancel_scope.cancel()
+
+
 async def test_reset_by_the_client_reaches_the_endpoint() -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:

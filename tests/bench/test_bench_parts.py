@@ -1,0 +1,207 @@
+"""The parts of the benchmark that decide without measuring: reading, medians, goals, the table."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from tests.bench.__main__ import split_cores
+from tests.bench.load import LoadError, Outcome, read_iperf3, read_wrk
+from tests.bench.machine import cpu_model
+from tests.bench.measure import SESSION, SYSTEM, USER, Usage, stat_fields
+from tests.bench.pingpong import percentile
+from tests.bench.programs import is_listening
+from tests.bench.report import Sample, medians, standing, summary, table
+from tests.bench.workloads import WORKLOADS, Goal, figures, scrape_figures
+
+WRK = """\
+Running 2s test @ http://127.0.0.1:20000/
+  1 threads and 64 connections
+  Thread Stats   Avg      Stdev     Max   +/- Stdev
+    Latency     1.10ms    1.25ms  20.51ms   90.01%
+  Latency Distribution
+     50%  850.00us
+     75%    1.02ms
+     90%    1.90ms
+     99%    6.50ms
+  91000 requests in 2.00s, 15.62MB read
+"""
+
+PARTS = [(workload, part) for workload in WORKLOADS for part in workload.parts]
+
+
+def samples_of(**figures_by_proxy: list[dict[str, float]]) -> list[Sample]:
+    return [
+        Sample(number, "request", "", proxy, figures)
+        for proxy, rounds in figures_by_proxy.items()
+        for number, figures in enumerate(rounds, start=1)
+    ]
+
+
+def test_wrk_is_read() -> None:
+    assert read_wrk(WRK) == Outcome(units=91000, seconds=2.0, p50=850.0, p99=6500.0, errors=0)
+
+
+def test_wrk_errors_of_every_kind_are_added_up() -> None:
+    text = (
+        f"{WRK}  Socket errors: connect 1, read 20, write 300, timeout 4000\n"
+        "  Non-2xx or 3xx responses: 50000\n"
+    )
+
+    assert read_wrk(text).errors == 54321
+
+
+def test_wrk_minutes_are_read() -> None:
+    text = "  9 requests in 1.50m, 1KB read\n"
+
+    assert read_wrk(text) == Outcome(units=9, seconds=90.0)
+
+
+def test_wrk_without_total_is_an_error() -> None:
+    with pytest.raises(LoadError, match="no total"):
+        read_wrk("unable to connect")
+
+
+def test_iperf3_is_read() -> None:
+    text = json.dumps({"end": {"sum_received": {"bytes": 3 * 10**9, "seconds": 2.5}}})
+
+    assert read_iperf3(text) == Outcome(units=3e9, seconds=2.5)
+
+
+@pytest.mark.parametrize("text", ["", '{"error": "refused"}', '{"end": {}}'])
+def test_iperf3_without_sum_is_an_error(text: str) -> None:
+    with pytest.raises(LoadError, match="no sum"):
+        read_iperf3(text)
+
+
+def test_stat_is_read_behind_a_name_with_brackets_and_spaces() -> None:
+    fields = stat_fields("12 (a b) c) S 1 12 12 0 -1 0 1 2 3 4 700 80 0 0\n")
+
+    assert (fields[SESSION], fields[USER], fields[SYSTEM]) == ("12", "700", "80")
+
+
+def test_a_listening_port_is_told_from_a_connected_one() -> None:
+    table = (
+        "  sl  local_address rem_address   st tx_queue rx_queue\n"
+        "   0: 0100007F:1F90 00000000:0000 0A 00000000:00000000\n"
+        "   1: 0100007F:1F91 0100007F:1F90 01 00000000:00000000\n"
+    )
+
+    assert is_listening(table, 0x1F90)
+    assert not is_listening(table, 0x1F91)
+
+
+def test_figures_are_per_unit() -> None:
+    before, after = Usage(1.0, 2.0, 0), Usage(1.5, 3.0, 0)
+
+    found = figures(before, after, Outcome(units=100_000, seconds=3.0), 1e6)
+
+    assert found["cpu"] == pytest.approx(15.0)
+    assert found["cpu_system"] == pytest.approx(10.0)
+    assert found["busy"] == pytest.approx(50.0)
+    assert found["rate"] == pytest.approx(33_333, abs=1)
+    assert "p50" not in found
+
+
+def test_figures_of_no_work_are_finite() -> None:
+    assert figures(Usage(0, 0, 0), Usage(0, 0, 0), Outcome(0, 1.0), 1e6)["cpu"] == 0
+
+
+def test_scrapes_are_told_in_milliseconds_and_compared() -> None:
+    scraped = Outcome(10, 1.0, p50=4000, p99=9000, most=12000)
+
+    found = scrape_figures(scraped, Outcome(1, 1, 50, 100), Outcome(1, 1, 50, 120))
+
+    assert (found["scrape"], found["scrape_most"]) == (4.0, 12.0)
+    assert found["moved"] == pytest.approx(1.2)
+
+
+@pytest.mark.parametrize(
+    ("share", "value"), [(0.0, 1), (0.5, 51), (0.99, 100), (1.0, 100)], ids=str
+)
+def test_percentiles(share: float, value: int) -> None:
+    assert percentile(range(1, 101), share) == value
+
+
+def test_percentile_of_nothing_is_zero() -> None:
+    assert percentile([], 0.5) == 0
+
+
+def test_median_over_rounds_by_proxy() -> None:
+    samples = samples_of(
+        sockpair=[{"cpu": 9.0}, {"cpu": 1.0}, {"cpu": 2.0}], nginx=[{"cpu": 4.0}, {"cpu": 6.0}]
+    )
+
+    assert medians(samples, "request", "", "cpu") == {"sockpair": 2.0, "nginx": 5.0}
+    assert medians(samples, "request", "", "p50") == {}
+
+
+@pytest.mark.parametrize(
+    ("value", "verdict"),
+    [(7.0, "reached 0.8"), (8.0, "reached 0.8"), (9.0, "reached 0.95"), (9.6, "not reached")],
+)
+def test_standing_to_the_best_peer(value: float, verdict: str) -> None:
+    where = standing({"sockpair": value, "nginx": 10.0, "haproxy": 11.0}, Goal(0.95, 0.8))
+
+    assert where is not None
+    assert where.best == ("nginx", 10.0)
+    assert where.compared == pytest.approx(value / 10)
+    assert where.verdict == verdict
+
+
+def test_standing_of_a_value_that_has_no_peer() -> None:
+    where = standing({"sockpair": 19.0, "nginx": 1.0}, Goal(20.0, to_peer=False))
+
+    assert where is not None
+    assert (where.best, where.verdict) == (None, "reached 20")
+
+
+def test_standing_without_peers_or_without_sockpair() -> None:
+    alone = standing({"sockpair": 1.0}, Goal(1.0))
+
+    assert alone is not None
+    assert alone.verdict == "no peer"
+    assert standing({"nginx": 1.0}, Goal(1.0)) is None
+
+
+def test_table_shows_medians_and_goals() -> None:
+    samples = samples_of(
+        sockpair=[{"cpu": 18.0, "rate": 50_000.0}],
+        nginx=[{"cpu": 15.0, "rate": 60_000.0, "errors": 2}],
+    )
+
+    lines = table(samples, WORKLOADS[:1], ["sockpair", "nginx", "envoy"]).splitlines()
+
+    assert any(line.split()[-3:] == ["18.00", "15.00", "-"] for line in lines)
+    assert any(line.split()[-3:] == ["50,000", "60,000", "-"] for line in lines)
+    assert any(line.split() == ["errors", "-", "2", "-"] for line in lines)
+    assert lines[-1].endswith("reached 1.25")
+    assert "15.00 nginx" in lines[-1]
+    assert " 1.20 " in lines[-1]
+
+
+def test_summary_is_json() -> None:
+    samples = samples_of(sockpair=[{"cpu": 18.0}], nginx=[{"cpu": 15.0}])
+
+    (found,) = json.loads(json.dumps(summary(samples, WORKLOADS)))
+
+    assert (found["best_peer"], found["compared"], found["goal"]) == ("nginx", 1.2, [1.25, 1.0])
+
+
+def test_workloads_and_parts_have_names_of_their_own() -> None:
+    names = [(workload.name, part.name) for workload, part in PARTS]
+
+    assert len(names) == len(set(names))
+
+
+def test_the_proxy_has_a_core_of_its_own_where_there_are_two() -> None:
+    assert split_cores([0, 1]) == ([0], 1)
+    assert split_cores([2, 3, 4, 5]) == ([2, 3, 4], 5)
+    assert split_cores([7]) == ([7], 7)
+
+
+def test_cpu_model() -> None:
+    assert cpu_model("processor\t: 0\nmodel name\t: A CPU @ 3 GHz\nmodel name\t: B\n") == (
+        "A CPU @ 3 GHz"
+    )
