@@ -22,24 +22,43 @@ sender who never hears anything is not bound to a dead endpoint for ever.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import lru_cache
 from math import inf
-from typing import Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.flow import CloseReason, Flow, State
+
+if TYPE_CHECKING:
+    from proxy.core.address import Transport
 
 UNREPLIED_LIFE: Final = 10
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowLimits:
-    """The clocks of one flow, in seconds; ``inf`` never strikes."""
+    """The clocks of one flow, in seconds; ``inf`` never strikes.
+
+    Attributes:
+        stream_look: the shortest clock a TCP flow can have, when to look at a new one first.
+        datagram_look: the same for UDP.
+
+    """
 
     connect: float = 5.0
     idle: float = 7440.0
     half_closed: float = 240.0
     unreplied: float = 30.0
     duration: float = inf
+    stream_look: float = field(init=False)
+    datagram_look: float = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive what every flow would derive again."""
+        stream = min(self.connect, self.idle, self.half_closed, self.duration)
+        object.__setattr__(self, "stream_look", stream)
+        datagram = min(self.unreplied, self.idle, self.duration)
+        object.__setattr__(self, "datagram_look", datagram)
 
 
 class Deadline(NamedTuple):
@@ -66,15 +85,15 @@ def next_look(flow: Flow, limits: FlowLimits, now: float) -> float:
     return min(deadline_of(flow, limits).when, now + _clock_to_come(flow.state, limits))
 
 
-def limits_in_force(flow: Flow, limits: FlowLimits) -> dict[str, float]:
-    """The clocks that can still strike this flow, for its row in the table."""
-    names = UDP_CLOCKS if flow.state in UDP_STATES else TCP_CLOCKS
+@lru_cache(maxsize=1024)
+def limits_in_force(transport: Transport, limits: FlowLimits) -> dict[str, float]:
+    """The clocks that can strike a flow, for its row in the table; to be read only."""
+    names = UDP_CLOCKS if transport == "udp" else TCP_CLOCKS
     return {name: value for name in names if (value := getattr(limits, name)) != inf}
 
 
 TCP_CLOCKS: Final = ("connect", "idle", "half_closed", "duration")
 UDP_CLOCKS: Final = ("unreplied", "idle", "duration")
-UDP_STATES: Final = frozenset({State.UNREPLIED, State.ASSURED})
 
 
 def _clock_of(state: State, limits: FlowLimits) -> tuple[float, CloseReason]:

@@ -1,5 +1,8 @@
 """Accepting stream flows: admit or refuse, and never wait.
 
+Sockets of flows are of the C type that ``socket.socket`` is derived from: it is smaller, and made
+without asking the kernel what we know already.
+
 The listening socket is level-triggered: what is not accepted in this round is told again in the
 next, so a burst of connections cannot hold up the flows that exist.
 """
@@ -8,8 +11,8 @@ from __future__ import annotations
 
 import errno
 from select import EPOLLIN
-from socket import AF_INET6
-from socket import socket as Socket
+from socket import AF_INET6, SOCK_STREAM
+from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -81,15 +84,17 @@ class StreamListener:
         self.upstream = upstream
         self.slot: Slot | None = None
         self._fd = socket.fileno()
-        self._mapped = socket.family == AF_INET6
+        self._family = int(socket.family)
+        self._mapped = self._family == AF_INET6
         relay.pump.register(self._fd, self, EPOLLIN)
 
     def ready(self, mask: int, now: float) -> None:
         """Accept what waits, within a turn."""
-        accept = self.socket.accept
+        # What socket.accept() calls too; it then asks the kernel for what we know.
+        accept = self.socket._accept  # type: ignore[attr-defined]
         for _ in range(ACCEPTS_PER_TURN):
             try:
-                client, address = accept()
+                fd, address = accept()
             except BlockingIOError:
                 return
             except OSError as error:
@@ -98,7 +103,7 @@ class StreamListener:
                 elif error.errno not in ONE_CONNECTION:
                     raise
                 return
-            self._admit(client, address, now)
+            self._admit(Socket(self._family, SOCK_STREAM, 0, fd), address, now)
 
     def close(self) -> None:
         """Accept no more."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 import errno
 from select import EPOLLERR, EPOLLHUP
 from socket import IPPROTO_TCP, SOCK_NONBLOCK, SOCK_STREAM, TCP_NODELAY
-from socket import socket as Socket
+from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import CloseReason, CloseSide

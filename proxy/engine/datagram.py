@@ -18,7 +18,7 @@ from __future__ import annotations
 import struct
 from select import EPOLLIN
 from socket import AF_INET6, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET
-from socket import socket as Socket
+from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -131,7 +131,7 @@ class DatagramFlow(Flow):
         relay = self.listener.relay
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
-        relay.wheel.schedule(self, next_look(self, self.listener.limits, now))
+        relay.wheel.schedule(self, now + self.listener.limits.datagram_look)
         self.listener.flows[self.key] = self
         failure = self._connect(upstream, now)
         if failure is not None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_DONTWAIT, MSG_OOB
-from socket import socket as Socket
+from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import Direction

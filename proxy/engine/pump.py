@@ -22,7 +22,7 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
-from socket import socket as Socket
+from socket import SocketType as Socket
 from time import monotonic
 from typing import Final, Protocol
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import errno
 from socket import SHUT_WR
-from socket import socket as Socket
+from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -91,7 +91,7 @@ class StreamFlow(Flow):
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
-        relay.wheel.schedule(self, next_look(self, self.limits, now))
+        relay.wheel.schedule(self, now + self.limits.stream_look)
         self.attempt = ConnectAttempt(self, upstream)
         self.attempt.start(now)
 

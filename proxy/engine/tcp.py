@@ -7,7 +7,7 @@ import struct
 from array import array
 from fcntl import ioctl
 from socket import SO_ERROR, SO_LINGER, SOL_SOCKET
-from socket import socket as Socket
+from socket import SocketType as Socket
 from termios import TIOCOUTQ
 from typing import Final
 

@@ -12,7 +12,7 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from socket import socket as Socket
+from socket import SocketType as Socket
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, TypeAlias
 
@@ -166,7 +166,10 @@ class Worker:
 
     def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
         offset = self._wall_offset()
-        return [flow_row(flow, offset, limits_in_force(flow, _limits_of(flow))) for flow in flows]
+        return [
+            flow_row(flow, offset, limits_in_force(flow.transport, _limits_of(flow)))
+            for flow in flows
+        ]
 
     def _not_ready(self) -> list[str]:
         now = monotonic()

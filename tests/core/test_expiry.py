@@ -1,14 +1,26 @@
 from __future__ import annotations
 
-from math import inf
-
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.core.expiry import UNREPLIED_LIFE, FlowLimits, deadline_of, limits_in_force
-from proxy.core.flow import CloseReason, State
+from proxy.core.address import Transport
+from proxy.core.expiry import (
+    UNREPLIED_LIFE,
+    FlowLimits,
+    deadline_of,
+    limits_in_force,
+    next_look,
+)
+from proxy.core.flow import TRANSITIONS, CloseReason, State
 from tests.core.flows import tcp_flow, udp_flow
 
 LIMITS = FlowLimits(connect=5, idle=600, half_closed=60, unreplied=30)
+
+clock = st.floats(0.1, 1000)
+clocks = st.builds(
+    FlowLimits, connect=clock, idle=clock, half_closed=clock, unreplied=clock, duration=clock
+)
 
 TCP_CASES = [
     ((), 5, CloseReason.CONNECT_TIMEOUT),
@@ -54,9 +66,29 @@ def test_duration_counts_from_the_start() -> None:
 
 
 def test_limits_in_force_are_those_that_can_strike() -> None:
-    assert limits_in_force(tcp_flow(), LIMITS) == {"connect": 5, "idle": 600, "half_closed": 60}
-    assert limits_in_force(udp_flow(), FlowLimits(duration=inf)) == {
-        "unreplied": 30.0,
-        "idle": 7440.0,
-    }
-    assert limits_in_force(udp_flow(), FlowLimits(duration=9))["duration"] == 9
+    tcp = {"connect": 5, "idle": 600, "half_closed": 60}
+    assert limits_in_force(Transport.TCP, LIMITS) == tcp
+    udp = {"unreplied": 30.0, "idle": 7440.0}
+    assert limits_in_force(Transport.UDP, FlowLimits()) == udp
+    assert limits_in_force(Transport.UDP, FlowLimits(duration=9))["duration"] == 9
+
+
+@given(clocks, st.booleans())
+def test_the_first_look_is_not_later_than_any_clock(limits: FlowLimits, datagrams: bool) -> None:
+    flow = udp_flow(now=7.0) if datagrams else tcp_flow(now=7.0)
+    look = limits.datagram_look if datagrams else limits.stream_look
+    assert look <= next_look(flow, limits, 7.0) - 7.0 + 1e-9
+
+
+@given(clocks, st.lists(st.sampled_from([*State]), max_size=4), st.floats(0, 100))
+def test_no_change_of_state_brings_a_deadline_before_the_next_look(
+    limits: FlowLimits, states: list[State], later: float
+) -> None:
+    """A flow is looked at in time, whatever becomes of it in between."""
+    for flow in (tcp_flow(now=0.0), udp_flow(now=0.0)):
+        look = next_look(flow, limits, 0.0)
+        flow.active = later
+        for state in states:
+            if state in TRANSITIONS.get(flow.state, ()):
+                flow.enter(state)
+            assert deadline_of(flow, limits).when >= look - 1e-9
