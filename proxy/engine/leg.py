@@ -23,6 +23,7 @@ from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import Direction
+from proxy.engine.splice import Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, take_error
 
 if TYPE_CHECKING:
@@ -34,6 +35,9 @@ SMALLEST_CHUNK: Final = 16 * 1024
 
 LARGEST_CHUNK: Final = 256 * 1024
 """Bytes; beyond this a larger receive saves no more CPU per byte."""
+
+LEAST_BULK: Final = 64 * 1024
+"""Bytes of one turn; a direction that moves less has no need of a pipe."""
 
 READS_PER_TURN: Final = 4
 """Receives until the other flows get their turn: 1 MiB, a fraction of a millisecond."""
@@ -49,6 +53,9 @@ WATCH_BOTH: Final = WATCH | EPOLLOUT
 BLOCKED: Final = memoryview(b"")
 """Pending nothing, and yet not to be read: the other leg does not take bytes now."""
 
+IN_PIPE: Final = memoryview(b"pipe")
+"""Pending, and not here: the pipe holds it."""
+
 _buffer: Final = memoryview(bytearray(LARGEST_CHUNK))
 
 
@@ -59,6 +66,7 @@ class StreamLeg(Direction):
         other: the leg this direction ends at.
         counters: the direction's running aggregate.
         pending: received here and not yet taken by the other leg; None while the way is free.
+        pipe: what bytes go through in place of the buffer, while there is bulk.
         send_flags: how to send what is pending: as urgent data, or not.
         unserved: events that came while the way was not free.
         chunk: bytes to ask for at a time.
@@ -74,6 +82,7 @@ class StreamLeg(Direction):
         "flow",
         "other",
         "pending",
+        "pipe",
         "send_flags",
         "socket",
         "unserved",
@@ -89,6 +98,7 @@ class StreamLeg(Direction):
         self.socket = socket
         self.counters = counters
         self.pending: memoryview | None = None
+        self.pipe: Pipe | None = None
         self.send_flags = MSG_DONTWAIT
         self.unserved = 0
         self.chunk = SMALLEST_CHUNK
@@ -115,6 +125,9 @@ class StreamLeg(Direction):
         A short receive has emptied the socket, and what comes after it is a new edge; only after
         a hang-up, whose edge has been seen already, must the end be read too.
         """
+        if self.pipe is not None:
+            self._splice(mask, now)
+            return
         receive = self.socket.recv_into
         send = self.other.socket.send
         for _ in range(READS_PER_TURN):
@@ -154,12 +167,19 @@ class StreamLeg(Direction):
                 mask |= EPOLLPRI
             elif self.chunk < LARGEST_CHUNK:
                 self.chunk *= 2
+        if self.chunk == LARGEST_CHUNK and not mask & EPOLLPRI:
+            self._borrow_pipe()
         self.flow.relay.pump.again(self, mask)
 
     def flush(self, now: float) -> None:
         """Write what is pending to the other leg; when all is written, go on receiving."""
         pending = self.pending
         assert pending is not None
+        if self.pipe is not None:
+            self._drain_pipe(now)
+            if self.pending is None:
+                self.open_way(now)
+            return
         try:
             sent = self.other.socket.send(pending, self.send_flags)
         except BlockingIOError:
@@ -185,9 +205,12 @@ class StreamLeg(Direction):
     def block(self) -> None:
         """Receive no more, and throw away what is pending: nobody will take it."""
         if self.pending:
-            self.counters.buffered -= len(self.pending)
-            self.counters.discarded += len(self.pending)
+            held = self.pipe.held if self.pipe is not None else len(self.pending)
+            self.counters.buffered -= held
+            self.counters.discarded += held
         self.pending = BLOCKED
+        if self.pipe is not None:
+            self._return_pipe()
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow: a fault of ours."""
@@ -220,6 +243,10 @@ class StreamLeg(Direction):
         self.counters.buffered += len(rest)
         self.unserved |= mask
         self.chunk = max(SMALLEST_CHUNK, self.chunk // 2)
+        self._watch_other()
+
+    def _watch_other(self) -> None:
+        """Ask to be told when the other leg takes bytes again; asked for once, it stays."""
         other = self.other
         if not other.writable_watched:
             other.writable_watched = True
@@ -241,3 +268,75 @@ class StreamLeg(Direction):
             other.pull(READ_ON, now)
         else:
             other.unserved |= READ_ON
+
+    def _borrow_pipe(self) -> None:
+        """Go over to splicing, if a pipe is free."""
+        self.pipe = self.flow.relay.pipes.take()
+        if self.pipe is not None:
+            make_nonblocking(self.socket)
+            make_nonblocking(self.other.socket)
+
+    def _return_pipe(self) -> None:
+        """Go back to copying."""
+        assert self.pipe is not None
+        self.flow.relay.pipes.give_back(self.pipe)
+        self.pipe = None
+        self.chunk = SMALLEST_CHUNK
+
+    def _splice(self, mask: int, now: float) -> None:
+        """Do as ``pull`` does, through the pipe, which is empty."""
+        pipe = self.pipe
+        assert pipe is not None
+        moved = 0
+        for _ in range(READS_PER_TURN):
+            try:
+                size = pipe.fill(self.socket.fileno())
+            except BlockingIOError:
+                self._dried_up(moved, mask, now)
+                return
+            except OSError as error:
+                self.flow.failed(self, error.errno, now)
+                return
+            if not size:  # the end; or, with the end behind it, an urgent byte
+                self._return_pipe()
+                self.pull(mask | READ_ON, now)
+                return
+            moved += size
+            self.bytes += size
+            self.counters.received += size
+            self.flow.active = now
+            self.counters.buffered += size
+            self.pending = IN_PIPE
+            self._drain_pipe(now)
+            if self.pending is not None:
+                self.unserved |= mask
+                self._watch_other()
+                return
+        self.flow.relay.pump.again(self, mask)
+
+    def _dried_up(self, moved: int, mask: int, now: float) -> None:
+        """Nothing more can be spliced: keep the pipe only while there is bulk to come.
+
+        An urgent byte stops a splice as it stops a receive, and no pipe can carry it.
+        """
+        if mask & EPOLLPRI:
+            self._return_pipe()
+            self.pull(mask, now)
+        elif moved < LEAST_BULK:
+            self._return_pipe()
+
+    def _drain_pipe(self, now: float) -> None:
+        """Pass on what the pipe holds; when all is gone, the way is free."""
+        pipe = self.pipe
+        assert pipe is not None
+        target = self.other.socket.fileno()
+        while pipe.held:
+            try:
+                self.counters.buffered -= pipe.drain(target)
+            except BlockingIOError:
+                return
+            except OSError as error:
+                self._other_failed(error, now)
+                return
+            self.flow.active = now
+        self.pending = None

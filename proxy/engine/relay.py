@@ -5,7 +5,6 @@ Here a flow is admitted, and here it ends; the stream and datagram modules move 
 
 from __future__ import annotations
 
-import resource
 from collections import deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -15,15 +14,14 @@ import trio
 from proxy.core.flow import CloseReason, CloseSide, Flow, Refusal
 from proxy.core.table import FlowTable
 from proxy.core.wheel import TimerWheel
+from proxy.engine.files import FileBudget
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.pump import Pump
 from proxy.engine.replies import ReplyBatch
+from proxy.engine.splice import PipePool
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
-
-RESERVED_FILES: Final = 64
-"""Descriptors that flows never take: listeners, admin, log, and what Python itself opens."""
 
 OUTBOX: Final = 65536
 """Ended flows that wait to be logged; beyond it records are dropped and counted, not held."""
@@ -44,6 +42,7 @@ class Relay:
         self.table = FlowTable(table_limit, recent)
         self.wheel = TimerWheel(now)
         self.files = FileBudget()
+        self.pipes = PipePool(self.files)
         self.draining = False
         self.outbox = Outbox()
         self.requests = DatagramBatch()
@@ -85,21 +84,6 @@ class Relay:
                     item.expire(now)
                 except Exception as error:
                     item.crashed(error, now)
-
-
-class FileBudget:
-    """Counts the descriptors that flows hold, below the process's limit less a reserve."""
-
-    __slots__ = ("limit", "used")
-
-    def __init__(self) -> None:
-        soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.limit = max(0, soft - RESERVED_FILES)
-        self.used = 0
-
-    def has(self, count: int) -> bool:
-        """Whether so many more may be opened."""
-        return self.used + count <= self.limit
 
 
 class Outbox:

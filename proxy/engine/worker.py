@@ -60,9 +60,12 @@ class Worker:
 
     async def run(self) -> None:
         """Relay until cancelled, then close every socket without a word about it."""
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._relay.pump.run)
-            nursery.start_soon(self._relay.keep_time)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._relay.pump.run)
+                nursery.start_soon(self._relay.keep_time)
+        finally:
+            self._relay.pipes.close()
 
     def open_listener(
         self,
