@@ -9,9 +9,14 @@ liar of it.
 
 from __future__ import annotations
 
+import os
+import shutil
 from collections.abc import Callable
+from typing import Final
 
 import pytest
+
+PLACES: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 
 MEASURED = pytest.StashKey[list[str]]()
 
@@ -22,6 +27,18 @@ def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     notes = request.config.stash.setdefault(MEASURED, [])
     name = request.node.name
     return lambda text: notes.append(f"{name}: {text}")
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """Skip a test whose real programs are missing, or fail it where all of them must be there.
+
+    This is decided before the test starts: inside one a skip would lose its reason in Trio.
+    """
+    for mark in item.iter_markers("peers"):
+        missing = [name for name in mark.args if shutil.which(name, path=PLACES) is None]
+        if missing:
+            absent = pytest.fail if os.environ.get("SOCKPAIR_REQUIRE_PEERS") else pytest.skip
+            absent(f"not installed: {', '.join(missing)}; as root tests/run installs it")
 
 
 def pytest_terminal_summary(

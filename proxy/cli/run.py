@@ -35,7 +35,7 @@ def spare_collector() -> None:
     ones costs milliseconds, in which nothing is relayed.
     """
     gc.freeze()
-    gc.set_threshold(50_000, 50, 100)
+    gc.set_threshold(50_000, 10, 10)
 
 
 async def _stay(house: House) -> str:

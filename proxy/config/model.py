@@ -128,6 +128,11 @@ class PerFlow(Table):
     unreplied: Timeout = key(
         "30s", "How long a flow lives until the endpoint has answered. UDP.", only=Transport.UDP
     )
+    linger: Timeout = key(
+        "10s",
+        "How long a reset waits for a peer that takes nothing of what came before it. TCP.",
+        only=Transport.TCP,
+    )
     duration: Timeout | None = key(
         None, "How long at most, busy or not. Default: no maximum.", example="8h"
     )
@@ -137,6 +142,26 @@ class Limits(Table):
     """Ceilings of a listener."""
 
     per_flow: PerFlow = key({}, "Limits of each flow.")
+
+
+class TcpOptions(Table):
+    """Options of the sockets of TCP flows, on both sides."""
+
+    nodelay: bool = key(True, "Send small pieces at once (TCP_NODELAY).")
+    keepalive_idle: Timeout | None = key(
+        None, "Probe a peer that has been silent so long. Default: never.", example="2m"
+    )
+    keepalive_interval: Timeout = key("30s", "Time between two probes.")
+    keepalive_count: int = key(4, "Unanswered probes until the peer is given up.", ge=1, le=127)
+    user_timeout: Timeout | None = key(
+        None,
+        "Give up a peer that acknowledges nothing so long. Default: the kernel's retries.",
+        example="1m",
+    )
+    fastopen: int = key(
+        0, "Connections that may bring data in their SYN and wait; 0 takes none.", ge=0, le=65535
+    )
+    mptcp: bool = key(False, "Accept Multipath TCP.")
 
 
 class Listener(Table):
@@ -158,6 +183,7 @@ class Listener(Table):
         example="4MiB",
         only=Transport.UDP,
     )
+    tcp: TcpOptions = key({}, "Socket options. TCP.", only=Transport.TCP)
     limits: Limits = key({}, "Ceilings of this listener.")
 
     @property

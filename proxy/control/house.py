@@ -20,6 +20,7 @@ import trio
 from proxy.control.listen import bind_admin_http, bind_admin_socket, bind_listeners
 from proxy.control.names import resolve_upstreams
 from proxy.core.expiry import FlowLimits
+from proxy.engine.options import stream_options
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
@@ -74,6 +75,7 @@ async def open_house(config: Config) -> House:
             upstreams[listener.upstream],
             limits_of(listener),
             [sockets[name]],
+            stream_options(listener.tcp),
         )
     return House(config, worker, admin)
 
@@ -94,6 +96,7 @@ def limits_of(listener: Listener) -> FlowLimits:
         idle=listener.idle,
         half_closed=per_flow.half_closed,
         unreplied=per_flow.unreplied,
+        linger=per_flow.linger,
     )
     if per_flow.duration is None:
         return clocks

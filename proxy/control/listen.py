@@ -16,6 +16,7 @@ from socket import (
     AF_UNIX,
     IPPROTO_IP,
     IPPROTO_IPV6,
+    IPPROTO_MPTCP,
     IPPROTO_TCP,
     IPV6_V6ONLY,
     SO_RCVBUF,
@@ -25,12 +26,13 @@ from socket import (
     SOCK_STREAM,
     SOL_SOCKET,
     SOMAXCONN,
-    TCP_NODELAY,
+    TCP_FASTOPEN,
 )
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import HostPort, Transport
+from proxy.engine.options import NODELAY, SocketOptions, set_options, stream_options
 from proxy.engine.sockaddr import IP_PKTINFO, IPV6_RECVPKTINFO
 
 if TYPE_CHECKING:
@@ -47,6 +49,8 @@ REMEDIES: Final = {
     errno.EADDRNOTAVAIL: 'this host has no such address; "ip address" lists those it has',
     errno.EAFNOSUPPORT: "this host has no IPv6",
     errno.ENOENT: "its directory does not exist; create it, or name another path",
+    errno.EPROTONOSUPPORT: "this kernel has no Multipath TCP, or net.mptcp.enabled is 0",
+    errno.ENOPROTOOPT: "this kernel lacks one of the socket options that are set",
     errno.EROFS: "its file system is read-only; name another path",
 }
 
@@ -76,6 +80,9 @@ def bind_listeners(config: Config) -> dict[str, Socket]:
                     backlog=listener.backlog,
                     dual_stack=listener.dual_stack,
                     receive_buffer=listener.receive_buffer,
+                    options=stream_options(listener.tcp),
+                    fastopen=listener.tcp.fastopen,
+                    mptcp=listener.tcp.mptcp,
                 )
             except OSError as error:
                 raise BindError(f"listener.{name}", str(listener.listen), error) from error
@@ -133,6 +140,9 @@ def bind_socket(
     backlog: int = SOMAXCONN,
     dual_stack: bool = False,
     receive_buffer: int | None = None,
+    options: SocketOptions = NODELAY,
+    fastopen: int = 0,
+    mptcp: bool = False,
 ) -> Socket:
     """Bind one listening socket; the caller owns it.
 
@@ -141,6 +151,9 @@ def bind_socket(
         backlog: connections that may wait to be accepted (TCP).
         dual_stack: let an IPv6 wildcard serve IPv4 too.
         receive_buffer: bytes of SO_RCVBUF (UDP); None leaves the system's default.
+        options: socket options that accepted connections inherit (TCP).
+        fastopen: connections with data in their SYN that may wait (TCP, RFC 7413).
+        mptcp: accept Multipath TCP (RFC 8684).
 
     Raises:
         OSError: it could not be bound; nothing is left open then.
@@ -148,7 +161,8 @@ def bind_socket(
     """
     datagrams = listen.transport is Transport.UDP
     family = AF_INET6 if ":" in listen.host else AF_INET
-    socket = Socket(family, (SOCK_DGRAM if datagrams else SOCK_STREAM) | SOCK_NONBLOCK)
+    kind = (SOCK_DGRAM if datagrams else SOCK_STREAM) | SOCK_NONBLOCK
+    socket = Socket(family, kind, IPPROTO_MPTCP if mptcp else 0)
     try:
         if family == AF_INET6:
             socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not dual_stack)
@@ -158,7 +172,9 @@ def bind_socket(
                 socket.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer)
         else:
             socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+            set_options(socket, options)
+            if fastopen:
+                socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, fastopen)
         socket.bind((listen.host, listen.port))
         if not datagrams:
             socket.listen(backlog)

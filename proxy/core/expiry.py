@@ -40,6 +40,7 @@ class FlowLimits:
     """The clocks of one flow, in seconds; ``inf`` never strikes.
 
     Attributes:
+        linger: how long a flow that was reset may be ``closing`` without any progress.
         stream_look: the shortest clock a TCP flow can have, when to look at a new one first.
         datagram_look: the same for UDP.
 
@@ -49,6 +50,7 @@ class FlowLimits:
     idle: float = 7440.0
     half_closed: float = 240.0
     unreplied: float = 30.0
+    linger: float = 10.0
     duration: float = inf
     stream_look: float = field(init=False)
     datagram_look: float = field(init=False)

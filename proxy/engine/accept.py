@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
     from proxy.core.upstream import Upstream
     from proxy.core.wheel import Slot
+    from proxy.engine.options import SocketOptions
     from proxy.engine.relay import Relay
 
 ACCEPTS_PER_TURN: Final = 16
@@ -66,6 +67,7 @@ class StreamListener:
         counters: the counters of its listener.
         limits: the clocks of its flows.
         upstream: where its flows go.
+        options: for the sockets to endpoints; accepted ones inherit the listening socket's.
 
     """
 
@@ -76,12 +78,14 @@ class StreamListener:
         counters: ListenerCounters,
         limits: FlowLimits,
         upstream: Upstream,
+        options: SocketOptions,
     ) -> None:
         self.relay = relay
         self.socket = socket
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
+        self.options = options
         self.slot: Slot | None = None
         self._fd = socket.fileno()
         self._family = int(socket.family)
@@ -129,7 +133,7 @@ class StreamListener:
         if self._mapped:
             address, local = unmapped(address), unmapped(local)
         flow = StreamFlow(self.relay, self.counters, self.limits, client, address, local, now)
-        flow.start(self.upstream, now)
+        flow.start(self.upstream, self.options, now)
 
     def _pause(self, error: OSError, now: float) -> None:
         self.counters.refused[Refusal.FILE_DESCRIPTORS] += 1

@@ -10,12 +10,13 @@ from __future__ import annotations
 
 import errno
 from select import EPOLLERR, EPOLLHUP
-from socket import IPPROTO_TCP, SOCK_NONBLOCK, SOCK_STREAM, TCP_NODELAY
+from socket import SOCK_NONBLOCK, SOCK_STREAM
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.engine.leg import WATCH_BOTH
+from proxy.engine.options import SocketOptions, set_options
 from proxy.engine.sockaddr import family_of
 from proxy.engine.tcp import CLOSED, UNREACHABLE, take_error
 
@@ -25,6 +26,14 @@ if TYPE_CHECKING:
 
 UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
 
+RESET_SINCE: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
+"""Errors of a connection that was made; a SYN that is refused gives ECONNREFUSED."""
+
+OUR_FAULTS: Final = frozenset(
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+)
+"""This host has run out of something; the endpoint knows nothing of it."""
+
 
 class ConnectAttempt:
     """Attempts of one flow to reach any endpoint of its upstream.
@@ -32,11 +41,12 @@ class ConnectAttempt:
     Owns the connecting socket until ``StreamFlow.connected`` takes it.
     """
 
-    __slots__ = ("_endpoint", "_flow", "_socket", "_tried", "_upstream")
+    __slots__ = ("_endpoint", "_flow", "_options", "_socket", "_tried", "_upstream")
 
-    def __init__(self, flow: StreamFlow, upstream: Upstream) -> None:
+    def __init__(self, flow: StreamFlow, upstream: Upstream, options: SocketOptions) -> None:
         self._flow = flow
         self._upstream = upstream
+        self._options = options
         self._endpoint: Endpoint | None = None
         self._socket = CLOSED
         self._tried: tuple[Endpoint, ...] = ()
@@ -50,8 +60,7 @@ class ConnectAttempt:
             error = self._begin(endpoint, now)
             if error in UNDER_WAY:
                 return
-            failure = failure_of(error)
-            endpoint.counters.attempt_failed(failure, now)
+            failure = count_failure(endpoint, error, now)
             self._forget_socket()
         side = CloseSide.PROXY if failure is CloseReason.NO_ENDPOINT else CloseSide.ENDPOINT
         self._flow.abort(failure, side, now)
@@ -59,19 +68,22 @@ class ConnectAttempt:
     def ready(self, mask: int, now: float) -> None:
         """The kernel has an answer: hand the socket over, or go on to the next endpoint."""
         error = take_error(self._socket) if mask & (EPOLLERR | EPOLLHUP) else 0
-        if error:
-            self._failed(failure_of(error), now)
+        if error and error not in RESET_SINCE:
+            self._failed(error, now)
             return
         endpoint, socket = self._endpoint, self._socket
         assert endpoint is not None
         endpoint.counters.answered()
         self._socket = CLOSED
-        self._flow.connected(socket, endpoint, now)
-        self._flow.reply.ready(mask, now)  # the endpoint may have spoken already: the edge is here
+        flow = self._flow
+        if error:  # it accepted, perhaps spoke, and then reset; what it said comes first
+            flow.broken = flow.reply
+        flow.connected(socket, endpoint, now)
+        flow.reply.ready(mask, now)  # the endpoint may have spoken already: the edge is here
 
     def timed_out(self, now: float) -> None:
         """The attempt's time is up."""
-        self._failed(CloseReason.CONNECT_TIMEOUT, now)
+        self._failed(errno.ETIMEDOUT, now)
 
     def cancel(self) -> None:
         """Give up: the flow has ended."""
@@ -89,7 +101,7 @@ class ConnectAttempt:
         except OSError as error:  # EMFILE in spite of the reserve
             return error.errno or errno.EMFILE
         self._socket = socket
-        socket.setsockopt(IPPROTO_TCP, TCP_NODELAY, 1)
+        set_options(socket, self._options)
         error_number = socket.connect_ex(endpoint.address)
         if error_number in UNDER_WAY:
             flow.active = now
@@ -97,11 +109,11 @@ class ConnectAttempt:
             flow.relay.pump.register(socket.fileno(), self, WATCH_BOTH)
         return error_number
 
-    def _failed(self, reason: CloseReason, now: float) -> None:
+    def _failed(self, error: int, now: float) -> None:
         assert self._endpoint is not None
-        self._endpoint.counters.attempt_failed(reason, now)
+        failure = count_failure(self._endpoint, error, now)
         self._forget_socket()
-        self.start(now, reason)
+        self.start(now, failure)
 
     def _forget_socket(self) -> None:
         if self._socket is not CLOSED:
@@ -109,10 +121,18 @@ class ConnectAttempt:
             self._socket = CLOSED
 
 
+def count_failure(endpoint: Endpoint, error: int, now: float) -> CloseReason:
+    """Count a failed attempt, against the endpoint unless the fault is ours; return its word."""
+    failure = failure_of(error)
+    if error not in OUR_FAULTS:
+        endpoint.counters.attempt_failed(failure, now)
+    return failure
+
+
 def failure_of(error: int) -> CloseReason:
     """The word for a failed connect(2)."""
     if error == errno.ETIMEDOUT:
         return CloseReason.CONNECT_TIMEOUT
-    if error in UNREACHABLE:
+    if error in UNREACHABLE or error in OUR_FAULTS:
         return CloseReason.UNREACHABLE
     return CloseReason.CONNECT_REFUSED

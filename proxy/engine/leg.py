@@ -20,7 +20,9 @@ from __future__ import annotations
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_DONTWAIT, MSG_OOB
 from socket import SocketType as Socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
+
+import structlog
 
 from proxy.core.flow import Direction
 from proxy.engine.splice import Pipe, make_nonblocking
@@ -56,7 +58,26 @@ BLOCKED: Final = memoryview(b"")
 IN_PIPE: Final = memoryview(b"pipe")
 """Pending, and not here: the pipe holds it."""
 
+log = structlog.get_logger()
+
 _buffer: Final = memoryview(bytearray(LARGEST_CHUNK))
+
+
+class _Ended:
+    """Stands for the flow, and for the other leg, of a leg whose flow has ended."""
+
+    pending: memoryview | None = None
+    writable_watched = True
+
+    def failed_unread(self, leg: StreamLeg, now: float) -> None:
+        """There is nothing left to end."""
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Report a fault of ours in a flow that had ended."""
+        log.error("ended_flow_crashed", exc_info=error)
+
+
+ENDED: Final[Any] = _Ended()
 
 
 class StreamLeg(Direction):
@@ -155,7 +176,7 @@ class StreamLeg(Direction):
                 sent = 0
             except OSError as error:
                 self.counters.discarded += size
-                self._other_failed(error, now)
+                self.other_failed(error, now)
                 return
             if sent < size:
                 self._hold(_buffer[sent:size], mask)
@@ -169,7 +190,7 @@ class StreamLeg(Direction):
                 self.chunk *= 2
         if self.chunk == LARGEST_CHUNK and not mask & EPOLLPRI:
             self._borrow_pipe()
-        self.flow.relay.pump.again(self, mask)
+        self._go_on_later(mask)
 
     def flush(self, now: float) -> None:
         """Write what is pending to the other leg; when all is written, go on receiving."""
@@ -185,7 +206,7 @@ class StreamLeg(Direction):
         except BlockingIOError:
             return
         except OSError as error:
-            self._other_failed(error, now)
+            self.other_failed(error, now)
             return
         self.flow.active = now
         self.counters.buffered -= sent
@@ -200,7 +221,8 @@ class StreamLeg(Direction):
         self.pending = None
         if self.unserved:
             mask, self.unserved = self.unserved, 0
-            self.pull(mask, now)
+            # Urgent data may have come since then, and its event may still be on the way.
+            self.pull(mask if self.pipe is not None else mask | EPOLLPRI, now)
 
     def block(self) -> None:
         """Receive no more, and throw away what is pending: nobody will take it."""
@@ -211,6 +233,15 @@ class StreamLeg(Direction):
         self.pending = BLOCKED
         if self.pipe is not None:
             self._return_pipe()
+
+    def part(self) -> None:
+        """Let go of the flow and of the other leg: the flow has ended.
+
+        Legs and flow refer to each other; without this their memory would wait for a collector
+        that looks for circles. An event of this round may still come, and finds nothing to do.
+        """
+        self.ended = True
+        self.flow = self.other = ENDED
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow: a fault of ours."""
@@ -233,7 +264,7 @@ class StreamLeg(Direction):
             return False
         except OSError as error:
             self.counters.discarded += 1
-            self._other_failed(error, now)
+            self.other_failed(error, now)
             return False
         return True
 
@@ -252,18 +283,18 @@ class StreamLeg(Direction):
             other.writable_watched = True
             self.flow.relay.pump.modify(other.socket.fileno(), WATCH_BOTH)
 
-    def _other_failed(self, error: OSError, now: float) -> None:
+    def other_failed(self, error: OSError, now: float) -> None:
         """The other leg takes no more; pass on what it sent before that, then end the flow.
 
         An endpoint may answer and reset because it did not want all of the request. Its answer
         lies in our receive queue, and the client shall have it before the reset.
         """
         self.block()
-        other = self.other
-        if other.ended:
-            self.flow.failed(other, error.errno, now)
+        other, flow = self.other, self.flow
+        if other.ended or other.pending is BLOCKED:
+            flow.failed(flow.broken or other, error.errno, now)  # the first cause wins
             return
-        self.flow.broken = other
+        flow.broken = other
         if other.pending is None:
             other.pull(READ_ON, now)
         else:
@@ -312,7 +343,11 @@ class StreamLeg(Direction):
                 self.unserved |= mask
                 self._watch_other()
                 return
-        self.flow.relay.pump.again(self, mask)
+        self._go_on_later(mask)
+
+    def _go_on_later(self, mask: int) -> None:
+        """The turn is up: go on in the next round, where urgent data may have come meanwhile."""
+        self.flow.relay.pump.again(self, mask if self.pipe is not None else mask | EPOLLPRI)
 
     def _dried_up(self, moved: int, mask: int, now: float) -> None:
         """Nothing more can be spliced: keep the pipe only while there is bulk to come.
@@ -336,7 +371,7 @@ class StreamLeg(Direction):
             except BlockingIOError:
                 return
             except OSError as error:
-                self._other_failed(error, now)
+                self.other_failed(error, now)
                 return
             self.flow.active = now
         self.pending = None

@@ -26,12 +26,10 @@ if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
+    from proxy.engine.options import SocketOptions
     from proxy.engine.relay import Relay
 
 FILES_PER_FLOW: Final = 2
-
-LINGER: Final = 10.0
-"""Seconds that a reset may wait until what came before it has been delivered."""
 
 log = structlog.get_logger()
 
@@ -43,12 +41,13 @@ class StreamFlow(Flow):
 
     Attributes:
         attempt: the connection attempt under way, while connecting.
+        owed: bytes that the kernel has yet to deliver, while closing.
         broken: the leg whose socket has failed, while what it sent before is still passed on.
         verdict: why the flow is ending, while it is closing.
 
     """
 
-    __slots__ = ("attempt", "broken", "limits", "relay", "slot", "verdict")
+    __slots__ = ("attempt", "broken", "limits", "owed", "relay", "slot", "verdict")
 
     original: StreamLeg
     reply: StreamLeg
@@ -82,17 +81,18 @@ class StreamFlow(Flow):
         self.limits = limits
         self.attempt: ConnectAttempt | None = None
         self.broken: StreamLeg | None = None
+        self.owed = 0
         self.verdict: tuple[CloseReason, CloseSide] | None = None
         self.slot: Slot | None = None
 
-    def start(self, upstream: Upstream, now: float) -> None:
+    def start(self, upstream: Upstream, options: SocketOptions, now: float) -> None:
         """Enter the table, watch the client and begin to connect."""
         relay = self.relay
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
         relay.wheel.schedule(self, now + self.limits.stream_look)
-        self.attempt = ConnectAttempt(self, upstream)
+        self.attempt = ConnectAttempt(self, upstream, options)
         self.attempt.start(now)
 
     def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:
@@ -121,8 +121,8 @@ class StreamFlow(Flow):
         self.enter(State.CLIENT_CLOSED if leg is self.original else State.ENDPOINT_CLOSED)
         try:
             leg.other.socket.shutdown(SHUT_WR)
-        except OSError as error:  # ENOTCONN: it has been reset meanwhile
-            self.failed(leg.other, error.errno, now)
+        except OSError as error:  # ENOTCONN: it has been reset meanwhile, and may have spoken
+            leg.other_failed(error, now)
 
     def failed(self, leg: StreamLeg, error: int | None, now: float) -> None:
         """End the flow because one socket has failed; reset the other once it has sent all."""
@@ -135,7 +135,8 @@ class StreamFlow(Flow):
         leg.other.block()
         self.relay.pump.bury(leg.socket)
         leg.socket = CLOSED
-        if unsent(leg.other.socket):
+        self.owed = unsent(leg.other.socket)
+        if self.owed:
             self.enter(State.CLOSING)
             self.active = now
             self.relay.wheel.schedule(self, now)
@@ -150,7 +151,7 @@ class StreamFlow(Flow):
         """
         if self.state is State.CONNECTING:
             self.abort(CloseReason.CLIENT_RESET, CloseSide.CLIENT, now)
-        elif self.state is State.CLOSING:
+        elif self.state is State.CLOSING and leg.socket is not CLOSED:
             self._conclude(now)
 
     def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
@@ -181,7 +182,10 @@ class StreamFlow(Flow):
 
     def _await_sent(self, now: float) -> None:
         survivor = self.reply if self.original.socket is CLOSED else self.original
-        if unsent(survivor.socket) and now < self.active + LINGER:
+        owed = unsent(survivor.socket)
+        if owed < self.owed:
+            self.owed, self.active = owed, now
+        if owed and now < self.active + self.limits.linger:
             self.relay.wheel.schedule(self, now)
         else:
             self._conclude(now)
@@ -204,7 +208,7 @@ class StreamFlow(Flow):
             self.endpoint.counters.flows -= 1
         for leg in (self.original, self.reply):
             leg.block()
-            leg.ended = True
             if leg.socket is not CLOSED:
                 relay.pump.bury(leg.socket)
                 leg.socket = CLOSED
+            leg.part()

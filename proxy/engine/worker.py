@@ -26,6 +26,7 @@ from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.engine.accept import StreamListener
 from proxy.engine.datagram import DatagramFlow, DatagramListener
+from proxy.engine.options import NODELAY, SocketOptions
 from proxy.engine.relay import Relay
 from proxy.engine.stream import StreamFlow
 
@@ -74,14 +75,19 @@ class Worker:
         upstream: Upstream,
         limits: FlowLimits,
         sockets: Sequence[Socket],
+        options: SocketOptions = NODELAY,
     ) -> None:
         """Relay what comes in on these bound sockets, which the worker owns from now on."""
         counters = ListenerCounters(name, transport, upstream.name)
         self._upstreams[upstream.name] = upstream
-        kind = StreamListener if transport is Transport.TCP else DatagramListener
+        listener: Listener
         for socket in sockets:
             self._relay.own(socket.getsockname())
-            self._listeners.append(kind(self._relay, socket, counters, limits, upstream))
+            if transport is Transport.TCP:
+                listener = StreamListener(self._relay, socket, counters, limits, upstream, options)
+            else:
+                listener = DatagramListener(self._relay, socket, counters, limits, upstream)
+            self._listeners.append(listener)
 
     def stop(self) -> int:
         """Accept no more, and end every flow as ``drained``; return how many there were."""

@@ -13,6 +13,7 @@ Run by itself, without the rest of the tests: it needs nothing but the standard 
 
 from __future__ import annotations
 
+import resource
 import select
 import socket
 import sys
@@ -95,6 +96,8 @@ def clients(transport: str, port: int, count: int) -> None:
 
 
 if __name__ == "__main__":
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     if sys.argv[1] == "endpoint":
         endpoint(int(sys.argv[2]))
     else:

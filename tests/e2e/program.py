@@ -19,27 +19,23 @@ from pathlib import Path
 from random import SystemRandom
 from typing import Final, TypeAlias
 
-import pytest
 import trio
 
+from tests.conftest import PLACES
 from tests.e2e.patience import PATIENCE, until
 
 Command: TypeAlias = Sequence[str | Path]
 
 ROOT: Final = Path(__file__).parents[2]
-PLACES: Final = f"{os.environ.get('PATH', os.defpath)}:/usr/local/sbin:/usr/sbin:/sbin"
 PORTS: Final = count(SystemRandom().randrange(12_000, 28_000))
 """Below the ports that the kernel gives to outgoing connections, so that none of these takes one
 between the moment it is found free and the moment it is used."""
 
 
 def peer(command: str) -> str:
-    """The path of a real program; without it the test is skipped, or fails where all must be."""
+    """The path of a real program; the test must name it in its mark ``peers``."""
     path = shutil.which(command, path=PLACES)
-    if path is None:
-        if os.environ.get("SOCKPAIR_REQUIRE_PEERS"):
-            pytest.fail(f"{command} is not installed; tests/run installs it as root")
-        pytest.skip(f"{command} is not installed")
+    assert path is not None, f"{command} is not installed, and the test's mark does not name it"
     return path
 
 

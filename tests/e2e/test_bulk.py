@@ -34,11 +34,14 @@ class End:
         self.go = go
         self.sent = hashlib.sha256()
         self.received = hashlib.sha256()
+        self.done = trio.Event()
 
     async def run(self) -> None:
+        """Send all and receive all; then it is done."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._send)
             nursery.start_soon(self._receive)
+        self.done.set()
 
     async def _send(self) -> None:
         for _ in range(self.size // PIECE):
@@ -101,6 +104,7 @@ async def test_random_data_both_ways_past_slow_receivers(
             held = (await sockpair.metrics()).sum("sockpair_buffered_bytes", listener="bulk")
             assert 0 < held < 2 * MIB
             go.set()
+        await far.done.wait()
         nursery.cancel_scope.cancel()
     took = trio.current_time() - began
 

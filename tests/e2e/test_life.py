@@ -173,6 +173,7 @@ async def test_full_table_refuses_new_flows_and_keeps_old_ones(stage: Stage) -> 
     await sockpair.books("web", flows=3)
 
 
+@pytest.mark.peers("promtool")
 async def test_prometheus_finds_no_fault_in_the_metrics(stage: Stage) -> None:
     web = Forward("web", "tcp", [await listen(stage.nursery, echo)])
     game = Forward("game", "udp", [await listen_datagrams(stage.nursery)])

@@ -24,8 +24,6 @@ from tests.e2e.peers import (
 from tests.e2e.program import output_of, peer
 from tests.e2e.subject import Forward, Row, Sockpair, agree_nothing_lost
 
-pytestmark = pytest.mark.peers
-
 LARGE = 50 * 2**20
 SIZES = r'{"sent": %{size_request}, "head": %{size_header}, "body": %{size_download}}'
 
@@ -45,6 +43,7 @@ def digest(file: Path) -> str:
         return hashlib.file_digest(opened, "sha256").hexdigest()
 
 
+@pytest.mark.peers("nginx", "curl")
 @pytest.mark.parametrize("size", [1, 1500, LARGE], ids=["1B", "1500B", "50MiB"])
 async def test_curl_fetches_a_file_from_nginx(stage: Stage, size: int) -> None:
     origin = await stage.nginx()
@@ -64,6 +63,7 @@ async def test_curl_fetches_a_file_from_nginx(stage: Stage, size: int) -> None:
     assert [int(word) for word in line.split()] == [sent, received]
 
 
+@pytest.mark.peers("redis-server", "redis-benchmark")
 async def test_redis_benchmark_with_50_clients(stage: Stage) -> None:
     origin = await stage.redis()
     sockpair = await stage.sockpair(cache := Forward("cache", "tcp", [origin.text]))
@@ -87,6 +87,7 @@ async def test_redis_benchmark_with_50_clients(stage: Stage) -> None:
     agree_nothing_lost("cache", await sockpair.metrics())
 
 
+@pytest.mark.peers("nsd", "dig")
 @pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
 async def test_dig_gets_right_answers(stage: Stage, host: str) -> None:
     origin = await stage.nsd()
@@ -110,6 +111,7 @@ async def test_dig_gets_right_answers(stage: Stage, host: str) -> None:
     assert books.reasons == {"idle_timeout": 1}
 
 
+@pytest.mark.peers("nsd", "dig")
 async def test_dig_gets_a_long_answer_in_one_datagram(stage: Stage) -> None:
     origin = await stage.nsd()
     await stage.sockpair(dns := Forward("dns", "udp", [origin.text]))
@@ -120,6 +122,7 @@ async def test_dig_gets_a_long_answer_in_one_datagram(stage: Stage) -> None:
     assert said.count('"' + "x" * 200 + '"') == 15
 
 
+@pytest.mark.peers("nsd", "dnsperf")
 async def test_dnsperf_loses_no_query(stage: Stage) -> None:
     origin = await stage.nsd()
     dns = Forward("dns", "udp", [origin.text], limits={"idle": "500ms", "unreplied": "500ms"})
@@ -148,6 +151,7 @@ async def test_dnsperf_loses_no_query(stage: Stage) -> None:
     assert metrics.sum("sockpair_datagrams_dropped_total", listener="dns") == 0
 
 
+@pytest.mark.peers("iperf3")
 @pytest.mark.parametrize("reverse", [False, True], ids=["upload", "download"])
 async def test_iperf3(stage: Stage, reverse: bool) -> None:
     origin = await stage.iperf3()

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
+import sys
+from contextlib import suppress
 from socket import AF_INET, SHUT_WR, SO_ERROR, SO_RCVBUF, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET
 from socket import socket as Socket
 
@@ -440,3 +443,108 @@ async def test_a_fault_of_ours_ends_one_flow_as_internal(
         assert await receive_exactly(accepted, 4) == b"fine"
         (ended,) = await lab.ended()
         assert ended["close_reason"] == "internal"
+
+
+async def test_a_reset_waits_for_what_came_before_it_only_so_long() -> None:
+    endpoint = listening()
+    endpoint.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)
+    async with relaying([endpoint.getsockname()], limits=FlowLimits(linger=0.2)) as lab:
+        client, _never_reads = await pair(lab, endpoint)
+        await send_all(client, BULK[: 64 << 10])
+        client.shutdown(SHUT_WR)
+        await lab.wait_live("client_closed")
+        reset(client)
+        await lab.wait_live("closing")
+        (ended,) = await lab.wait_ended()
+        assert (ended["close_reason"], ended["state"]) == ("client_reset", "closing")
+
+
+async def test_a_byte_at_a_time_passes_at_once() -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        client, accepted = await pair(lab, endpoint)
+        for number in range(50):
+            await send_all(client, bytes([number]))
+            assert await receive_exactly(accepted, 1) == bytes([number])
+
+
+@pytest.mark.parametrize("side", ["client", "endpoint"])
+async def test_a_reset_in_the_middle_of_a_chunk_delivers_a_prefix(side: str) -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        client, accepted = await pair(lab, endpoint)
+        sender, receiver = (client, accepted) if side == "client" else (accepted, client)
+        received = bytearray()
+
+        async def receive() -> None:
+            with suppress(ConnectionResetError):
+                while part := await receiver.recv(1 << 16):
+                    received.extend(part)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(receive)
+            with trio.move_on_after(0.05):
+                await send_all(sender, BULK * 8)
+            reset(sender)
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == f"{side}_reset"
+        assert bytes(received) == (BULK * 8)[: len(received)]
+        assert (await lab.counters())["listeners"][0]["original"]["buffered"] == 0
+
+
+@pytest.mark.parametrize("first", ["client", "endpoint"])
+async def test_both_sides_end_at_once(first: str) -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        client, accepted = await pair(lab, endpoint)
+        await send_all(client, b"a")
+        await send_all(accepted, b"b")
+        for socket in (client, accepted) if first == "client" else (accepted, client):
+            socket.shutdown(SHUT_WR)
+        assert await receive_all(client) == b"b"
+        assert await receive_all(accepted) == b"a"
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == "finished"
+
+
+@pytest.mark.slow
+async def test_ten_thousand_connects_that_close_at_once() -> None:
+    endpoint = listening(backlog=4096)
+    async with relaying([endpoint.getsockname()], table_limit=20_000) as lab:
+        async with trio.open_nursery() as nursery:
+
+            async def endpoint_side() -> None:
+                while True:
+                    accepted, _ = await endpoint.accept()
+                    accepted.close()
+
+            nursery.start_soon(endpoint_side)
+            for _ in range(10_000):
+                client = Socket(AF_INET, SOCK_STREAM)
+                client.connect_ex(lab.address)
+                client.close()
+                await trio.lowlevel.checkpoint()
+            with trio.fail_after(60):
+                rows = await lab.wait_ended(10_000)
+            nursery.cancel_scope.cancel()
+        assert len(rows) == 10_000
+        assert not {row["close_reason"] for row in rows} & {"internal", "idle_timeout"}
+        assert lab.worker._relay.files.used == 0
+
+
+async def test_an_ended_flow_is_freed_without_the_collector() -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        gc.disable()
+        try:
+            client, accepted = await pair(lab, endpoint)
+            await lab.wait_live("established")
+            (flow,) = lab.worker._relay.table
+            legs = [sys.getrefcount(leg) for leg in (flow.original, flow.reply)]
+            client.close()
+            accepted.close()
+            await lab.wait_ended()
+            after = [sys.getrefcount(leg) for leg in (flow.original, flow.reply)]
+        finally:
+            gc.enable()
+        assert all(now < before for now, before in zip(after, legs, strict=True))

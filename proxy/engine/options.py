@@ -1,0 +1,58 @@
+"""Options of TCP sockets, as they are set.
+
+They go on the listening socket, whose accepted sockets inherit them, and on each socket to an
+endpoint.
+
+Source: tcp(7), socket(7). All of these are inherited by accept (net/ipv4/inet_connection_sock.c).
+"""
+
+from __future__ import annotations
+
+from math import ceil
+from socket import (
+    IPPROTO_TCP,
+    SO_KEEPALIVE,
+    SOL_SOCKET,
+    TCP_KEEPCNT,
+    TCP_KEEPIDLE,
+    TCP_KEEPINTVL,
+    TCP_NODELAY,
+    TCP_USER_TIMEOUT,
+)
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING, Final, TypeAlias
+
+if TYPE_CHECKING:
+    from proxy.config.model import TcpOptions
+
+SocketOptions: TypeAlias = tuple[tuple[int, int, int], ...]
+"""Level, name and value of each."""
+
+NODELAY: Final[SocketOptions] = ((IPPROTO_TCP, TCP_NODELAY, 1),)
+"""What a relay wants by itself: small writes have already been gathered by whoever made them."""
+
+
+def stream_options(tcp: TcpOptions) -> SocketOptions:
+    """The options for the sockets of a listener's flows, on both sides."""
+    options = list(NODELAY) if tcp.nodelay else []
+    if tcp.keepalive_idle is not None:
+        options += [
+            (SOL_SOCKET, SO_KEEPALIVE, 1),
+            (IPPROTO_TCP, TCP_KEEPIDLE, ceil(tcp.keepalive_idle)),
+            (IPPROTO_TCP, TCP_KEEPINTVL, ceil(tcp.keepalive_interval)),
+            (IPPROTO_TCP, TCP_KEEPCNT, tcp.keepalive_count),
+        ]
+    if tcp.user_timeout is not None:
+        options.append((IPPROTO_TCP, TCP_USER_TIMEOUT, ceil(tcp.user_timeout * 1000)))
+    return tuple(options)
+
+
+def set_options(socket: Socket, options: SocketOptions) -> None:
+    """Set them all.
+
+    Raises:
+        OSError: the kernel does not take one.
+
+    """
+    for level, name, value in options:
+        socket.setsockopt(level, name, value)
