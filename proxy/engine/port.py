@@ -10,6 +10,7 @@ relay between slices.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol, TypedDict
 
 from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
@@ -29,6 +30,13 @@ class FlowPage(TypedDict):
     """Rows of the table: ``matched`` counts all that matched, also those beyond the limit."""
 
     rows: list[FlowRow]
+    matched: int
+
+
+class FlowIds(TypedDict):
+    """The same without the rows: what a long answer is made from, while it is sent."""
+
+    ids: list[int]
     matched: int
 
 
@@ -62,7 +70,15 @@ class RelayPort(Protocol):
     """What the rest of the house may ask of the relay."""
 
     async def flows(self, query: FlowQuery) -> FlowPage:
-        """List live (or, with ``query.recent``, recently closed) flows."""
+        """List live (or, with ``query.recent``, recently closed) flows: for short answers."""
+        ...
+
+    async def flow_ids(self, query: FlowQuery) -> FlowIds:
+        """Find the same flows, and return their ids in the query's order."""
+        ...
+
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[FlowRow]:
+        """Describe flows in the order of their ids; those that are gone are left out."""
         ...
 
     async def kill(self, query: FlowQuery) -> int:

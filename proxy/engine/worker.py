@@ -12,6 +12,7 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from socket import SOCK_STREAM
 from socket import SocketType as Socket
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -27,12 +28,13 @@ from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.engine.accept import StreamListener
 from proxy.engine.datagram import DatagramFlow, DatagramListener
 from proxy.engine.options import NODELAY, SocketOptions
+from proxy.engine.outbound import PLAIN, Outbound
 from proxy.engine.relay import Relay
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
     from proxy.core.upstream import Upstream
-    from proxy.engine.port import FlowPage, ListenRow, RelayCounters, RelayStatus
+    from proxy.engine.port import FlowIds, FlowPage, ListenRow, RelayCounters, RelayStatus
 
 SLICE: Final = 100
 """Flows looked at between two turns of the pump: a fraction of a millisecond."""
@@ -56,6 +58,7 @@ class Worker:
         self._relay = Relay(table_limit, recent, monotonic())
         self._listeners: list[Listener] = []
         self._upstreams: dict[str, Upstream] = {}
+        self._searching = trio.CapacityLimiter(1)
         self._started = time()
         self._offset = self._started - monotonic()
 
@@ -76,15 +79,28 @@ class Worker:
         limits: FlowLimits,
         sockets: Sequence[Socket],
         options: SocketOptions = NODELAY,
+        outbound: Outbound = PLAIN,
     ) -> None:
-        """Relay what comes in on these bound sockets, which the worker owns from now on."""
+        """Relay what comes in on these bound sockets, which the worker owns from now on.
+
+        Args:
+            name: of the listener.
+            transport: of the sockets.
+            upstream: where its flows go.
+            limits: the clocks of its flows.
+            sockets: bound, non-blocking.
+            options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
+            outbound: how flows leave for the endpoints.
+
+        """
         counters = ListenerCounters(name, transport, upstream.name)
         self._upstreams[upstream.name] = upstream
         listener: Listener
+        connect = outbound.way(SOCK_STREAM, options)
         for socket in sockets:
             self._relay.own(socket.getsockname())
             if transport is Transport.TCP:
-                listener = StreamListener(self._relay, socket, counters, limits, upstream, options)
+                listener = StreamListener(self._relay, socket, counters, limits, upstream, connect)
             else:
                 listener = DatagramListener(self._relay, socket, counters, limits, upstream)
             self._listeners.append(listener)
@@ -98,19 +114,35 @@ class Worker:
         return self._end(list(self._relay.table), CloseReason.DRAINED)
 
     async def flows(self, query: FlowQuery) -> FlowPage:
-        """List live or recently closed flows."""
-        matching = await self._matching(query)
-        wanted = matching[: query.limit] if query.limit else matching
+        """List live or recently closed flows: for short answers."""
+        matching, matched = await self._find(query)
         rows: list[FlowRow] = []
-        for part in _slices(wanted):
+        for part in _slices(matching):
             rows += self._rows(part)
             await trio.lowlevel.checkpoint()
-        return {"rows": rows, "matched": len(matching)}
+        return {"rows": rows, "matched": matched}
+
+    async def flow_ids(self, query: FlowQuery) -> FlowIds:
+        """Find the same flows, and return their ids."""
+        matching, matched = await self._find(query)
+        return {"ids": [flow.id for flow in matching], "matched": matched}
+
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[FlowRow]:
+        """Describe flows in the order of their ids; those that are gone are left out."""
+        await trio.lowlevel.checkpoint()
+        table = self._relay.table
+        if recent:
+            ring = {flow.id: flow for flow in table.recent}
+            found = map(ring.get, ids)
+        else:
+            found = map(table.get, ids)
+        return self._rows([flow for flow in found if flow is not None])
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
         killed = 0
-        for part in _slices(await self._matching(query)):
+        matching, _ = await self._find(query)
+        for part in _slices(matching):
             killed += self._end(part, CloseReason.KILLED)
             await trio.lowlevel.checkpoint()
         return killed
@@ -156,13 +188,27 @@ class Worker:
         """Wait for flows to end, and return a slice of those that did."""
         return self._rows(await self._relay.outbox.take(SLICE))
 
-    async def _matching(self, query: FlowQuery) -> list[Flow]:
-        """The flows a query asks for, in its order; sorted slice by slice."""
-        parts: list[list[Flow]] = []
-        for part in _slices(self._candidates(query)):
-            parts.append(sorted(filter(query.matches, part), key=SORTS[query.sort]))
-            await trio.lowlevel.checkpoint()
-        return list(heapq.merge(*parts, key=SORTS[query.sort]))
+    async def _find(self, query: FlowQuery) -> tuple[list[Flow], int]:
+        """The flows a query asks for, in its order, and how many match without its limit.
+
+        One search at a time, in slices: however many people ask, the relay loses one slice a turn.
+        """
+        async with self._searching:
+            order = SORTS[query.sort]
+            matched, parts = 0, []
+            for part in _slices(self._candidates(query)):
+                fitting = sorted(filter(query.matches, part), key=order)
+                matched += len(fitting)
+                parts.append(fitting)
+                if query.limit:
+                    parts = [heapq.nsmallest(query.limit, heapq.merge(*parts, key=order), order)]
+                await trio.lowlevel.checkpoint()
+            found: list[Flow] = []
+            for flow in heapq.merge(*parts, key=order):
+                found.append(flow)
+                if len(found) % SLICE == 0:
+                    await trio.lowlevel.checkpoint()
+        return found, matched
 
     def _candidates(self, query: FlowQuery) -> list[Flow]:
         table = self._relay.table

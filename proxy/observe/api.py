@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import ipaddress
 import json
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from difflib import get_close_matches
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
@@ -29,7 +29,7 @@ from proxy.observe.params import FINDING, KILLING, LISTING, flow_query, read_par
 if TYPE_CHECKING:
     from collections.abc import Collection
 
-    from proxy.core.query import FlowQuery, FlowRow
+    from proxy.core.query import FlowQuery
     from proxy.engine.port import RelayCounters, RelayPort
 
 SLICE_ROWS: Final = 100
@@ -125,8 +125,9 @@ class Api:
         """Rows of the flow table."""
         values = _params(request, LISTING)
         await self._check_listener(values)
-        page = await self._port.flows(flow_query(values))
-        return _flows_response(page["rows"], page["matched"])
+        query = flow_query(values)
+        found = await self._port.flow_ids(query)
+        return Response(self._row_slices(found["ids"], found["matched"], recent=query.recent))
 
     async def find(self, request: Request, _word: str) -> Response:
         """Which flows own an address on either pair: live ones first, then recently closed."""
@@ -136,7 +137,7 @@ class Api:
         page = await self._port.flows(flow_query(values))
         recent = await self._port.flows(flow_query(values, recent=True, sort="opened"))
         matched = page["matched"] + recent["matched"]
-        return _flows_response([*page["rows"], *recent["rows"]], matched)
+        return json_response({"flows": [*page["rows"], *recent["rows"]], "matched": matched})
 
     async def flow(self, request: Request, word: str) -> Response:
         """One flow, live or recently closed."""
@@ -166,6 +167,19 @@ class Api:
             )
         await self._check_listener(values)
         return json_response({"killed": await self._kill(request, flow_query(values))})
+
+    async def _row_slices(
+        self, ids: list[int], matched: int, *, recent: bool
+    ) -> AsyncGenerator[bytes, None]:
+        """Rows as JSON, made while they are sent: a slow reader holds ids, and one slice."""
+        separator = '{"flows":['
+        for start in range(0, len(ids), SLICE_ROWS):
+            rows = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
+            if rows:
+                yield (separator + json.dumps(rows, separators=(",", ":"))[1:-1]).encode("ascii")
+                separator = ","
+        opening = separator if separator != "," else ""
+        yield f'{opening}],"matched":{matched}}}\n'.encode("ascii")
 
     async def _kill(self, request: Request, query: FlowQuery) -> int:
         killed = await self._port.kill(query)
@@ -280,18 +294,6 @@ def _flow_id(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 18):
         raise HttpError(400, f'"{word}" is not the id of a flow: ids are whole numbers')
     return int(word)
-
-
-def _flows_response(rows: list[FlowRow], matched: int) -> Response:
-    return Response(_flow_slices(rows, matched))
-
-
-def _flow_slices(rows: list[FlowRow], matched: int) -> Iterator[bytes]:
-    yield b'{"flows":['
-    for start in range(0, len(rows), SLICE_ROWS):
-        text = json.dumps(rows[start : start + SLICE_ROWS], separators=(",", ":"))[1:-1]
-        yield f"{',' if start else ''}{text}".encode("ascii")
-    yield f'],"matched":{matched}}}\n'.encode("ascii")
 
 
 def _by_upstream(counters: RelayCounters) -> list[dict[str, Any]]:

@@ -18,7 +18,8 @@ Units: seconds and bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -67,7 +68,7 @@ class Bounds:
 
     """
 
-    connections: int = 256
+    connections: int = 64
     header_bytes: int = 16 * 1024
     body_bytes: int = 64 * 1024
     request_seconds: float = 10.0
@@ -103,7 +104,7 @@ class Request:
 class Response:
     """What it is told; a body of several slices is sent as they are made."""
 
-    body: bytes | Iterable[bytes]
+    body: bytes | Iterable[bytes] | AsyncGenerator[bytes, None]
     content_type: str = JSON
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
@@ -260,11 +261,20 @@ class HttpConnection:
         """Send an answer, without its body to HEAD; whether the connection lives on."""
         with trio.move_on_after(self.bounds.response_seconds):
             await self._send_event(_head(response, close))
-            for piece in () if head else _slices(response.body):
-                await self._send_event(h11.Data(data=piece))
+            if not head:
+                await self._send_body(response.body)
             await self._send_event(h11.EndOfMessage())
             return self._http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
         raise trio.BrokenResourceError  # a slow reader holds what others may need
+
+    async def _send_body(self, body: bytes | Iterable[bytes] | AsyncGenerator[bytes, None]) -> None:
+        if isinstance(body, AsyncGenerator):
+            async with aclosing(body):
+                async for piece in body:
+                    await self._send_event(h11.Data(data=piece))
+        else:
+            for piece in _slices(body):
+                await self._send_event(h11.Data(data=piece))
 
     async def _send_event(self, event: h11.Event) -> None:
         data = self._http.send(event)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import trio
@@ -12,7 +13,7 @@ from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 
 if TYPE_CHECKING:
-    from proxy.engine.port import FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
 
 WALL = 1_700_000_000.0  # Unix time less monotonic time of every fake flow
 ENDPOINT: Address = ("10.0.0.1", 80)
@@ -74,6 +75,15 @@ class FakeRelay:
         found = sorted((flow for flow in source if query.matches(flow)), key=SORTS[query.sort])
         shown = found[: query.limit] if query.limit else found
         return {"rows": [flow_row(flow, WALL, {}) for flow in shown], "matched": len(found)}
+
+    async def flow_ids(self, query: FlowQuery) -> FlowIds:
+        page = await self.flows(query)
+        return {"ids": [row["id"] for row in page["rows"]], "matched": page["matched"]}
+
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[FlowRow]:
+        await self._answer()
+        by_id = {flow.id: flow for flow in (self.closed if recent else self.live)}
+        return [flow_row(by_id[id], WALL, {}) for id in ids if id in by_id]
 
     async def kill(self, query: FlowQuery) -> int:
         await self._answer()
