@@ -8,12 +8,14 @@ Exit codes: 0 done, 1 failed, 2 usage. stdout is the product, stderr is for peop
 
 from __future__ import annotations
 
+from difflib import get_close_matches
 from importlib import import_module
-from typing import Final
+from typing import Any, Final
 
 import click
 
 from proxy import __version__
+from proxy.cli.stdout import ending_in_order
 
 # Subcommand -> the module that defines a click command of the same name (with _ for -).
 COMMANDS: Final = {
@@ -42,6 +44,19 @@ class LazyGroup(click.Group):
         command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
         assert isinstance(command, click.Command)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        """Find the subcommand; for one that there is not, name the nearest."""
+        if (near := get_close_matches(args[0], COMMANDS, 1)) and args[0] not in COMMANDS:
+            ctx.fail(f'no such command "{args[0]}"; did you mean "{near[0]}"?')
+        return super().resolve_command(ctx, args)
+
+    def main(self, *args: Any, **kwargs: Any) -> Any:
+        """Run the command; whoever does not take its output gets no traceback for it."""
+        with ending_in_order():
+            return super().main(*args, **kwargs)
 
 
 @click.command(cls=LazyGroup, context_settings={"help_option_names": ["-h", "--help"]})

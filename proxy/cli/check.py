@@ -28,6 +28,20 @@ config_option = click.option(
 )
 
 
+class FileCommand(click.Command):
+    """A command whose file is named with -c, and which says so to those who leave that out."""
+
+    allow_extra_args = True
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the arguments; there are none but options."""
+        rest = super().parse_args(ctx, args)
+        if ctx.args:
+            word = printable(ctx.args[0])
+            ctx.fail(f'unexpected argument "{word}"; did you mean -c {word}?')
+        return rest
+
+
 def load_or_exit(path: str) -> Config:
     """Read a configuration; report every problem on stderr, and exit with 1 if there is one."""
     try:
@@ -38,7 +52,7 @@ def load_or_exit(path: str) -> Config:
         sys.exit(1)
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @config_option
 def check(path: str) -> None:
     """Check a configuration file, and report every problem it has."""

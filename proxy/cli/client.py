@@ -11,9 +11,11 @@ to ask it (exit code 2).
 from __future__ import annotations
 
 import json
+import re
 import socket
 from collections.abc import Callable, Mapping
 from http.client import HTTPConnection, HTTPException
+from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
 
@@ -24,7 +26,17 @@ DEFAULT_ADMIN: Final = "/run/sockpair/admin.sock"
 TIMEOUT: Final = 35.0
 """Seconds for one answer; the server gives up after 30 and says so."""
 
+ARGUMENTS: Final = {"address": "'[ADDR:]PORT'", "port": "'[ADDR:]PORT'"}
+"""The API's parameters that are no option on the command line."""
+
+_ADDRESS: Final = re.compile(r"[a-z]+://.*|[^/]*:[0-9]+")
+"""What somebody writes who thinks of the HTTP port."""
+
 Command = TypeVar("Command", bound=Callable[..., Any])
+
+
+class NotThereError(click.ClickException):
+    """What was named does not exist."""
 
 
 def admin_option(command: Command) -> Command:
@@ -36,8 +48,18 @@ def admin_option(command: Command) -> Command:
         default=DEFAULT_ADMIN,
         show_default=True,
         show_envvar=True,
+        callback=_checked_path,
         help="Admin socket of the running sockpair.",
     )(command)
+
+
+def _checked_path(_context: click.Context, _option: click.Parameter, path: str) -> str:
+    if not path:
+        raise click.BadParameter("it is empty; name the path of the admin socket")
+    if _ADDRESS.fullmatch(path) and not Path(path).exists():
+        example = f'expected the path of a Unix socket, such as "{DEFAULT_ADMIN}"'
+        raise click.BadParameter(f'"{path}" is an address; {example}')
+    return path
 
 
 class AdminClient:
@@ -99,8 +121,17 @@ def _value(status: int, body: bytes) -> Any:
         return value
     message = value["error"] if isinstance(value, dict) and "error" in value else f"HTTP {status}"
     if status == 400:
-        raise click.UsageError(message)
-    raise click.ClickException(message)
+        raise _wrong_question(value, message)
+    raise NotThereError(message) if status == 404 else click.ClickException(message)
+
+
+def _wrong_question(answer: Any, message: str) -> click.UsageError:
+    """Name the option that was wrong, not the parameter of the API that it became."""
+    if not (isinstance(answer, dict) and "parameter" in answer and "reason" in answer):
+        return click.UsageError(message)
+    name = answer["parameter"]
+    hint = ARGUMENTS.get(name, f"'--{name.replace('_', '-')}'")
+    return click.BadParameter(answer["reason"], param_hint=hint)
 
 
 def _advice(path: str, exc: OSError) -> str:
@@ -109,6 +140,8 @@ def _advice(path: str, exc: OSError) -> str:
     start = 'start it with "sockpair run -c FILE"'
     if isinstance(exc, FileNotFoundError):
         return f"{path} does not exist: sockpair is not running here; {start}, or {elsewhere}"
+    if isinstance(exc, ConnectionRefusedError) and not Path(path).is_socket():
+        return f"{path} is not a socket: {elsewhere}"
     if isinstance(exc, ConnectionRefusedError):
         return f"{path} is left over, nobody listens there: {start}, or {elsewhere}"
     if isinstance(exc, PermissionError):

@@ -2,7 +2,8 @@
 
 Strategy: a cell is its text and its colour; columns are as wide as their widest cell, numbers stand
 to the right. Nothing is ever cut. On a terminal that is too narrow for both socket pairs beside the
-rest, each flow takes two lines; in a pipe a flow is one line, whatever its width.
+rest, each flow takes two lines, the second of them dim; in a pipe a flow is one line, whatever its
+width.
 
 Why not rich: it wraps or cuts what does not fit, and importing it takes longer than asking for and
 writing a thousand flows does.
@@ -20,7 +21,7 @@ from typing import Any, Final
 import click
 
 from proxy.core.printable import printable
-from proxy.core.units import format_duration, format_size
+from proxy.core.units import format_size, format_span
 
 STATE_COLOURS: Final = {
     "established": "green",
@@ -61,7 +62,7 @@ def flow_columns(*, recent: bool, exact: bool, now: float) -> list[Column]:
     """The columns of flows, live or recently closed.
 
     Args:
-        recent: show how flows ended, in place of their age.
+        recent: show how flows ended, in place of their age; their state is the one before.
         exact: write bytes as plain numbers.
         now: Unix seconds.
 
@@ -71,7 +72,7 @@ def flow_columns(*, recent: bool, exact: bool, now: float) -> list[Column]:
         Column("ID", lambda row: str(row["id"]), number=True),
         Column("LISTENER", lambda row: row["listener"]),
         Column("PROTO", lambda row: row["transport"]),
-        Column("STATE", lambda row: row["state"], coloured=True),
+        Column("LAST STATE" if recent else "STATE", lambda row: row["state"], coloured=True),
         Column("CLIENT", lambda row: row["client"]["remote"] or "-", pair=True),
         Column("LOCAL", lambda row: row["client"]["local"] or "-", pair=True),
         Column("VIA", lambda row: row["endpoint"]["local"] or "-", pair=True),
@@ -93,22 +94,17 @@ LISTEN_COLUMNS: Final = [
 
 def _age_columns(now: float) -> list[Column]:
     return [
-        Column("AGE", lambda row: _span(now - row["opened"]), number=True),
-        Column("IDLE", lambda row: _span(now - row["last_active"]), number=True),
+        Column("AGE", lambda row: format_span(now - row["opened"]), number=True),
+        Column("IDLE", lambda row: format_span(now - row["last_active"]), number=True),
     ]
 
 
 def _end_columns() -> list[Column]:
     return [
-        Column("LIVED", lambda row: _span(row["closed"] - row["opened"]), number=True),
+        Column("LIVED", lambda row: format_span(row["closed"] - row["opened"]), number=True),
         Column("REASON", lambda row: row["close_reason"] or "-", coloured=True),
         Column("SIDE", lambda row: row["close_side"] or "-"),
     ]
-
-
-def _span(seconds: float) -> str:
-    """A time span, without the parts of a second once it is longer than that."""
-    return format_duration(float(round(seconds)) if seconds > 1 else max(0.0, seconds))
 
 
 def write_table(columns: Sequence[Column], rows: Iterable[Any]) -> None:
@@ -167,7 +163,8 @@ class _Layout:
             styled = [self._styled(place, cells[place], head=head) for place in places[:-1]]
             last = self._styled(places[-1], cells[places[-1]], head=head, last=True)
             indent = INDENT if lines else ""
-            lines.append(indent + GAP.join([*styled, last]))
+            line = indent + GAP.join([*styled, last])
+            lines.append(click.style(line, dim=True) if indent and not head else line)
         return lines
 
     def _styled(self, place: int, text: str, *, head: bool, last: bool = False) -> str:

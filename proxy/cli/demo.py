@@ -1,11 +1,14 @@
 """``sockpair demo``: the main job on one machine, with nothing to set up.
 
 Endpoints, proxy and clients run in this process, on loopback, on ports that are free. On a terminal
-the live table is redrawn; in a pipe it is written once, at the end, with the summary.
+the live table is redrawn; in a pipe it is written once, at the end, with the summary. A terminal
+that hangs up (SIGHUP) ends it, as Control-C does.
 """
 
 from __future__ import annotations
 
+import shlex
+import shutil
 import signal
 import sys
 import tempfile
@@ -87,7 +90,7 @@ async def _demo(seconds: float | None) -> None:
             nursery.start_soon(trio.serve_listeners, echo_streams, [tcp])
             nursery.start_soon(answer_datagrams, udp, echo)
             nursery.start_soon(answer_datagrams, dns, dns_answer)
-            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="sockpair-demo-"))
+            folder = opened.enter_context(tempfile.TemporaryDirectory(prefix="sockpair-"))
             text = CONFIG.format(
                 socket=Path(folder) / "admin.sock",
                 echo=tcp.socket.getsockname()[1],
@@ -114,14 +117,15 @@ class _Show:
         """Send clients, show the table, and write the summary when it is time to stop."""
         listening = (await house.worker.status())["listening"]
         addresses = {row["listener"]: parse_address(row["local"]) for row in listening}
-        hints = _hints(addresses, house)
+        width = shutil.get_terminal_size().columns if self.live else None
+        hints = _hints(addresses, house, width)
         click.echo("\n".join(hints))
         async with trio.open_nursery() as clients:
             for listener, visits in CLIENTS.items():
                 for visit in visits:
                     clients.start_soon(visit, addresses[listener])
             await self._show_until_stopped(house)
-            table = await _table(house, width=None)
+            table = await _table(house, ROWS, width=None)
             clients.cancel_scope.cancel()
         if not self.live:
             click.echo("\n".join(table))
@@ -131,7 +135,7 @@ class _Show:
     async def _show_until_stopped(self, house: House) -> None:
         with (
             trio.move_on_after(self.seconds if self.seconds is not None else float("inf")),
-            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals,
+            trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals,
         ):
             async with trio.open_nursery() as nursery:
                 if self.live:
@@ -145,18 +149,20 @@ async def _redraw(house: House) -> None:
     console = Console()
     with Live(console=console, auto_refresh=False) as live:
         while True:
-            lines = await _table(house, width=console.width)
+            rows = max(1, min(ROWS, console.height // 2 - 2))  # of two lines each, below a head
+            lines = await _table(house, rows, width=console.width)
             live.update(Text.from_ansi("\n".join(["", *lines])), refresh=True)
             await trio.sleep(REDRAW)
 
 
-async def _table(house: House, width: int | None) -> Sequence[str]:
-    rows: Any = (await house.worker.flows(FlowQuery(sort="bytes", limit=ROWS)))["rows"]
+async def _table(house: House, limit: int, width: int | None) -> Sequence[str]:
+    rows: Any = (await house.worker.flows(FlowQuery(sort="bytes", limit=limit)))["rows"]
     columns = flow_columns(recent=False, exact=False, now=time.time())
     return table_lines(columns, rows, width=width)
 
 
-def _hints(addresses: dict[str, Address], house: House) -> list[str]:
+def _hints(addresses: dict[str, Address], house: House, width: int | None) -> list[str]:
+    """What to try; where there is no room beside a command, its meaning stands above it."""
     port = {name: address[1] for name, address in addresses.items()}
     control, http = (socket.getsockname() for socket in house.admin)
     commands = {
@@ -164,15 +170,26 @@ def _hints(addresses: dict[str, Address], house: House) -> list[str]:
         f"nc -u 127.0.0.1 {port['echo-udp']}": "the same with datagrams",
         f"dig @127.0.0.1 -p {port['dns']} example.com": "a DNS answer through the proxy",
         f"curl http://127.0.0.1:{http[1]}/metrics": "what Prometheus scrapes",
-        f"sockpair flows --admin {control}": "the socket-pair table",
+        f"{_own_command()} flows --admin {shlex.quote(control)}": "the socket-pair table",
     }
-    width = max(map(len, commands))
-    return [
-        "sockpair relays on loopback. Try it from another terminal:",
-        *(f"  {command:{width}}   {what}" for command, what in commands.items()),
-        "Control-C ends the demo.",
-        "",
-    ]
+    longest = max(map(len, commands))
+    lines = [f"  {command:{longest}}   {what}" for command, what in commands.items()]
+    if width is not None and max(map(len, lines)) > width:
+        lines = [
+            line for command, what in commands.items() for line in (f"  # {what}", f"  {command}")
+        ]
+    title = "sockpair relays on loopback. Try it from another terminal:"
+    return [title, *lines, "Control-C ends the demo.", ""]
+
+
+def _own_command() -> str:
+    """What another terminal must type for ``sockpair``: where it was started, if not on PATH."""
+    if shutil.which("sockpair"):
+        return "sockpair"
+    started = Path(sys.argv[0]).absolute()
+    if started.name == "__main__.py":
+        return f"{shlex.quote(sys.executable)} -m proxy"
+    return shlex.quote(str(started))
 
 
 def _summary(counters: RelayCounters) -> str:

@@ -3,27 +3,30 @@
 from __future__ import annotations
 
 import gc
+import signal
 import sys
 
 import click
 import trio
 
-from proxy.cli.check import config_option, load_or_exit
+from proxy.cli.check import FileCommand, config_option, load_or_exit
 from proxy.cli.serve import serve
 from proxy.control.house import House, wait_stop_signal
 from proxy.control.listen import BindError
 from proxy.control.names import ResolveError
+from proxy.control.outbound import OptionError
 
 
-@click.command()
+@click.command(cls=FileCommand)
 @config_option
 def run(path: str) -> None:
     """Relay what the configuration says, until SIGTERM or SIGINT."""
     config = load_or_exit(path)
     spare_collector()
+    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after the house waits for signals
     try:
         trio.run(serve, config, _stay)
-    except (BindError, ResolveError) as exc:
+    except (BindError, OptionError, ResolveError) as exc:
         click.echo(f"sockpair: {exc}", err=True)
         sys.exit(1)
 

@@ -34,6 +34,7 @@ async def serve(config: Config, stay: Callable[[House], Awaitable[str]]) -> None
 
     Raises:
         BindError: a socket could not be bound.
+        OptionError: a socket option, or a source, is not to be had.
         ResolveError: an endpoint's name has no address.
 
     """

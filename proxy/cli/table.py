@@ -19,35 +19,51 @@ from typing import Any, Final, TypeVar
 
 import click
 
-from proxy.cli.client import AdminClient, admin_option
+from proxy.cli.client import AdminClient, NotThereError, admin_option
 from proxy.cli.columns import LISTEN_COLUMNS, Column, flow_columns, write_table
 from proxy.core.address import Transport
 from proxy.core.flow import State
 from proxy.core.printable import printable
 from proxy.core.query import SORTS
-from proxy.core.units import format_duration
+from proxy.core.units import format_span
 
 FLOWS: Final = "/api/v1/flows"
 SHOWN_FOUND: Final = 100
 """Flows ``find`` shows: the address of a listener belongs to all its flows."""
 
+NOTHING: Final = "no live flow matches"
+
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def _words(enum: type[StrEnum]) -> click.Choice[str]:
-    """The words themselves: click would offer the names of the members."""
-    return click.Choice([member.value for member in enum])
+    """The words themselves, in any case: click would offer the names of the members."""
+    return click.Choice([member.value for member in enum], case_sensitive=False)
+
+
+def _flow_ids(
+    _context: click.Context, _argument: click.Parameter, words: tuple[str, ...]
+) -> tuple[int, ...]:
+    for word in words:
+        if not (word.isascii() and word.isdigit() and len(word) <= 18):
+            shown = f'"{printable(word)}" is not the ID of a flow'
+            raise click.BadParameter(f'{shown}: a whole number, as "sockpair flows" shows it')
+    return tuple(map(int, words))
 
 
 def filter_options(command: Command) -> Command:
     """Give a command the options that choose flows; their names are the API's."""
-    cidr = "CIDR"
+    place = "CIDR"
     options = (
         click.option("--listener", metavar="NAME", help="Flows of one listener."),
-        click.option("--client", metavar=cidr, help="Client in this prefix, or of this address."),
-        click.option("--endpoint", metavar=cidr, help="Endpoint in this prefix."),
+        click.option(
+            "--client", metavar=place, help="Client in this prefix; or ADDR, or ADDR:PORT."
+        ),
+        click.option(
+            "--endpoint", metavar=place, help="Endpoint in this prefix; or ADDR, or ADDR:PORT."
+        ),
         click.option("--state", type=_words(State), help="Flows in this state."),
-        click.option("--transport", type=_words(Transport), help="TCP or UDP only."),
+        click.option("--transport", type=_words(Transport), help="Flows of this transport."),
         click.option("--min-bytes", metavar="SIZE", help="At least so much, such as 10MiB."),
     )
     for option in reversed(options):
@@ -70,7 +86,7 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
 @click.command()
 @filter_options
 @click.option("--sort", type=click.Choice([*SORTS]), help="Largest or latest first; id counts up.")
-@click.option("--limit", type=click.IntRange(0), help="At most so many rows.")
+@click.option("--limit", type=click.IntRange(0), help="At most so many rows; 0: all.")
 @click.option("--recent", is_flag=True, help="Recently closed flows in place of live ones.")
 @click.option("-l", "--listen", is_flag=True, help="Listening sockets in place of flows.")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Bytes as plain numbers.")
@@ -92,47 +108,53 @@ def flows(admin: str, output: str, listen: bool, exact: bool, **params: Any) -> 
 
 
 @click.command()
-@click.argument("address", metavar="ADDR:PORT")
+@click.argument("address", metavar="[ADDR:]PORT")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Bytes as plain numbers.")
 @output_option("table", "json", "ndjson")
 @admin_option
 def find(admin: str, output: str, exact: bool, address: str) -> None:
-    """Show which flow owns an address on either of its pairs, live or recently closed."""
-    answer = AdminClient(admin).get("/api/v1/find", {"address": address, "limit": SHOWN_FOUND})
+    """Show which flow owns an address on either of its pairs, live or recently closed.
+
+    A port alone (80, or :80) stands for it at any address.
+    """
+    port = address.removeprefix(":")
+    wanted = {"port": port} if port.isdigit() else {"address": address}
+    answer = AdminClient(admin).get("/api/v1/find", {**wanted, "limit": SHOWN_FOUND})
     rows = answer["flows"]
     if not rows:
-        message = f"no flow has {printable(address)} on either pair, live or recently closed"
-        raise click.ClickException(message)
-    if output != "table":
+        what = f"port {port}" if port.isdigit() else printable(address)
+        raise click.ClickException(f"no flow has {what} on either pair, live or recently closed")
+    if output == "table":
+        _write_found(rows, exact=exact)
+    else:
         _write(rows, output, ())
-    for recent in (False, True) if output == "table" else ():
-        part = [row for row in rows if (row["close_reason"] is not None) == recent]
-        if part:
-            _write_flows(part, output, recent=recent, exact=exact)
     _note_cut(answer)
 
 
 @click.command()
-@click.argument("flow_id", metavar="[ID]", type=click.IntRange(1), required=False)
+@click.argument("flow_ids", metavar="[ID]...", nargs=-1, callback=_flow_ids)
 @filter_options
 @click.option("--all", "everything", is_flag=True, help="Every live flow.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @admin_option
 def kill(
-    admin: str, flow_id: int | None, everything: bool, yes: bool, **filters: str | None
+    admin: str, flow_ids: tuple[int, ...], everything: bool, yes: bool, **filters: str | None
 ) -> None:
-    """End one flow by its id, or all that match."""
+    """End flows by their IDs, or all that match."""
     client = AdminClient(admin)
     chosen = {name: value for name, value in filters.items() if value is not None}
-    if [flow_id is not None, bool(chosen), everything].count(True) != 1:
-        raise click.UsageError("say which: the ID of a flow, or filters, or --all")
-    if flow_id is not None:
-        client.delete(f"{FLOWS}/{flow_id}")
-        click.echo(f"killed flow {flow_id}")
+    ways = [bool(flow_ids), bool(chosen), everything].count(True)
+    if ways != 1:
+        problem = "say which" if ways == 0 else "not both"
+        raise click.UsageError(f"{problem}: IDs of flows, or filters, or --all")
+    if flow_ids:
+        _kill_each(client, flow_ids)
         return
     if not yes:
         _ask_first(client, chosen)
     answer = client.delete(FLOWS, chosen or {"all": "true"})
+    if not answer["killed"]:
+        raise click.ClickException(NOTHING)
     click.echo(f"killed {_count(answer['killed'])}")
 
 
@@ -149,13 +171,28 @@ def status(admin: str, output: str) -> None:
         click.echo(printable(line))
 
 
+def _kill_each(client: AdminClient, flow_ids: Iterable[int]) -> None:
+    """Kill every one that is live, and fail in the end if one was not."""
+    missed = 0
+    for flow_id in dict.fromkeys(flow_ids):
+        try:
+            client.delete(f"{FLOWS}/{flow_id}")
+        except NotThereError as exc:
+            missed += 1
+            exc.show()
+        else:
+            click.echo(f"killed flow {flow_id}")
+    if missed:
+        sys.exit(1)
+
+
 def _ask_first(client: AdminClient, chosen: dict[str, str]) -> None:
     """Say how many would be killed, and go on only if the user agrees."""
     if not _is_terminal():
         raise click.UsageError("killing by filters asks first; without a terminal add --yes")
     matched = client.get(FLOWS, {**chosen, "limit": 1})["matched"]
     if not matched:
-        raise click.ClickException("no live flow matches")
+        raise click.ClickException(NOTHING)
     click.confirm(f"kill {_count(matched)}?", abort=True, err=True)
 
 
@@ -180,6 +217,18 @@ def _note_cut(answer: dict[str, Any]) -> None:
         click.echo(f"{shown} of {matched} flows shown", err=True)
 
 
+def _write_found(rows: list[Any], *, exact: bool) -> None:
+    """Live flows, then closed ones, each under heads of their own."""
+    live = [row for row in rows if row["close_reason"] is None]
+    closed = [row for row in rows if row["close_reason"] is not None]
+    if live:
+        _write_flows(live, "table", recent=False, exact=exact)
+    if live and closed:
+        click.echo()
+    if closed:
+        _write_flows(closed, "table", recent=True, exact=exact)
+
+
 def _write_flows(rows: list[Any], output: str, *, recent: bool, exact: bool) -> None:
     _write(rows, output, flow_columns(recent=recent, exact=exact, now=time.time()))
 
@@ -194,7 +243,7 @@ def _write(rows: Iterable[Any], output: str, columns: Iterable[Column]) -> None:
 
 
 def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
-    up = format_duration(max(0.0, now - answer["started"]))
+    up = format_span(now - answer["started"])
     problems = answer["not_ready"]
     lines = [
         f"sockpair {answer['version']}, pid {answer['pid']}, up {up}{_mood(answer)}",
@@ -203,9 +252,14 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
         f"ready        {'no' if problems or answer['draining'] else 'yes'}",
         *(f"             {problem}" for problem in problems),
     ]
-    for row in answer["listening"]:
-        where = f"{row['transport']}://{row['local']}"
-        lines.append(f"listen       {row['listener']}  {where}  to {row['upstream']}")
+    rows = [
+        (row["listener"], f"{row['transport']}://{row['local']}", row["upstream"])
+        for row in answer["listening"]
+    ]
+    names = max((len(name) for name, _, _ in rows), default=0)
+    places = max((len(where) for _, where, _ in rows), default=0)
+    for name, where, upstream in rows:
+        lines.append(f"listen       {name:{names}}  {where:{places}}  to {upstream}")
     return lines
 
 

@@ -2,26 +2,27 @@
 
 ``load`` and ``parse`` return a legal ``Config`` or raise ``ConfigError``, whatever the file is:
 missing, a directory, a pipe that nobody writes to, binary, endless, nested too deep. Nothing else
-is raised and nothing blocks. What is legal and yet hardly meant goes to ``warn``.
+is raised and nothing blocks for ever. What is legal and yet hardly meant goes to ``warn``.
 
-Three stages, each of which needs the one before: the bytes (an ordinary file, bounded, UTF-8), the
+Three stages, each of which needs the one before: the bytes (a file or pipe, bounded, UTF-8), the
 syntax (tomli stops at the first error, so there is one problem), and the meaning (all problems).
 """
 
 from __future__ import annotations
 
 import os
+import select
 import stat
 import sys
 from collections.abc import Callable, Iterator
-from itertools import islice
+from time import monotonic
 from typing import Any, Final
 
 import tomli
 from pydantic import ValidationError
 
 from proxy.config.locate import locate
-from proxy.config.messages import explain
+from proxy.config.messages import MISSING, explain, meant_path
 from proxy.config.model import Config
 from proxy.config.problem import PROBLEMS_MAX, ConfigError, Problem, dotted
 
@@ -33,6 +34,9 @@ STDIN: Final = "-"
 
 SIZE_MAX: Final = 4 * 2**20
 """Bytes: 40,000 listeners; a larger file is some other file."""
+
+PIPE_WAIT: Final = 10.0
+"""Seconds for all that a pipe brings: ``-c <(command)`` gives the command that long."""
 
 _CHUNK: Final = 65536
 
@@ -86,17 +90,49 @@ class _FileError(Exception):
 
 
 def _read_file(path: str) -> bytes:
-    """Read an ordinary file; O_NONBLOCK, so that a pipe without a writer cannot hold us."""
+    """Read an ordinary file or a pipe; O_NONBLOCK, so that one without a writer cannot hold us."""
     try:
         fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
     except ValueError as exc:
         raise _FileError("is not the name of a file") from exc
     try:
-        if not stat.S_ISREG(os.fstat(fd).st_mode):
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode):
+            return _read_pipe(fd)
+        if not stat.S_ISREG(mode):
             raise _FileError(f'is not an ordinary file; "{STDIN}" reads standard input')
         return _read_bounded(lambda: os.read(fd, _CHUNK))
     finally:
         os.close(fd)
+
+
+def _read_pipe(fd: int) -> bytes:
+    """Read until the last writer has gone, or for as long as we wait.
+
+    A pipe without a writer reads as ended, also when its writer has yet to come; so the end counts
+    once something has come, or once poll has seen a writer leave. See pipe(7), poll(2).
+    """
+    deadline = monotonic() + PIPE_WAIT
+    poll = select.poll()
+    poll.register(fd, select.POLLIN)
+    begun = False
+
+    def read() -> bytes:
+        nonlocal begun
+        while True:
+            try:
+                chunk = os.read(fd, _CHUNK)
+            except BlockingIOError:
+                chunk = None
+            if chunk or (chunk is not None and begun):
+                begun = True
+                return chunk
+            ready = poll.poll(max(0.0, deadline - monotonic()) * 1000)
+            if not ready:
+                raise _FileError(f"is a pipe that did not end within {PIPE_WAIT:g} s")
+            begun = begun or bool(ready[0][1] & select.POLLHUP)
+
+    return _read_bounded(read)
 
 
 def _read_stdin() -> bytes:
@@ -144,7 +180,11 @@ def _syntax(text: str, file: str) -> dict[str, Any]:
 
 def _problems(error: ValidationError, text: str, file: str) -> Iterator[Problem]:
     places = locate(text)
-    for details in islice(error.errors(include_url=False), PROBLEMS_MAX):
+    errors = error.errors(include_url=False)[:PROBLEMS_MAX]
+    meant = {meant_path(details) for details in errors}
+    for details in errors:
+        if details["type"] in MISSING and details["loc"] in meant:
+            continue  # it is there, misspelt, which is reported
         path, message = explain(details)
         yield Problem(file, places.nearest_line(path), dotted(path), message)
     if error.error_count() > PROBLEMS_MAX:

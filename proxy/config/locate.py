@@ -5,6 +5,9 @@ scanner walks a text *that tomli has accepted* and notes the line of every key a
 in a tree. It therefore judges nothing: it only has to tell keys from values, strings from
 punctuation, and one table from the next.
 
+A mistake of its own must not cost the report: when it meets what it does not understand it gives
+up, and what it has not found has no line of its own.
+
 It uses no recursion (TOML may nest 400 deep, and our caller's stack is unknown) and time linear
 in the text, which is why places form a tree and are not a dict of whole paths. Lines count from 1.
 
@@ -24,17 +27,26 @@ from proxy.config.problem import Path
 
 _TOKEN: Final = re.compile(
     r"""
-      (?P<blank>   [ \t\r]++ | \#[^\n]*+ )
+      (?P<blank>   [ \t\r]+ | \#[^\n]* )
     | (?P<newline> \n )
-    | (?P<text>    \"{3} (?: [^"\\]++ | \\. | "{1,2}(?!") )*+ "{3,5}
-                 | '{3} .*? '{3,5}
-                 | " (?: [^"\\]++ | \\. )*+ "
-                 | ' [^']*+ '
-                 | [^\s.,=\[\]{}"'\#]++ )
+    | (?P<quote>   "{3} | '{3} | ["'] )
     | (?P<mark>    [.,=\[\]{}] )
+    | (?P<text>    [^ \t\r\n.,=\[\]{}"'\#]+ )
     """,
-    re.VERBOSE | re.DOTALL,
+    re.VERBOSE,
 )
+"""Any character begins one of these, so the scan passes over none. A quote only opens its text."""
+
+_CLOSING: Final = {
+    '"""': re.compile(r'\\.|"{3,5}', re.DOTALL),  # up to two quotes may stand before the end
+    "'''": re.compile(r"'{3,5}"),
+    '"': re.compile(r'\\.|"', re.DOTALL),
+    "'": re.compile(r"'"),
+}
+"""What ends a text, by what opened it; an escaped character is found too, and passed over.
+
+Not one expression for a whole text: to be safe with a long one it needs possessive quantifiers, and
+the ``re`` of CPython before 3.11.5 gives wrong answers where one repeats a choice."""
 
 
 class Token(NamedTuple):
@@ -66,7 +78,7 @@ class Place:
 
     def _enter(self, key: str, line: int) -> Place:
         """Go to a key, made when it is new; in an array of tables, that is of the last table."""
-        table = self.children[len(self.children) - 1] if self.is_array else self
+        table = self.children.get(len(self.children) - 1, self) if self.is_array else self
         if key not in table.children:
             table.children[key] = Place(line)
         return table.children[key]
@@ -78,17 +90,32 @@ class Place:
 
 
 def locate(text: str) -> Place:
-    """Find the line of everything in a valid TOML text; the root stands on line 1."""
-    return _Scanner(text).scan()
+    """Find the line of everything in a valid TOML text; the root stands on line 1.
+
+    Where the text is not understood after all, what comes later is not found, and the root stands
+    on line 0, which is no line.
+    """
+    root = Place(1)
+    try:
+        _Scanner(text).scan(root)
+    except _LostError:
+        root.line = 0
+    return root
+
+
+class _LostError(Exception):
+    """The scanner met what it did not expect here."""
 
 
 class _Scanner:
+    """Walks through the tokens. Whatever they are, every turn of a loop takes one or gives up."""
+
     def __init__(self, text: str) -> None:
         self._tokens = _tokens(text)
         self._token = next(self._tokens)
 
-    def scan(self) -> Place:
-        root = table = Place(1)
+    def scan(self, root: Place) -> None:
+        table = root
         while self._token.kind != "end":
             if self._token.kind == "newline":
                 self._take()
@@ -96,12 +123,14 @@ class _Scanner:
                 table = self._header(root)
             else:
                 place = self._key(table)
-                self._take()  # =
+                self._take("=")
                 self._value(place)
-        return root
 
-    def _take(self) -> Token:
+    def _take(self, expected: str = "") -> Token:
+        """Go on to the next token; there must be one here, and it must be the expected one."""
         token = self._token
+        if token.kind == "end" or (expected and token.text != expected):
+            raise _LostError
         self._token = next(self._tokens)
         return token
 
@@ -133,6 +162,8 @@ class _Scanner:
 
     def _simple_key(self, place: Place) -> Place:
         token = self._take()
+        if token.kind != "text":
+            raise _LostError
         return place._enter(_unquoted(token.text), token.line)
 
     def _value(self, place: Place) -> None:
@@ -154,7 +185,7 @@ class _Scanner:
         if container.is_array:
             return container._append(self._token.line)
         place = self._key(container)
-        self._take()  # =
+        self._take("=")
         self._skip_newlines()
         return place
 
@@ -164,19 +195,32 @@ class _Scanner:
             place.is_array = self._take().text == "["
             open_places.append(place)
             return
+        if self._token.kind != "text" and self._token.text != ".":
+            raise _LostError
         while self._token.kind == "text" or self._token.text == ".":
             self._take()
 
 
 def _tokens(text: str) -> Iterator[Token]:
-    line = 1
-    for match in _TOKEN.finditer(text):
-        kind, found = match.lastgroup or "", match.group()
+    line, start = 1, 0
+    while match := _TOKEN.match(text, start):
+        kind, start = match.lastgroup or "", match.end()
+        if kind == "quote":
+            kind, start = "text", _text_end(text, match.group(), start)
         if kind != "blank":
+            found = text[match.start() : start]
             yield Token(kind, found, line)
             line += found.count("\n")
     while True:
         yield Token("end", "", line)
+
+
+def _text_end(text: str, quote: str, start: int) -> int:
+    """Where a quoted text ends that was opened before ``start``."""
+    for match in _CLOSING[quote].finditer(text, start):
+        if match.group()[0] != "\\":
+            return match.end()
+    return len(text)
 
 
 def _unquoted(key: str) -> str:
@@ -185,6 +229,9 @@ def _unquoted(key: str) -> str:
         return key
     if "\\" not in key or key[0] == "'":
         return key[1:-1]
-    value = tomli.loads(f"key = {key}")["key"]
+    try:
+        value = tomli.loads(f"key = {key}")["key"]
+    except tomli.TOMLDecodeError as exc:
+        raise _LostError from exc
     assert isinstance(value, str)
     return value

@@ -16,7 +16,7 @@ from pydantic import BaseModel
 from pydantic_core import ErrorDetails
 
 from proxy.config.model import WHOLE, Config
-from proxy.config.problem import Path, did_you_mean, shown
+from proxy.config.problem import Path, did_you_mean, nearest, shown
 from proxy.config.whole import submodel
 
 KEY_MARK: Final = "[key]"
@@ -29,6 +29,18 @@ def explain(error: ErrorDetails) -> tuple[Path, str]:
     if path[-1:] == (KEY_MARK,) and error["type"].startswith("string_"):
         path = path[:-1]
     return path, _MESSAGES.get(error["type"], _unexpected)(error)
+
+
+MISSING: Final = frozenset({"missing", "too_short"})
+"""The types of errors about what is not there."""
+
+
+def meant_path(error: ErrorDetails) -> Path | None:
+    """Where the value would stand if a misspelt key were right; nothing for other errors."""
+    *above, name = error["loc"] or (None,)
+    model = _model_at(tuple(above)) if error["type"] == "extra_forbidden" else None
+    near = nearest(str(name), model.model_fields) if model else None
+    return (*above, near) if near else None
 
 
 def _context(error: ErrorDetails, name: str) -> Any:
@@ -54,7 +66,8 @@ def _missing(error: ErrorDetails) -> str:
     example = (model.model_fields[str(name)].examples or [None])[0]
     if isinstance(example, dict):
         return f"there is none; add a [{name}.{next(iter(example))}] table"
-    return f"missing; add it, for example {name} = {json.dumps(example)}"
+    fault = "is empty; fill it" if error["type"] == "too_short" else "missing; add it"
+    return f"{fault}, for example {name} = {json.dumps(example)}"
 
 
 def _choice(error: ErrorDetails) -> str:

@@ -10,6 +10,7 @@ Objects are frozen and legal. They are made from what TOML holds (see ``values``
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from typing import Any, Final, Self
 
 from pydantic import (
@@ -23,27 +24,38 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.config import whole
+from proxy.config.packets import MARK_MAX, Dscp, Interface, SourcePorts, Sources
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
+    ADMIN_SOCKET_DEFAULT,
+    Account,
     AdminHttp,
     Balance,
     BufferSize,
     Endpoints,
+    FileMode,
+    Groups,
     Listen,
     LogFlows,
     LogFormat,
     LogLevel,
     Name,
+    PmtuPolicy,
     SocketPath,
     Timeout,
 )
-from proxy.core.address import Transport
+from proxy.core.address import DATAGRAMS, STREAMS, UNIX_SOCKETS, Transport
 
 IDLE_DEFAULT: Final = {
     Transport.TCP: 124 * 60.0,  # RFC 5382 REQ-5: not less than 2 hours and 4 minutes
     Transport.UDP: 5 * 60.0,  # RFC 4787 REQ-5: 5 minutes or more is recommended
+    Transport.UNIX: 124 * 60.0,  # as their kin of IP
+    Transport.UNIXGRAM: 5 * 60.0,
 }
 """Seconds."""
+
+IP_SOCKETS: Final = (Transport.TCP, Transport.UDP)
+UDP_ALONE: Final = (Transport.UDP,)
 
 REQUIRED: Final[Any] = ...
 
@@ -56,7 +68,7 @@ def key(
     about: str,
     *,
     example: Any = None,
-    only: Transport | None = None,
+    only: Collection[Transport] = (),
     **bounds: Any,
 ) -> Any:
     """Declare a key.
@@ -65,7 +77,7 @@ def key(
         default: as it would be written in the file; None for "not set"; or ``REQUIRED``.
         about: what it does, for the JSON Schema.
         example: for keys without a default.
-        only: the one transport on whose listeners the key has an effect.
+        only: the transports on whose listeners the key has an effect, if not on all.
         bounds: as ``pydantic.Field`` takes them.
 
     """
@@ -73,7 +85,7 @@ def key(
         default,
         description=about,
         examples=None if example is None else [example],
-        json_schema_extra={whole.ONLY: only.value} if only else None,
+        json_schema_extra={whole.ONLY: [each.value for each in only]} if only else None,
         validate_default=default is not None,
         **bounds,
     )
@@ -89,7 +101,7 @@ class Admin(Table):
     """How operators and their programs reach the running proxy."""
 
     socket: SocketPath = key(
-        "/run/sockpair/admin.sock", 'Unix socket with full control. "" turns it off.'
+        ADMIN_SOCKET_DEFAULT, 'Unix socket with full control. "" turns it off.'
     )
     http: AdminHttp = key(
         ADMIN_HTTP_DEFAULT, 'Read-only HTTP: /metrics, the page, the API. "" turns it off.'
@@ -114,24 +126,22 @@ class Log(Table):
 class PerFlow(Table):
     """Limits of each flow."""
 
-    connect: Timeout = key(
-        "5s", "How long the endpoint may take to accept. TCP.", only=Transport.TCP
-    )
+    connect: Timeout = key("5s", "How long the endpoint may take to accept. TCP.", only=STREAMS)
     idle: Timeout | None = key(
         None,
         "How long without payload, either way. Default: 124m for TCP, 5m for UDP.",
         example="10m",
     )
     half_closed: Timeout = key(
-        "4m", "How long without payload once one side has ended. TCP.", only=Transport.TCP
+        "4m", "How long without payload once one side has ended. TCP.", only=STREAMS
     )
     unreplied: Timeout = key(
-        "30s", "How long a flow lives until the endpoint has answered. UDP.", only=Transport.UDP
+        "30s", "How long a flow lives until the endpoint has answered. UDP.", only=DATAGRAMS
     )
     linger: Timeout = key(
         "10s",
         "How long a reset waits for a peer that takes nothing of what came before it. TCP.",
-        only=Transport.TCP,
+        only=STREAMS,
     )
     duration: Timeout | None = key(
         None, "How long at most, busy or not. Default: no maximum.", example="8h"
@@ -142,6 +152,25 @@ class Limits(Table):
     """Ceilings of a listener."""
 
     per_flow: PerFlow = key({}, "Limits of each flow.")
+
+
+MARK_KEY: Final = key(
+    None,
+    "Mark of packets, for routing and nft (SO_MARK). Default: none.",
+    example=7,
+    ge=0,
+    le=MARK_MAX,
+)
+DSCP_KEY: Final = key(
+    None,
+    'DSCP of packets that are sent: 0 to 63, or a name such as "ef" or "af41". Default: none.',
+    example="ef",
+)
+INTERFACE_KEY: Final = key(
+    None,
+    "The one network interface to use (SO_BINDTODEVICE). Default: routing decides.",
+    example="eth1",
+)
 
 
 class TcpOptions(Table):
@@ -167,13 +196,28 @@ class TcpOptions(Table):
 class Listener(Table):
     """A local address that accepts flows for an upstream."""
 
-    listen: Listen = key(REQUIRED, "Transport, IP address and port.", example="tcp://0.0.0.0:8080")
+    listen: Listen = key(
+        REQUIRED, "Transport, IP address and port; or a Unix socket.", example="tcp://0.0.0.0:8080"
+    )
     upstream: Name = key(REQUIRED, "Name of an [upstream.NAME] table.", example="web")
-    dual_stack: bool = key(False, 'On "[::]": accept IPv4 as well.')
+    dual_stack: bool = key(False, 'On "[::]": accept IPv4 as well.', only=IP_SOCKETS)
+    mode: FileMode = key("0660", "Permissions of a Unix socket's file.", only=UNIX_SOCKETS)
+    owner: Account | None = key(
+        None,
+        "User who owns a Unix socket's file. Default: who runs this.",
+        example="redis",
+        only=UNIX_SOCKETS,
+    )
+    group: Account | None = key(
+        None,
+        "Group of a Unix socket's file. Default: that of who runs this.",
+        example="www-data",
+        only=UNIX_SOCKETS,
+    )
     backlog: int = key(
         4096,
         "Connections waiting to be accepted; the kernel's bound is net.core.somaxconn. TCP.",
-        only=Transport.TCP,
+        only=STREAMS,
         ge=1,
         le=65535,
     )
@@ -181,9 +225,51 @@ class Listener(Table):
         None,
         "SO_RCVBUF; the kernel's bound is net.core.rmem_max. Default: the kernel's. UDP.",
         example="4MiB",
-        only=Transport.UDP,
+        only=UDP_ALONE,
     )
-    tcp: TcpOptions = key({}, "Socket options. TCP.", only=Transport.TCP)
+    transparent: bool = key(
+        False,
+        "Accept what TPROXY diverts, and leave for endpoints with the client's address, "
+        "unless the upstream has a source.",
+    )
+    mark: int | None = MARK_KEY
+    dscp: Dscp | None = DSCP_KEY
+    interface: Interface | None = INTERFACE_KEY
+    pmtu: PmtuPolicy = key(
+        "allow",
+        'Datagrams longer than the path carries: "allow" fragments, "forbid" drops, "probe" is '
+        '"forbid" by the interface\'s MTU alone, "system" is the kernel\'s default. UDP.',
+        only=UDP_ALONE,
+    )
+    responses: int | None = key(
+        None,
+        "Answers to each datagram of a client; then the flow is finished. Default: any number. "
+        "UDP.",
+        example=1,
+        only=DATAGRAMS,
+        ge=1,
+        le=1_000_000,
+    )
+    datagrams: int | None = key(
+        None,
+        "Datagrams of a client that go to one endpoint, before the next is chosen. Default: all. "
+        "UDP.",
+        example=1,
+        only=DATAGRAMS,
+        ge=1,
+        le=1_000_000,
+    )
+    broadcast: bool = key(False, 'On "0.0.0.0": accept broadcasts, too. UDP.', only=UDP_ALONE)
+    multicast: Groups = key(
+        [], 'On "0.0.0.0" or "[::]": multicast groups to join. UDP.', only=UDP_ALONE
+    )
+    multicast_interface: Interface | None = key(
+        None,
+        "Where to join them. Default: the one that routing names. UDP.",
+        example="eth0",
+        only=UDP_ALONE,
+    )
+    tcp: TcpOptions = key({}, "Socket options. TCP.", only=STREAMS)
     limits: Limits = key({}, "Ceilings of this listener.")
 
     @property
@@ -196,8 +282,33 @@ class Listener(Table):
 class Upstream(Table):
     """A named set of endpoints."""
 
-    endpoints: Endpoints = key(REQUIRED, "Each host:port.", example=["10.0.0.1:80"])
+    endpoints: Endpoints = key(
+        REQUIRED,
+        "Each host:port, or a Unix socket; "
+        'or "original" alone, the destination that nft diverted the client from.',
+        example=["10.0.0.1:80"],
+    )
     balance: Balance = key("round_robin", "How an endpoint is chosen for a new flow.")
+    multicast_interface: Interface | None = key(
+        None,
+        "Where datagrams to multicast and broadcast endpoints leave. Default: as routed.",
+        example="eth1",
+    )
+    multicast_ttl: int = key(
+        1, "Hops of datagrams to multicast endpoints; 1 stays on the link.", ge=0, le=255
+    )
+    source: Sources | None = key(
+        None,
+        "Addresses to leave from, in turn: one, or an array of them and of ranges. "
+        "Default: routing decides.",
+        example=["192.0.2.7", "192.0.2.8-192.0.2.15"],
+    )
+    source_ports: SourcePorts | None = key(
+        None, "Ports to leave from. Default: the kernel's.", example="10000-19999"
+    )
+    mark: int | None = MARK_KEY
+    dscp: Dscp | None = DSCP_KEY
+    interface: Interface | None = INTERFACE_KEY
 
 
 class Config(Table):

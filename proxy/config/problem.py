@@ -90,9 +90,15 @@ def shown(value: object) -> str:
 
 def did_you_mean(word: str, candidates: Iterable[str]) -> str:
     """Return ``; did you mean "..."?`` for the nearest candidate, else nothing."""
+    near = nearest(word, candidates)
+    return f'; did you mean "{near}"?' if near else ""
+
+
+def nearest(word: str, candidates: Iterable[str]) -> str | None:
+    """The candidate that a misspelt word was meant to be, if one is near enough."""
     known = list(islice(candidates, CANDIDATES_MAX))
     near = get_close_matches(word, known, n=1) if len(word) <= SHOWN_MAX else []
-    return f'; did you mean "{near[0]}"?' if near else ""
+    return near[0] if near else None
 
 
 def _cut(text: str) -> str:

@@ -11,12 +11,20 @@ for those who build a model in Python. So there is one way in.
 from __future__ import annotations
 
 import ipaddress
+import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
 from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
 
 from proxy.config.problem import shown
+from proxy.config.unix import (
+    SOCKET_PATH_MAX,
+    UNIX_PATTERN,
+    parse_mode,
+    parse_socket_name,
+    parse_unix_endpoint,
+)
 from proxy.core.address import HostPort, Transport, parse_host_port
 from proxy.core.units import (
     DURATION_PATTERN,
@@ -38,30 +46,40 @@ BUFFER_MIN: Final = 4096
 BUFFER_MAX: Final = 2**30 - 1
 """Bytes; the kernel doubles SO_RCVBUF and keeps it in a signed int: socket(7)."""
 
-SOCKET_PATH_MAX: Final = 107
-"""Bytes of ``sun_path`` beside its final NUL: unix(7)."""
+INTERFACE: Final = re.compile(r"[^\s/:%]{1,15}")
+"""IFNAMSIZ less the final NUL, and what the kernel refuses: dev_valid_name, net/core/dev.c."""
 
+LISTEN_PATTERN: Final = f"^((tcp|udp)://.+:[0-9]+|{UNIX_PATTERN})$"
+ENDPOINT_PATTERN: Final = f"^(original|{UNIX_PATTERN}|.+:[0-9]+)$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,63}$"
 
 ADMIN_HTTP_DEFAULT: Final = "127.0.0.1:9600"
+ADMIN_SOCKET_DEFAULT: Final = "/run/sockpair/admin.sock"
 
-LISTEN_EXAMPLE: Final = '"tcp://0.0.0.0:8080" or "udp://[::]:53"'
+ACCOUNT_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?$"
+
+LISTEN_EXAMPLE: Final = '"tcp://0.0.0.0:8080", "udp://[::]:53" or "unix:///run/x.sock"'
 
 
 class ListenAddress(NamedTuple):
-    """Where a listener accepts: a literal address, in its one canonical spelling."""
+    """Where a listener accepts: a literal address, in its one canonical spelling.
+
+    The host of a Unix socket is its path, or ``@name``, and its port is 0.
+    """
 
     transport: Transport
     host: str
     port: int
 
     def __str__(self) -> str:
+        if self.transport.is_unix:
+            return f"{self.transport}://{self.host}"
         return f"{self.transport}://{HostPort(self.host, self.port)}"
 
     @property
     def is_ipv6(self) -> bool:
         """Whether its socket is of AF_INET6."""
-        return ":" in self.host
+        return ":" in self.host and not self.transport.is_unix
 
     @property
     def is_wildcard(self) -> bool:
@@ -69,8 +87,20 @@ class ListenAddress(NamedTuple):
         return self.host in {"0.0.0.0", "::"}  # noqa: S104 - compared, not bound
 
 
+class OriginalDestination(HostPort):
+    """Stands for the endpoint that each client meant to reach before it was diverted to us."""
+
+    __slots__ = ()
+
+    def __str__(self) -> str:
+        return self.host
+
+
+ORIGINAL: Final = OriginalDestination("original", 0)
+
+
 def parse_listen(text: str) -> ListenAddress:
-    """Read ``"tcp://0.0.0.0:8080"``; port 0 lets the kernel choose.
+    """Read ``"tcp://0.0.0.0:8080"`` or ``"unix:///run/x.sock"``; port 0: the kernel chooses.
 
     Raises:
         ValueError: it is no such URL, or the host is not an address we can bind.
@@ -79,17 +109,28 @@ def parse_listen(text: str) -> ListenAddress:
     scheme, separator, rest = text.partition("://")
     if not separator or scheme not in set(Transport):
         raise ValueError(f'"{text}" is not an address to listen on: expected {LISTEN_EXAMPLE}')
+    transport = Transport(scheme)
+    if transport.is_unix:
+        return ListenAddress(transport, parse_socket_name(rest, text), 0)
     host, port = parse_host_port(rest, lowest_port=0)
-    return ListenAddress(Transport(scheme), _literal(host, text), port)
+    return ListenAddress(transport, _literal(host, text), port)
 
 
 def parse_endpoint(text: str) -> HostPort:
     """Read ``"10.0.0.1:80"``, ``"[::1]:80"`` or ``"name:80"``; a literal becomes canonical.
 
+    The word ``"original"`` is the destination that the client meant; ``"unix:///run/x.sock"`` and
+    ``"unixgram:///run/x.sock"`` are Unix sockets.
+
     Raises:
         ValueError: it is not host:port, or nothing one can connect to.
 
     """
+    if text == ORIGINAL.host:
+        return ORIGINAL
+    unix = parse_unix_endpoint(text)
+    if unix is not None:
+        return unix
     endpoint = parse_host_port(text)
     if not endpoint.is_literal:
         return endpoint
@@ -108,6 +149,8 @@ def parse_admin_http(text: str) -> HostPort | None:
     """
     if not text:
         return None
+    if ":" not in text:
+        raise ValueError(f'"{text}" is not host:port, such as "{ADMIN_HTTP_DEFAULT}"')
     host, port = parse_host_port(text, lowest_port=0)
     return HostPort(host if host == "localhost" else _literal(host, text), port)
 
@@ -154,11 +197,38 @@ def parse_buffer(text: str) -> int:
     return size
 
 
+def parse_group(text: str) -> str:
+    """Read the address of a multicast group.
+
+    Raises:
+        ValueError: it is no such address.
+
+    """
+    host = _literal(text, text)
+    if not ipaddress.ip_address(host).is_multicast:
+        raise ValueError(
+            f'"{text}" is no multicast address: they begin with 224. to 239. in IPv4, ff in IPv6'
+        )
+    return host
+
+
+def parse_interface(text: str) -> str:
+    """Read the name of a network interface, which need not exist yet.
+
+    Raises:
+        ValueError: no interface can have that name.
+
+    """
+    if not INTERFACE.fullmatch(text):
+        raise ValueError(f'"{text}" is no name of an interface: "ip link" lists those there are')
+    return text
+
+
 def _literal(host: str, text: str) -> str:
     """The canonical spelling of an IP address.
 
-    A zone (``fe80::1%eth0``) is refused because its interface may not exist yet, and an
-    IPv4-mapped address because a socket that is kept to IPv6 cannot be bound to it.
+    A link-local address needs its zone (``fe80::1%eth0``), and no other has one. An IPv4-mapped
+    address is refused because a socket that is kept to IPv6 cannot be bound to it.
     """
     try:
         parsed = ipaddress.ip_address(host)
@@ -167,11 +237,19 @@ def _literal(host: str, text: str) -> str:
             f'"{host}" in "{text}" is a name: expected an IP address, since it is bound once'
         ) from None
     if isinstance(parsed, ipaddress.IPv6Address):
-        if parsed.scope_id is not None:
-            raise ValueError(f'"{text}" names a zone ("%"): link-local zones are not supported')
+        _check_zone(parsed, text)
         if parsed.ipv4_mapped is not None:
             raise ValueError(f'"{text}" is IPv4 in IPv6: write {parsed.ipv4_mapped}')
     return str(parsed)
+
+
+def _check_zone(address: ipaddress.IPv6Address, text: str) -> None:
+    """Link-local addresses mean nothing without an interface, others nothing with one."""
+    zone = address.scope_id
+    if address.is_link_local and not (zone and INTERFACE.fullmatch(zone)):
+        raise ValueError(f'"{text}" is link-local: name its interface, as "[fe80::1%eth0]:53"')
+    if zone is not None and not address.is_link_local:
+        raise ValueError(f'"{text}" names a zone ("%"), which only link-local addresses have')
 
 
 def _written(parse: Callable[[str], Any], expected: str, **schema: Any) -> tuple[Any, ...]:
@@ -208,11 +286,16 @@ BufferSize: TypeAlias = Annotated[
 
 Listen: TypeAlias = Annotated[
     ListenAddress,
-    *_written(parse_listen, f"text such as {LISTEN_EXAMPLE}", pattern="^(tcp|udp)://.+:[0-9]+$"),
+    *_written(parse_listen, f"text such as {LISTEN_EXAMPLE}", pattern=LISTEN_PATTERN),
 ]
 
 Endpoint: TypeAlias = Annotated[
-    HostPort, *_written(parse_endpoint, 'text such as "10.0.0.1:80"', pattern="^.+:[0-9]+$")
+    HostPort,
+    *_written(parse_endpoint, 'text such as "10.0.0.1:80"', pattern=ENDPOINT_PATTERN),
+]
+
+Group: TypeAlias = Annotated[
+    str, *_written(parse_group, 'a multicast address such as "239.255.255.250"', minLength=1)
 ]
 
 Endpoints: TypeAlias = Annotated[tuple[Endpoint, ...], Field(min_length=1), BeforeValidator(_array)]
@@ -226,6 +309,23 @@ SocketPath: TypeAlias = Annotated[
     str, *_written(parse_socket_path, "an absolute path", pattern="^(/.+)?$")
 ]
 
+FileMode: TypeAlias = Annotated[
+    int, *_written(parse_mode, 'text such as "0660"', pattern="^0?[0-7]{3}$")
+]
+
+Account: TypeAlias = Annotated[str, StringConstraints(pattern=ACCOUNT_PATTERN)]
+"""A user or a group, by name or number."""
+
+Groups: TypeAlias = Annotated[tuple[Group, ...], BeforeValidator(_array)]
+
+Interface: TypeAlias = Annotated[
+    str,
+    *_written(
+        parse_interface, 'the name of an interface such as "eth0"', pattern="^[^\\s/:%]{1,15}$"
+    ),
+]
+
+PmtuPolicy: TypeAlias = Literal["allow", "system", "forbid", "probe"]
 Balance: TypeAlias = Literal["round_robin"]
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 LogFlows: TypeAlias = Literal["all", "errors", "off"]

@@ -20,12 +20,16 @@ from typing import Any, Final, TypeAlias, TypeVar
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from proxy.config import origins
 from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
+from proxy.config.unix import UnixEndpoint, unix_faults
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
+    ADMIN_SOCKET_DEFAULT,
     ListenAddress,
     parse_admin_http,
     parse_endpoint,
+    parse_group,
     parse_listen,
 )
 from proxy.core.address import HostPort, Transport
@@ -34,8 +38,10 @@ T = TypeVar("T")
 Fault: TypeAlias = tuple[Path, str]
 Table: TypeAlias = dict[str, Any]
 
+ANY_V4: Final = "0.0.0.0"  # noqa: S104 - compared with, not bound to
+
 ONLY: Final = "x-transport"
-"""The mark, in a key's schema, of the one transport on whose listeners it has an effect."""
+"""The mark, in a key's schema, of the transports on whose listeners it has an effect."""
 
 
 def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
@@ -54,6 +60,7 @@ def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
         yield from _address_faults(tables)
         for name, endpoints in tables.endpoints.items():
             yield from _repeated_endpoints(("upstream", name, "endpoints"), endpoints)
+            yield from origins.upstream_faults(name, tables.upstreams[name])
 
     return list(islice(found(), PROBLEMS_MAX + 1))
 
@@ -65,6 +72,7 @@ class _Tables:
         root = _table(document)
         http = _table(root.get("admin")).get("http", ADMIN_HTTP_DEFAULT)
         self.admin = _read(parse_admin_http, http)
+        self.admin_socket = _table(root.get("admin")).get("socket", ADMIN_SOCKET_DEFAULT)
         self.listeners = {
             name: _table(listener) for name, listener in _table(root.get("listener")).items()
         }
@@ -73,9 +81,11 @@ class _Tables:
             for name, listener in self.listeners.items()
             if (address := _read(parse_listen, listener.get("listen")))
         }
+        self.upstreams = {
+            name: _table(upstream) for name, upstream in _table(root.get("upstream")).items()
+        }
         self.endpoints = {
-            name: _endpoints(_table(upstream).get("endpoints"))
-            for name, upstream in _table(root.get("upstream")).items()
+            name: _endpoints(upstream.get("endpoints")) for name, upstream in self.upstreams.items()
         }
 
 
@@ -86,8 +96,14 @@ def _listener_faults(
     yield from _dangling_upstream(name, listener, tables)
     if address is not None:
         yield from _dual_stack_elsewhere(name, listener, address)
+        yield from _groups_elsewhere(name, listener, address)
         yield from _foreign_keys(("listener", name), listener, listener_model, address.transport)
         yield from _loops(name, listener, address, tables)
+        yield from _streams_to_groups(name, listener, address, tables)
+        endpoints = tables.endpoints.get(str(listener.get("upstream")), ())
+        yield from unix_faults(name, listener, address.transport, address.host, endpoints)
+    upstream = tables.upstreams.get(str(listener.get("upstream")), {})
+    yield from origins.listener_faults(name, listener, upstream, address, dual=_is_dual(listener))
 
 
 def _dangling_upstream(name: str, listener: Table, tables: _Tables) -> Iterator[Fault]:
@@ -99,9 +115,30 @@ def _dangling_upstream(name: str, listener: Table, tables: _Tables) -> Iterator[
 
 
 def _dual_stack_elsewhere(name: str, listener: Table, address: ListenAddress) -> Iterator[Fault]:
-    if _is_dual(listener) and not (address.is_ipv6 and address.is_wildcard):
+    if (
+        _is_dual(listener)
+        and not address.transport.is_unix
+        and not (address.is_ipv6 and address.is_wildcard)
+    ):
         expected = address._replace(host="::")
         yield ("listener", name, "dual_stack"), f'needs listen = "{expected}", found "{address}"'
+
+
+def _groups_elsewhere(name: str, listener: Table, address: ListenAddress) -> Iterator[Fault]:
+    """Broadcast and multicast where the kernel would not deliver them."""
+    if address.transport is not Transport.UDP:
+        return  # which is said of the key itself
+    path = ("listener", name)
+    groups = listener.get("multicast")
+    hosts = [_read(parse_group, item) for item in groups] if isinstance(groups, list) else []
+    if listener.get("broadcast") is True and address.host != ANY_V4:
+        expected = address._replace(host=ANY_V4)
+        yield (*path, "broadcast"), f'needs listen = "{expected}", found "{address}"'
+    for index, host in enumerate(hosts):
+        expected = address._replace(host="::" if host and ":" in host else ANY_V4)
+        if host is not None and address.host != expected.host:
+            message = f'"{host}" needs listen = "{expected}", found "{address}"'
+            yield (*path, "multicast", index), message
 
 
 def _foreign_keys(
@@ -112,8 +149,9 @@ def _foreign_keys(
         if name not in table:
             continue
         only, inner = _only(field), submodel(field.annotation)
-        if only not in {None, transport.value}:
-            message = f"has no effect on a {transport} listener, only on {only}; remove it"
+        if only and transport.value not in only:
+            where = " and ".join(only)
+            message = f"has no effect on a {transport} listener, only on {where}; remove it"
             yield (*path, name), message
         elif inner is not None:
             yield from _foreign_keys((*path, name), _table(table[name]), inner, transport)
@@ -126,9 +164,10 @@ def submodel(annotation: object) -> type[BaseModel] | None:
     return None
 
 
-def _only(field: FieldInfo) -> object:
+def _only(field: FieldInfo) -> list[str]:
     extra = field.json_schema_extra
-    return extra.get(ONLY) if isinstance(extra, dict) else None
+    only = extra.get(ONLY) if isinstance(extra, dict) else None
+    return [str(word) for word in only] if isinstance(only, list) else []
 
 
 def _address_faults(tables: _Tables) -> Iterator[Fault]:
@@ -136,6 +175,8 @@ def _address_faults(tables: _Tables) -> Iterator[Fault]:
     if tables.admin is not None:
         host = "127.0.0.1" if tables.admin.host == "localhost" else tables.admin.host
         claims.add("admin.http", ListenAddress(Transport.TCP, host, tables.admin.port), False)
+    if isinstance(tables.admin_socket, str):
+        claims.add("admin.socket", ListenAddress(Transport.UNIX, tables.admin_socket, 0), False)
     for name, address in tables.addresses.items():
         other = claims.add(dotted(("listener", name)), address, _is_dual(tables.listeners[name]))
         if other:
@@ -156,6 +197,8 @@ class _Claims:
     def add(self, owner: str, address: ListenAddress, is_dual: bool) -> str | None:
         """Claim an address; return who stands in the way, if anybody does."""
         transport, host, port = address
+        if transport.is_unix:
+            return self._add_name(owner, transport, host)
         if port == 0:
             return None
         sides = [(transport, port, version) for version in _versions(address, is_dual)]
@@ -170,13 +213,19 @@ class _Claims:
                 self._wildcard.setdefault(side, owner)
         return next(filter(None, rivals), None)
 
+    def _add_name(self, owner: str, transport: Transport, name: str) -> str | None:
+        """Claim the name of a Unix socket; abstract ones are apart by transport: unix(7)."""
+        key = transport if name.startswith("@") else Transport.UNIX, 0, name
+        rival = self._exact.setdefault(key, owner)
+        return None if rival == owner else rival
+
 
 def _repeated_endpoints(path: Path, endpoints: list[HostPort | None]) -> Iterator[Fault]:
-    seen: set[tuple[str, int]] = set()
+    seen: set[str] = set()
     for index, endpoint in enumerate(endpoints):
         if endpoint is None:
             continue
-        same = endpoint.host.lower(), endpoint.port
+        same = str(endpoint) if isinstance(endpoint, UnixEndpoint) else str(endpoint).lower()
         if same in seen:
             yield (*path, index), f'"{endpoint}" is already in the list; remove it'
         seen.add(same)
@@ -189,6 +238,19 @@ def _loops(name: str, listener: Table, address: ListenAddress, tables: _Tables) 
             itself = f'listener {shown(name)} itself ("{address}")'
             path = ("upstream", upstream, "endpoints", index)
             yield path, f'"{endpoint}" is {itself}: an endless loop; name another endpoint'
+
+
+def _streams_to_groups(
+    name: str, listener: Table, address: ListenAddress, tables: _Tables
+) -> Iterator[Fault]:
+    if address.transport is not Transport.TCP:
+        return
+    upstream = str(listener.get("upstream", ""))
+    for index, endpoint in enumerate(tables.endpoints.get(upstream, ())):
+        parsed = _read(ipaddress.ip_address, endpoint.host) if endpoint else None
+        if parsed is not None and (parsed.is_multicast or str(parsed) == "255.255.255.255"):
+            path = ("upstream", upstream, "endpoints", index)
+            yield path, f'"{endpoint}" is many hosts: tcp listener {shown(name)} cannot reach it'
 
 
 def _reaches(endpoint: HostPort, address: ListenAddress, is_dual: bool) -> bool:

@@ -15,16 +15,22 @@ from pathlib import Path
 from socket import socket as Socket
 from typing import TYPE_CHECKING
 
+import structlog
 import trio
 
 from proxy.control.listen import bind_admin_http, bind_admin_socket, bind_listeners
 from proxy.control.names import resolve_upstreams
+from proxy.control.outbound import outbounds
+from proxy.control.unix import SocketFile, socket_files
 from proxy.core.expiry import FlowLimits
+from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
     from proxy.config.model import Config, Listener
+
+log = structlog.get_logger()
 
 
 class House:
@@ -33,10 +39,13 @@ class House:
     Made by ``open_house``; used as a context manager, which closes what it owns.
     """
 
-    def __init__(self, config: Config, worker: Worker, admin: list[Socket]) -> None:
+    def __init__(
+        self, config: Config, worker: Worker, admin: list[Socket], files: list[SocketFile]
+    ) -> None:
         self.config = config
         self.worker = worker
         self.admin = admin
+        self.files = files
 
     def __enter__(self) -> House:
         return self
@@ -46,6 +55,8 @@ class House:
             socket.close()
         if self.config.admin.socket:
             Path(self.config.admin.socket).unlink(missing_ok=True)
+        for file in self.files:
+            file.remove()
 
 
 async def open_house(config: Config) -> House:
@@ -54,10 +65,12 @@ async def open_house(config: Config) -> House:
     Raises:
         ResolveError: an endpoint's name has no address.
         BindError: a socket could not be bound; none is left open then.
+        OptionError: a socket option, or a source, is not to be had; the same.
 
     """
     raise_file_limit()
     upstreams = await resolve_upstreams(config)
+    ways = outbounds(config)
     with ExitStack() as undo:
         admin = []
         if config.admin.socket:
@@ -76,15 +89,20 @@ async def open_house(config: Config) -> House:
             limits_of(listener),
             [sockets[name]],
             stream_options(listener.tcp),
+            ways[name],
+            datagrams=datagram_options(listener),
+            transparent=listener.transparent,
         )
-    return House(config, worker, admin)
+    return House(config, worker, admin, socket_files(sockets.values()))
 
 
 async def wait_stop_signal() -> signal.Signals:
-    """Wait for SIGTERM or SIGINT."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT) as signals:
+    """Wait for SIGTERM or SIGINT. SIGHUP, which asks others to reload, is answered in the log."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
         async for number in signals:
-            return signal.Signals(number)
+            if number != signal.SIGHUP:
+                return signal.Signals(number)
+            log.warning("reload_not_supported", remedy="restart to apply a changed file")
     raise AssertionError("the receiver never ends by itself")
 
 
@@ -101,6 +119,17 @@ def limits_of(listener: Listener) -> FlowLimits:
     if per_flow.duration is None:
         return clocks
     return replace(clocks, duration=per_flow.duration)
+
+
+def datagram_options(listener: Listener) -> DatagramOptions:
+    """How a listener's datagram flows are treated."""
+    return DatagramOptions(
+        pmtu=Pmtu(listener.pmtu),
+        responses=listener.responses or 0,
+        datagrams=listener.datagrams or 0,
+        broadcast=listener.broadcast,
+        multicast=bool(listener.multicast),
+    )
 
 
 def raise_file_limit() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from socket import (
@@ -31,12 +32,17 @@ from socket import (
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
+from proxy.control.outbound import OptionError, listener_marks
+from proxy.control.unix import UnixListenSocket, bind_unix
 from proxy.core.address import HostPort, Transport
+from proxy.engine.group import join_groups, only_joined_groups
+from proxy.engine.marks import UNMARKED, MarkError, Marks
 from proxy.engine.options import NODELAY, SocketOptions, set_options, stream_options
-from proxy.engine.sockaddr import IP_PKTINFO, IPV6_RECVPKTINFO
+from proxy.engine.sockaddr import IP_PKTINFO, IPV6_RECVPKTINFO, scoped
+from proxy.engine.transparent import ask_for_original
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config
+    from proxy.config.model import Config, Listener
     from proxy.config.values import ListenAddress
 
 ADMIN_BACKLOG: Final = 128
@@ -48,20 +54,41 @@ REMEDIES: Final = {
     errno.EACCES: "ports below 1024 need root or CAP_NET_BIND_SERVICE",
     errno.EADDRNOTAVAIL: 'this host has no such address; "ip address" lists those it has',
     errno.EAFNOSUPPORT: "this host has no IPv6",
-    errno.ENOENT: "its directory does not exist; create it, or name another path",
+    errno.ENODEV: '"ip link" lists interfaces; a multicast group needs a route or an interface',
     errno.EPROTONOSUPPORT: "this kernel has no Multipath TCP, or net.mptcp.enabled is 0",
     errno.ENOPROTOOPT: "this kernel lacks one of the socket options that are set",
+}
+
+UNIX_REMEDIES: Final = {
+    errno.EADDRINUSE: 'another process serves it; "ss -lxp" tells which',
+    errno.EACCES: 'this user may not create it; name another path, or let root "mkdir {folder}"',
+    errno.ENOENT: '"mkdir -p {folder}" makes its directory',
+    errno.ENOTSOCK: "remove it, or name another path",
+    errno.EPERM: "only root may give a file to another user, or to a group of others",
+    errno.ENOTDIR: "{folder} is not a directory; name another path",
     errno.EROFS: "its file system is read-only; name another path",
 }
+
+DIRECTORY_MODE: Final = 0o750
+"""Of a control socket's directory: who is of the group may reach the socket."""
 
 
 class BindError(Exception):
     """A socket could not be bound. Its text is one line for people: place, value, remedy."""
 
     def __init__(self, place: str, value: str, error: OSError) -> None:
-        remedy = REMEDIES.get(error.errno or 0)
+        remedy = _remedy(value, error.errno or 0)
         reason = f"{error.strerror}; {remedy}" if remedy else f"{error.strerror}"
         super().__init__(f"{place}: cannot listen on {value}: {reason}")
+
+
+def _remedy(value: str, number: int) -> str | None:
+    """What to do about an errno, where something is known; Unix sockets have their own advice."""
+    path = value.removeprefix("unix://").removeprefix("unixgram://")
+    if not path.startswith(("/", "@")):
+        return REMEDIES.get(number)
+    remedy = UNIX_REMEDIES.get(number)
+    return remedy and remedy.format(folder=Path(path).parent)
 
 
 def bind_listeners(config: Config) -> dict[str, Socket]:
@@ -69,12 +96,19 @@ def bind_listeners(config: Config) -> dict[str, Socket]:
 
     Raises:
         BindError: one could not be bound; none is left open then.
+        OptionError: the kernel refuses an option; the same.
 
     """
     sockets: dict[str, Socket] = {}
     with ExitStack() as undo:
         for name, listener in config.listener.items():
             try:
+                if listener.listen.transport.is_unix:
+                    bound = _bind_unix(listener)
+                    sockets[name] = undo.enter_context(bound)
+                    if bound.file is not None:
+                        undo.callback(bound.file.remove)
+                    continue
                 socket = bind_socket(
                     listener.listen,
                     backlog=listener.backlog,
@@ -83,12 +117,27 @@ def bind_listeners(config: Config) -> dict[str, Socket]:
                     options=stream_options(listener.tcp),
                     fastopen=listener.tcp.fastopen,
                     mptcp=listener.tcp.mptcp,
+                    groups=listener.multicast,
+                    group_interface=listener.multicast_interface,
+                    marks=listener_marks(listener),
                 )
+            except MarkError as error:
+                raise OptionError(f"listener.{name}", error) from error
             except OSError as error:
                 raise BindError(f"listener.{name}", str(listener.listen), error) from error
             sockets[name] = undo.enter_context(socket)
         undo.pop_all()
     return sockets
+
+
+def _bind_unix(listener: Listener) -> UnixListenSocket:
+    return bind_unix(
+        listener.listen,
+        backlog=listener.backlog,
+        mode=listener.mode,
+        owner=listener.owner,
+        group=listener.group,
+    )
 
 
 def bind_admin_http(address: HostPort) -> Socket:
@@ -113,12 +162,16 @@ def bind_admin_http(address: HostPort) -> Socket:
 def bind_admin_socket(path: str) -> Socket:
     """Bind the control socket, replacing one that nobody serves any more.
 
+    Its directory is made when only that is missing, as below /run after every boot; a longer way
+    is rather a mistake in the path.
+
     Raises:
         BindError: it could not be bound, for example because a running process serves it.
 
     """
     socket = Socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
     try:
+        _make_directory(Path(path).parent)
         _remove_stale(path)
         # Bound without any permission, so that nobody can slip in before the mode is right.
         before = os.umask(0o777)
@@ -143,6 +196,9 @@ def bind_socket(
     options: SocketOptions = NODELAY,
     fastopen: int = 0,
     mptcp: bool = False,
+    groups: Sequence[str] = (),
+    group_interface: str | None = None,
+    marks: Marks = UNMARKED,
 ) -> Socket:
     """Bind one listening socket; the caller owns it.
 
@@ -154,6 +210,9 @@ def bind_socket(
         options: socket options that accepted connections inherit (TCP).
         fastopen: connections with data in their SYN that may wait (TCP, RFC 7413).
         mptcp: accept Multipath TCP (RFC 8684).
+        groups: multicast groups to join (UDP).
+        group_interface: where to join them; None leaves it to routing.
+        marks: of what is sent to clients; accepted connections inherit them.
 
     Raises:
         OSError: it could not be bound; nothing is left open then.
@@ -167,7 +226,8 @@ def bind_socket(
         if family == AF_INET6:
             socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not dual_stack)
         if datagrams:
-            _ask_for_local_address(socket)
+            _ask_for_local_address(socket, transparent=marks.transparent)
+            only_joined_groups(socket)
             if receive_buffer is not None:
                 socket.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer)
         else:
@@ -175,7 +235,9 @@ def bind_socket(
             set_options(socket, options)
             if fastopen:
                 socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, fastopen)
-        socket.bind((listen.host, listen.port))
+        marks.set(socket)
+        socket.bind(scoped(listen.host, listen.port))
+        join_groups(socket, groups, group_interface)
         if not datagrams:
             socket.listen(backlog)
     except OSError:
@@ -184,12 +246,19 @@ def bind_socket(
     return socket
 
 
-def _ask_for_local_address(socket: Socket) -> None:
+def _ask_for_local_address(socket: Socket, *, transparent: bool) -> None:
     """Have each datagram tell the address it was sent to, which a wildcard bind must know."""
-    if socket.family == AF_INET6:
+    if transparent:
+        ask_for_original(socket)
+    elif socket.family == AF_INET6:
         socket.setsockopt(IPPROTO_IPV6, IPV6_RECVPKTINFO, 1)
     else:
         socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 1)
+
+
+def _make_directory(folder: Path) -> None:
+    if not folder.exists():
+        folder.mkdir(DIRECTORY_MODE, exist_ok=True)
 
 
 def _remove_stale(path: str) -> None:

@@ -11,8 +11,12 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from proxy.config.unix import UnixEndpoint
+from proxy.control.outbound import is_original
 from proxy.core.address import Address, HostPort, parse_address
-from proxy.core.upstream import Endpoint, Upstream
+from proxy.core.unix import unix_address
+from proxy.core.upstream import Endpoint, MulticastPath, OriginalUpstream, Upstream
+from proxy.engine.sockaddr import scoped
 
 if TYPE_CHECKING:
     from proxy.config.model import Config
@@ -33,20 +37,25 @@ async def resolve_upstreams(config: Config) -> dict[str, Upstream]:
 
     """
     return {
-        name: Upstream(
+        name: OriginalUpstream(name)
+        if is_original(upstream)
+        else Upstream(
             name,
             [
                 Endpoint(name, str(endpoint), await _resolve(f"upstream.{name}", endpoint))
                 for endpoint in upstream.endpoints
             ],
+            MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
         )
         for name, upstream in config.upstream.items()
     }
 
 
 async def _resolve(place: str, endpoint: HostPort) -> Address:
+    if isinstance(endpoint, UnixEndpoint):
+        return unix_address(endpoint.host)
     if endpoint.is_literal:
-        return parse_address(str(endpoint))
+        return _literal(place, endpoint)
     try:
         with trio.fail_after(RESOLVE_TIMEOUT):
             found = await trio.socket.getaddrinfo(endpoint.host, endpoint.port, type=SOCK_STREAM)
@@ -58,6 +67,16 @@ async def _resolve(place: str, endpoint: HostPort) -> Address:
         raise ResolveError(_message(place, endpoint, reason)) from error
     host, port = found[0][4][:2]
     return parse_address(str(HostPort(str(host), int(port))))
+
+
+def _literal(place: str, endpoint: HostPort) -> Address:
+    if "%" not in endpoint.host:
+        return parse_address(str(endpoint))
+    try:
+        return scoped(endpoint.host, endpoint.port)
+    except OSError as error:
+        message = f'{place}: cannot reach "{endpoint}": {error.strerror}; "ip link" lists them'
+        raise ResolveError(message) from error
 
 
 def _message(place: str, endpoint: HostPort, reason: str) -> str:

@@ -1,8 +1,10 @@
 """Addresses, as sockets know them and as people write them.
 
 Inside, an address is exactly what the socket module gives: ``(host, port)`` for IPv4 and
-``(host, port, flowinfo, scope)`` for IPv6. No object of our own is made per flow; the text
-``host:port`` or ``[host]:port`` exists only at the edge, where somebody reads it.
+``(host, port, flowinfo, scope)`` for IPv6, where the host of a link-local address has its zone,
+``fe80::1%eth0``, because the scope is a number that says nothing to people. That of a Unix socket
+is a ``UnixAddress``. No other object of our own is made per flow; the text ``host:port``,
+``[host]:port`` or ``unix:/path`` exists only at the edge, where somebody reads it.
 """
 
 from __future__ import annotations
@@ -11,8 +13,10 @@ import ipaddress
 from enum import StrEnum
 from typing import NamedTuple, TypeAlias
 
-Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int]
-"""A socket address of IPv4 ``(host, port)`` or IPv6 ``(host, port, flowinfo, scope)``."""
+from proxy.core.unix import UNIX, UnixAddress, parse_unix_address
+
+Address: TypeAlias = tuple[str, int] | tuple[str, int, int, int] | UnixAddress
+"""Of IPv4 ``(host, port)``, of IPv6 ``(host, port, flowinfo, scope)``, or of a Unix socket."""
 
 Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
@@ -24,6 +28,23 @@ class Transport(StrEnum):
 
     TCP = "tcp"
     UDP = "udp"
+    UNIX = "unix"  # a stream
+    UNIXGRAM = "unixgram"
+
+    @property
+    def is_datagram(self) -> bool:
+        """Whether it carries datagrams, and not a stream."""
+        return self in DATAGRAMS
+
+    @property
+    def is_unix(self) -> bool:
+        """Whether its sockets are Unix sockets."""
+        return self in UNIX_SOCKETS
+
+
+STREAMS = (Transport.TCP, Transport.UNIX)
+DATAGRAMS = (Transport.UDP, Transport.UNIXGRAM)
+UNIX_SOCKETS = (Transport.UNIX, Transport.UNIXGRAM)
 
 
 class SocketPair(NamedTuple):
@@ -54,7 +75,12 @@ class HostPort(NamedTuple):
 
 
 def format_address(address: Address) -> str:
-    """Write a socket address the way people do: ``192.0.2.1:80``, ``[2001:db8::1]:80``."""
+    """Write a socket address the way people do: ``192.0.2.1:80``, ``[2001:db8::1]:80``.
+
+    That of a Unix socket is ``unix:/path``, ``unix:@name`` or, of one without a name, ``unix:``.
+    """
+    if isinstance(address, UnixAddress):
+        return str(address)
     host, port = address[0], address[1]
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
@@ -84,12 +110,14 @@ def parse_host_port(text: str, *, lowest_port: int = 1) -> HostPort:
 
 
 def parse_address(text: str) -> Address:
-    """Read a literal ``host:port`` as the socket address that the kernel reports.
+    """Read a literal ``host:port``, or ``unix:/path``, as the socket address it stands for.
 
     Raises:
         ValueError: when the host is not an IP address, or the port is no port.
 
     """
+    if text.startswith(UNIX):
+        return parse_unix_address(text)
     host, port = parse_host_port(text)
     parsed = ipaddress.ip_address(host)
     if parsed.version == 4:
@@ -98,8 +126,24 @@ def parse_address(text: str) -> Address:
 
 
 def same_address(one: Address, other: Address) -> bool:
-    """Whether two addresses name the same host and port; an IPv6 scope is not compared."""
-    return one[0] == other[0] and one[1] == other[1]
+    """Whether two addresses name the same host and port; a zone is compared if both have one."""
+    if one[1] != other[1]:
+        return False
+    if isinstance(one, UnixAddress) or isinstance(other, UnixAddress):
+        return _same_unix_address(one, other)
+    host, other_host = one[0], other[0]
+    if host == other_host:
+        return True
+    return ("%" in host) != ("%" in other_host) and _zoneless(host) == _zoneless(other_host)
+
+
+def _same_unix_address(one: Address, other: Address) -> bool:
+    """Compare what people see: they cannot write what does not print."""
+    return type(one) is type(other) and (one == other or str(one) == str(other))
+
+
+def _zoneless(host: str) -> str:
+    return host.partition("%")[0]
 
 
 def _require_ipv6(host: str, text: str) -> None:

@@ -194,7 +194,7 @@ CONNECT_FAILURES: Final = (
 
 def states_of(transport: Transport) -> tuple[State, ...]:
     """The states that a live flow of this transport can be in."""
-    if transport == "udp":
+    if transport.is_datagram:
         return (State.UNREPLIED, State.ASSURED)
     return (
         State.CONNECTING,

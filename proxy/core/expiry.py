@@ -90,7 +90,7 @@ def next_look(flow: Flow, limits: FlowLimits, now: float) -> float:
 @lru_cache(maxsize=1024)
 def limits_in_force(transport: Transport, limits: FlowLimits) -> dict[str, float]:
     """The clocks that can strike a flow, for its row in the table; to be read only."""
-    names = UDP_CLOCKS if transport == "udp" else TCP_CLOCKS
+    names = UDP_CLOCKS if transport.is_datagram else TCP_CLOCKS
     return {name: value for name in names if (value := getattr(limits, name)) != inf}
 
 

@@ -20,6 +20,8 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.counters import ListenerCounters
+    from proxy.core.responders import Responders
+    from proxy.core.unix import Credentials
     from proxy.core.upstream import Endpoint
 
 
@@ -45,6 +47,7 @@ class CloseReason(StrEnum):
     CONNECT_TIMEOUT = "connect_timeout"
     UNREACHABLE = "unreachable"
     NO_ENDPOINT = "no_endpoint"
+    NO_SOURCE = "no_source"  # no address or port of ours, or of the client's, could be left from
     IDLE_TIMEOUT = "idle_timeout"
     HALF_CLOSED_TIMEOUT = "half_closed_timeout"
     MAX_DURATION = "max_duration"
@@ -69,15 +72,22 @@ class Refusal(StrEnum):
     BAD_HEADER = "bad_header"
     FILE_DESCRIPTORS = "file_descriptors"
     LOOP = "loop"
+    NO_SOURCE = "no_source"  # its answers could not leave from where it was sent to
+    BROADCAST = "broadcast"  # sent to a broadcast or multicast address that is not served
 
 
 class Drop(StrEnum):
-    """Why a datagram of a flow was not forwarded."""
+    """Why a datagram did not get where it was to go."""
 
     TRUNCATED = "truncated"  # longer than our buffer; never forwarded in part
-    TOO_BIG = "too_big"  # EMSGSIZE: longer than the path, or IP, can carry
-    REFUSED = "refused"  # ECONNREFUSED: the endpoint's host answered with ICMP port unreachable
-    UNREACHABLE = "unreachable"
+    TOO_BIG = "too_big"  # longer than the path, or IP, can carry: EMSGSIZE, or ICMP said so
+    REFUSED = "refused"  # ICMP port unreachable: nobody listens there
+    HOST_UNREACHABLE = "host_unreachable"
+    NET_UNREACHABLE = "net_unreachable"
+    PROHIBITED = "prohibited"  # a firewall, here or on the way
+    TTL_EXCEEDED = "ttl_exceeded"  # a loop of routes, or a path that is too long
+    UNNAMED = "unnamed"  # the client's Unix socket has no name, so nobody can answer it
+    OTHER = "other"  # any other error of ICMP or of our socket
     BUFFER_FULL = "buffer_full"  # our socket's send buffer; nothing is queued beyond it
     KERNEL = "kernel"  # lost before we could read it: SO_RXQ_OVFL
 
@@ -184,6 +194,16 @@ class Flow:
     def bytes(self) -> int:
         """Payload of both directions together."""
         return self.original.bytes + self.reply.bytes
+
+    @property
+    def responders(self) -> Responders | None:
+        """Who answered, where the endpoint is a broadcast or multicast address."""
+        return None
+
+    @property
+    def credentials(self) -> Credentials | None:
+        """The client's process, where the kernel tells it: of a Unix socket."""
+        return None
 
     @property
     def transport(self) -> Transport:

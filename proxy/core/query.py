@@ -7,15 +7,18 @@ means the same thing everywhere. A row is the public face of a flow: its keys ar
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from proxy.core.address import Network, Transport, format_address, same_address
+from proxy.core.unix import UNKNOWN_SOURCE, UnixAddress
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.flow import Direction, Flow, State
+    from proxy.core.responders import ResponderRow
+    from proxy.core.unix import Credentials
 
 SortKey: TypeAlias = Literal["id", "bytes", "original", "reply", "opened", "active"]
 
@@ -37,8 +40,9 @@ class FlowQuery:
     Attributes:
         id: one flow.
         address: flows with this address on either pair.
-        client: prefix the client lies in.
-        endpoint: prefix the endpoint lies in.
+        port: flows with this port on either pair, whatever the host.
+        client: prefix the client lies in, or its one address.
+        endpoint: prefix the endpoint lies in, or its one address.
         min_bytes: at least so many bytes, both directions together.
         recent: answer with recently closed flows in place of live ones.
         limit: at most so many rows; 0 is no limit.
@@ -47,9 +51,10 @@ class FlowQuery:
 
     id: int | None = None
     address: Address | None = None
+    port: int | None = None
     listener: str | None = None
-    client: Network | None = None
-    endpoint: Network | None = None
+    client: Network | Address | None = None
+    endpoint: Network | Address | None = None
     state: State | None = None
     transport: Transport | None = None
     min_bytes: int = 0
@@ -68,26 +73,33 @@ class FlowQuery:
             and (self.client is None or _lies_in(flow.client_remote, self.client))
             and (self.endpoint is None or _lies_in(flow.endpoint_remote, self.endpoint))
             and (self.address is None or _has_address(flow, self.address))
+            and (self.port is None or any(end[1] == self.port for end in _ends(flow)))
         )
 
 
-def _lies_in(address: Address | None, network: Network) -> bool:
+def _lies_in(address: Address | None, place: Network | Address) -> bool:
     if address is None:
         return False
+    if isinstance(place, tuple):
+        return same_address(address, place)
+    if isinstance(address, UnixAddress):
+        return False
     host = ipaddress.ip_address(address[0])
-    return host.version == network.version and host in network
+    return host.version == place.version and host in place
 
 
 def _has_address(flow: Flow, address: Address) -> bool:
-    return any(
-        end is not None and same_address(end, address)
-        for end in (
-            flow.client_remote,
-            flow.client_local,
-            flow.endpoint_local,
-            flow.endpoint_remote,
-        )
-    )
+    return any(same_address(end, address) for end in _ends(flow))
+
+
+def _ends(flow: Flow) -> Iterator[Address]:
+    """The addresses of both pairs, as far as there are sockets yet."""
+    yield flow.client_remote
+    yield flow.client_local
+    if flow.endpoint_local is not None:
+        yield flow.endpoint_local
+    if flow.endpoint_remote is not None:
+        yield flow.endpoint_remote
 
 
 class PairRow(TypedDict):
@@ -102,6 +114,14 @@ class DirectionRow(TypedDict):
 
     bytes: int
     packets: int | None
+
+
+class CredentialsRow(TypedDict):
+    """The client's process, where the kernel tells it: of a Unix socket."""
+
+    pid: int
+    uid: int
+    gid: int
 
 
 class FlowRow(TypedDict):
@@ -123,6 +143,8 @@ class FlowRow(TypedDict):
     close_side: str | None
     limits: dict[str, float]
     source: str
+    credentials: CredentialsRow | None
+    responders: list[ResponderRow] | None
 
 
 def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRow:
@@ -135,7 +157,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
 
     """
     counters = flow.counters
-    datagrams = flow.transport is Transport.UDP
+    datagrams = flow.transport.is_datagram
     return {
         "id": flow.id,
         "listener": counters.listener,
@@ -158,8 +180,17 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "close_reason": flow.close_reason.value if flow.close_reason else None,
         "close_side": flow.close_side.value if flow.close_side else None,
         "limits": limits,
-        "source": source_prefix(flow.client_remote),
+        "source": source_of(flow),
+        "credentials": _credentials(flow.credentials),
+        "responders": None if flow.responders is None else flow.responders.rows(),
     }
+
+
+def source_of(flow: Flow) -> str:
+    """The source a flow's client belongs to: a prefix, or the user of a Unix client."""
+    if flow.transport.is_unix:
+        return UNKNOWN_SOURCE if flow.credentials is None else flow.credentials.source
+    return source_prefix(flow.client_remote)
 
 
 def source_prefix(client: Address) -> str:
@@ -168,6 +199,12 @@ def source_prefix(client: Address) -> str:
         return f"{client[0]}/32"
     host = ipaddress.IPv6Address(client[0])
     return str(ipaddress.IPv6Network((int(host), 64), strict=False))
+
+
+def _credentials(credentials: Credentials | None) -> CredentialsRow | None:
+    if credentials is None:
+        return None
+    return {"pid": credentials.pid, "uid": credentials.uid, "gid": credentials.gid}
 
 
 def _direction(direction: Direction, datagrams: bool) -> DirectionRow:

@@ -15,11 +15,17 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.address import same_address
 
 if TYPE_CHECKING:
-    from proxy.core.address import Address, SocketPair
+    from proxy.core.address import Address, SocketPair, Transport
+    from proxy.core.counters import ListenerCounters
     from proxy.core.flow import CloseReason, CloseSide, Flow
+
+LONGEST_CHAIN: Final = 16
+"""Listeners that may feed each other on purpose."""
 
 
 class FlowTable:
@@ -101,18 +107,54 @@ class FlowTable:
                 return flow
         return None
 
+    def leaves_as(self, transport: Transport, local: Address, remote: Address) -> bool:
+        """Whether some flow has this endpoint's pair: its client is then one of our own flows."""
+        return any(
+            flow.endpoint_remote == remote and flow.transport == transport
+            for flow in self._by_endpoint.at(local)
+        )
+
+    def comes_round(
+        self, counters: ListenerCounters, client_remote: Address, client_local: Address
+    ) -> bool:
+        """Whether a client of a listener is one of our own flows that has been there before.
+
+        Follows a chain of flows backwards: the client is the outbound address of one of ours that
+        came through another listener, and so on. One listener may feed another on purpose; a chain
+        that meets the same listener again goes round for ever.
+        """
+        for _ in range(LONGEST_CHAIN):
+            before = self._flow_towards(client_remote, client_local)
+            if before is None:
+                return False
+            if before.counters is counters:
+                return True
+            client_remote, client_local = before.client_remote, before.client_local
+        return True
+
+    def _flow_towards(self, local: Address, remote: Address) -> Flow | None:
+        """The flow whose endpoint's pair this is."""
+        for flow in self._by_endpoint.at(local):
+            if flow.endpoint_remote is not None and same_address(flow.endpoint_remote, remote):
+                return flow
+        return None
+
     def _forget_endpoint(self, flow: Flow) -> None:
         if flow.endpoint_local is not None:
             self._by_endpoint.discard(flow.endpoint_local, flow)
 
 
 class AddressIndex:
-    """From an address to the flows that have it: nearly always one, so a list only for more."""
+    """From an address to the flows that have it: nearly always one, so a set only for more.
+
+    The set is a dictionary, which keeps its order. It is no list, because a client whose every
+    datagram is a flow of its own has thousands of them under one address.
+    """
 
     __slots__ = ("_flows",)
 
     def __init__(self) -> None:
-        self._flows: dict[Address, Flow | list[Flow]] = {}
+        self._flows: dict[Address, Flow | dict[Flow, None]] = {}
 
     def __len__(self) -> int:
         return len(self._flows)
@@ -122,24 +164,24 @@ class AddressIndex:
         there = self._flows.setdefault(address, flow)
         if there is flow:
             return
-        if isinstance(there, list):
-            there.append(flow)
+        if isinstance(there, dict):
+            there[flow] = None
         else:
-            self._flows[address] = [there, flow]
+            self._flows[address] = {there: None, flow: None}
 
     def discard(self, address: Address, flow: Flow) -> None:
         """Take a flow out again; what is not there may be discarded too."""
         there = self._flows.get(address)
         if there is flow:
             del self._flows[address]
-        elif isinstance(there, list) and flow in there:
-            there.remove(flow)
+        elif isinstance(there, dict) and flow in there:
+            del there[flow]
             if len(there) == 1:
-                self._flows[address] = there[0]
+                self._flows[address] = next(iter(there))
 
     def at(self, address: Address) -> tuple[Flow, ...]:
         """The flows that have this address."""
         there = self._flows.get(address)
         if there is None:
             return ()
-        return tuple(there) if isinstance(there, list) else (there,)
+        return tuple(there) if isinstance(there, dict) else (there,)

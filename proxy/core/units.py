@@ -27,6 +27,7 @@ _BYTES: Final = {
     "GiB": 2**30,
     "TiB": 2**40,
 }
+SIZE_UNITS: Final = tuple(_BYTES)
 _BITS: Final = {"bit": 1, "kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9, "Tbit": 10**12}
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 
@@ -134,6 +135,21 @@ def format_duration(seconds: float, *, parts: int = 2) -> str:
         if len(written) == parts:
             break
     return "".join(written) or "0s"
+
+
+def format_span(seconds: float) -> str:
+    """Write a time span for people, as ``"<1ms"``, ``"16ms"``, ``"31s"`` or ``"2h5m"``.
+
+    What lies below the units that are shown is cut off: whole seconds from one second on.
+    """
+    milliseconds = int(
+        seconds * 1000 + 0.01
+    )  # differences of Unix times have dust behind the point
+    if milliseconds < 1:
+        return "<1ms"
+    if milliseconds < 1000:
+        return f"{milliseconds}ms"
+    return format_duration(float(milliseconds // 1000))
 
 
 def format_size(size: int) -> str:

@@ -17,8 +17,11 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy.core.address import Transport
 from proxy.core.flow import Refusal
-from proxy.engine.sockaddr import unmapped
+from proxy.core.upstream import OriginalUpstream
+from proxy.engine.original import is_circle, original_destination
+from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.tcp import reset_on_close
 
@@ -28,7 +31,7 @@ if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
     from proxy.core.upstream import Upstream
     from proxy.core.wheel import Slot
-    from proxy.engine.options import SocketOptions
+    from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
 
 ACCEPTS_PER_TURN: Final = 16
@@ -67,7 +70,7 @@ class StreamListener:
         counters: the counters of its listener.
         limits: the clocks of its flows.
         upstream: where its flows go.
-        options: for the sockets to endpoints; accepted ones inherit the listening socket's.
+        connect: makes the sockets to endpoints.
 
     """
 
@@ -78,14 +81,15 @@ class StreamListener:
         counters: ListenerCounters,
         limits: FlowLimits,
         upstream: Upstream,
-        options: SocketOptions,
+        connect: Connect,
     ) -> None:
         self.relay = relay
         self.socket = socket
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
-        self.options = options
+        self.connect = connect
+        self._original = upstream if isinstance(upstream, OriginalUpstream) else None
         self.slot: Slot | None = None
         self._fd = socket.fileno()
         self._family = int(socket.family)
@@ -125,15 +129,25 @@ class StreamListener:
     def _admit(self, client: Socket, address: Address, now: float) -> None:
         refusal = self.relay.refusal(FILES_PER_FLOW)
         if refusal is not None:
-            self.counters.refused[refusal] += 1
-            reset_on_close(client)
-            client.close()
+            self._refuse(client, refusal)
             return
         local: Address = client.getsockname()
         if self._mapped:
-            address, local = unmapped(address), unmapped(local)
+            address, local = canonical(address), canonical(local)
+        upstream = self.upstream
+        if self._original is not None:
+            destination = original_destination(client, local)
+            if is_circle(self.relay, Transport.TCP, address, destination):
+                self._refuse(client, Refusal.LOOP)
+                return
+            upstream = self._original.towards(destination)
         flow = StreamFlow(self.relay, self.counters, self.limits, client, address, local, now)
-        flow.start(self.upstream, self.options, now)
+        flow.start(upstream, self.connect, now)
+
+    def _refuse(self, client: Socket, refusal: Refusal) -> None:
+        self.counters.refused[refusal] += 1
+        reset_on_close(client)
+        client.close()
 
     def _pause(self, error: OSError, now: float) -> None:
         self.counters.refused[Refusal.FILE_DESCRIPTORS] += 1

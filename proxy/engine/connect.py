@@ -9,19 +9,23 @@ reason of the last.
 from __future__ import annotations
 
 import errno
+from functools import partial
 from select import EPOLLERR, EPOLLHUP
-from socket import SOCK_NONBLOCK, SOCK_STREAM
-from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import CloseReason, CloseSide
+from proxy.core.unix import UNNAMED, UnixAddress
 from proxy.engine.leg import WATCH_BOTH
-from proxy.engine.options import SocketOptions, set_options
-from proxy.engine.sockaddr import family_of
+from proxy.engine.outbound import NO_SOURCE
+from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED, UNREACHABLE, take_error
+from proxy.engine.unix import RETRY, BacklogWait, serve_unix_leg, stream_socket
 
 if TYPE_CHECKING:
+    from socket import SocketType as Socket
+
     from proxy.core.upstream import Endpoint, Upstream
+    from proxy.engine.outbound import Connect
     from proxy.engine.stream import StreamFlow
 
 UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
@@ -30,9 +34,12 @@ RESET_SINCE: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
 """Errors of a connection that was made; a SYN that is refused gives ECONNREFUSED."""
 
 OUR_FAULTS: Final = frozenset(
-    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL}
+    {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, NO_SOURCE}
 )
 """This host has run out of something; the endpoint knows nothing of it."""
+
+SOURCE_LOST: Final = frozenset({NO_SOURCE, errno.EADDRNOTAVAIL})
+"""Nothing is left to connect from: our sources, or all ports of this host towards the endpoint."""
 
 
 class ConnectAttempt:
@@ -41,12 +48,12 @@ class ConnectAttempt:
     Owns the connecting socket until ``StreamFlow.connected`` takes it.
     """
 
-    __slots__ = ("_endpoint", "_flow", "_options", "_socket", "_tried", "_upstream")
+    __slots__ = ("_connect", "_endpoint", "_flow", "_socket", "_tried", "_upstream")
 
-    def __init__(self, flow: StreamFlow, upstream: Upstream, options: SocketOptions) -> None:
+    def __init__(self, flow: StreamFlow, upstream: Upstream, connect: Connect) -> None:
         self._flow = flow
         self._upstream = upstream
-        self._options = options
+        self._connect = connect
         self._endpoint: Endpoint | None = None
         self._socket = CLOSED
         self._tried: tuple[Endpoint, ...] = ()
@@ -62,8 +69,7 @@ class ConnectAttempt:
                 return
             failure = count_failure(endpoint, error, now)
             self._forget_socket()
-        side = CloseSide.PROXY if failure is CloseReason.NO_ENDPOINT else CloseSide.ENDPOINT
-        self._flow.abort(failure, side, now)
+        self._flow.abort(failure, side_of(failure), now)
 
     def ready(self, mask: int, now: float) -> None:
         """The kernel has an answer: hand the socket over, or go on to the next endpoint."""
@@ -95,19 +101,58 @@ class ConnectAttempt:
 
     def _begin(self, endpoint: Endpoint, now: float) -> int:
         """Start to connect; return 0, or the errno."""
+        if isinstance(endpoint.address, UnixAddress):
+            return self._begin_unix(endpoint.address, now)
         flow = self._flow
         try:
-            socket = Socket(family_of(endpoint.address), SOCK_STREAM | SOCK_NONBLOCK)
+            socket, error_number = self._connect(endpoint.address, flow.client_remote)
         except OSError as error:  # EMFILE in spite of the reserve
             return error.errno or errno.EMFILE
         self._socket = socket
-        set_options(socket, self._options)
-        error_number = socket.connect_ex(endpoint.address)
         if error_number in UNDER_WAY:
             flow.active = now
-            flow.relay.table.set_endpoint(flow, socket.getsockname(), endpoint.address)
+            local = canonical(socket.getsockname())
+            flow.relay.table.set_endpoint(flow, local, endpoint.address)
             flow.relay.pump.register(socket.fileno(), self, WATCH_BOTH)
         return error_number
+
+    def _begin_unix(self, address: UnixAddress, now: float) -> int:
+        """Connect to a Unix socket, which needs no event; return 0, or the errno."""
+        try:
+            self._socket = stream_socket()
+        except OSError as error:
+            return error.errno or errno.EMFILE
+        self._flow.active = now
+        self._flow.relay.table.set_endpoint(self._flow, UNNAMED, address)
+        return self._try_unix(now)
+
+    def _try_unix(self, now: float) -> int:
+        """Try to connect to a Unix socket; wait if its backlog is full."""
+        assert self._endpoint is not None
+        error = self._socket.connect_ex(self._endpoint.address)
+        if error == errno.EAGAIN:
+            retry = BacklogWait(partial(self._retry_unix, self._socket), self.crashed)
+            self._flow.relay.wheel.schedule(retry, now + RETRY)
+            return errno.EINPROGRESS
+        if not error:
+            self._connected_unix(self._endpoint, now)
+        return error
+
+    def _retry_unix(self, socket: Socket, now: float) -> None:
+        if self._socket is not socket:  # its time was up, or the flow has ended
+            return
+        error = self._try_unix(now)
+        if error not in UNDER_WAY:
+            self._failed(error, now)
+
+    def _connected_unix(self, endpoint: Endpoint, now: float) -> None:
+        flow, socket = self._flow, self._socket
+        self._socket = CLOSED
+        endpoint.counters.answered()
+        flow.relay.pump.register(socket.fileno(), flow.reply, WATCH_BOTH)
+        flow.connected(socket, endpoint, now)
+        if flow.reply.socket is socket:
+            serve_unix_leg(flow.relay.pump, flow.reply)
 
     def _failed(self, error: int, now: float) -> None:
         assert self._endpoint is not None
@@ -119,6 +164,12 @@ class ConnectAttempt:
         if self._socket is not CLOSED:
             self._flow.relay.pump.bury(self._socket)
             self._socket = CLOSED
+
+
+def side_of(failure: CloseReason) -> CloseSide:
+    """Who is to blame for a flow that could not be connected."""
+    ours = failure in {CloseReason.NO_ENDPOINT, CloseReason.NO_SOURCE}
+    return CloseSide.PROXY if ours else CloseSide.ENDPOINT
 
 
 def count_failure(endpoint: Endpoint, error: int, now: float) -> CloseReason:
@@ -133,6 +184,8 @@ def failure_of(error: int) -> CloseReason:
     """The word for a failed connect(2)."""
     if error == errno.ETIMEDOUT:
         return CloseReason.CONNECT_TIMEOUT
+    if error in SOURCE_LOST:
+        return CloseReason.NO_SOURCE
     if error in UNREACHABLE or error in OUR_FAULTS:
         return CloseReason.UNREACHABLE
     return CloseReason.CONNECT_REFUSED

@@ -5,9 +5,8 @@ source address (and, on a wildcard bind, the local address it was sent to) and s
 flow's connected socket. Reply direction: the flow's socket receives into the round's reply batch,
 which goes out with one call.
 
-Nothing is queued: a datagram is sent, or dropped and counted. An ICMP error shows as ECONNREFUSED
-on the connected socket; it is counted and ends nothing, because a datagram endpoint may be back
-for the next one.
+Nothing is queued: a datagram is sent, or dropped and counted. An ICMP error is counted by its kind
+and ends nothing, because a datagram endpoint may be back for the next one; see ``icmp``.
 
 Only the client's datagrams keep a flow alive (RFC 4787 REQ-6): an endpoint that goes on sending to
 a client who has left must not hold the flow for ever.
@@ -15,9 +14,9 @@ a client who has left must not hold the flow for ever.
 
 from __future__ import annotations
 
-import struct
-from select import EPOLLIN
-from socket import AF_INET6, MSG_DONTWAIT, SOCK_DGRAM, SOCK_NONBLOCK, SOL_SOCKET
+import errno
+from select import EPOLLERR, EPOLLIN
+from socket import AF_INET6, MSG_DONTWAIT, SOCK_DGRAM
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
@@ -26,22 +25,40 @@ import structlog
 from proxy.core.address import same_address
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Direction, Drop, Flow, Refusal, State
-from proxy.engine.connect import failure_of
-from proxy.engine.replies import drop_of
-from proxy.engine.sockaddr import answer_from, decode, family_of, local_address, local_of, unmapped
+from proxy.core.unix import UnixAddress
+from proxy.engine.connect import count_failure, side_of
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
+from proxy.engine.drops import drop_of, kernel_drops
+from proxy.engine.group import Answers, is_group, open_group
+from proxy.engine.icmp import ask_for_errors, take_errors
+from proxy.engine.outbound import PLAIN
+from proxy.engine.runs import can_segment, serve_runs
+from proxy.engine.sockaddr import (
+    Hit,
+    answer_from,
+    canonical,
+    decode,
+    hit_of,
+    local_address,
+    local_of,
+    unmapped,
+)
 from proxy.engine.tcp import CLOSED
+from proxy.engine.unix import UnixDatagramSocket
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.responders import Responders
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
+    from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
 
 FILES_PER_FLOW: Final = 1
-SO_MEMINFO: Final = 55  # asm-generic/socket.h
-DROPS_AT: Final = 8  # SK_MEMINFO_DROPS, uapi/linux/sock_diag.h
 WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+
+PLAIN_WAY: Final = PLAIN.way(SOCK_DGRAM)
 
 log = structlog.get_logger()
 
@@ -50,13 +67,15 @@ class DatagramFlow(Flow):
     """One UDP flow. Owns its connected socket.
 
     Attributes:
+        fd: the socket that answers leave by: the listener's, as a rule.
         key: what its client's datagrams are looked up by.
         name: the client's raw address.
         control: makes answers leave from the address the client hit; empty on a specific bind.
+        answers: what hears them where the endpoint is many hosts; else None.
 
     """
 
-    __slots__ = ("control", "key", "listener", "name", "slot", "socket")
+    __slots__ = ("answers", "control", "fd", "key", "listener", "name", "slot", "socket")
 
     def __init__(
         self,
@@ -79,23 +98,37 @@ class DatagramFlow(Flow):
             now,
         )
         self.listener = listener
+        self.fd = listener.fd
         self.key = key
         self.name = name
         self.control = control
         self.socket = CLOSED
+        self.answers: Answers | None = None
         self.slot: Slot | None = None
+
+    @property
+    def limits(self) -> FlowLimits:
+        """The clocks in force."""
+        return self.listener.limits
+
+    @property
+    def responders(self) -> Responders | None:
+        """Who answered, where the endpoint is many hosts."""
+        return None if self.answers is None else self.answers.responders
 
     def ready(self, mask: int, now: float) -> None:
         """Receive one reply; what else waits is told again in the next round."""
-        listener = self.listener
-        replies = listener.relay.replies
-        room = replies.room(listener.fd, now)
+        replies = self.listener.relay.replies
+        room = replies.room(self.fd, now)
         try:
             size = self.socket.recv_into(room)
         except BlockingIOError:
+            if mask & EPOLLERR:
+                self._count_errors()
             return
         except OSError as error:
-            self.counters.dropped[drop_of(error)] += 1
+            if not self._count_errors():
+                self.counters.dropped[drop_of(error)] += 1
             return
         self.reply.bytes += size
         self.reply.packets += 1
@@ -105,6 +138,16 @@ class DatagramFlow(Flow):
         if self.state is State.UNREPLIED:
             self._assure()
         replies.put(self, size)
+
+    def take_reply(self, size: int, now: float) -> None:
+        """Pass on a reply that somebody else has received into the batch for this flow."""
+        self.reply.bytes += size
+        self.reply.packets += 1
+        self.counters.reply.received += size
+        self.counters.reply.packets += 1
+        if self.state is State.UNREPLIED:
+            self._assure()
+        self.listener.relay.replies.put(self, size)
 
     def send(self, data: memoryview, now: float) -> None:
         """Pass a client's datagram on to the endpoint."""
@@ -118,7 +161,7 @@ class DatagramFlow(Flow):
         try:
             self.socket.send(data, MSG_DONTWAIT)
         except OSError as error:
-            self._original_dropped(size, drop_of(error))
+            self._send_again(data, error)
 
     def reply_dropped(self, size: int, drop: Drop) -> None:
         """Count a reply that did not reach the client's network."""
@@ -135,14 +178,15 @@ class DatagramFlow(Flow):
         self.listener.flows[self.key] = self
         failure = self._connect(upstream, now)
         if failure is not None:
-            self.abort(failure, CloseSide.ENDPOINT, now)
+            self.abort(failure, side_of(failure), now)
         return failure is None
 
     def expire(self, now: float) -> None:
         """End the flow, or wait for the deadline it has moved to."""
-        when, reason = deadline_of(self, self.listener.limits)
+        limits = self.limits
+        when, reason = deadline_of(self, limits)
         if when > now:
-            self.listener.relay.wheel.schedule(self, next_look(self, self.listener.limits, now))
+            self.listener.relay.wheel.schedule(self, next_look(self, limits, now))
         else:
             self.abort(reason, CloseSide.PROXY, now)
 
@@ -153,12 +197,23 @@ class DatagramFlow(Flow):
             return
         relay.wheel.cancel(self)
         relay.files.used -= FILES_PER_FLOW
-        del self.listener.flows[self.key]
+        self.leave_index()
+        if self.fd != self.listener.fd:
+            relay.exits.give_back(self.fd)
         if self.endpoint is not None:
             self.endpoint.counters.flows -= 1
+        if self.answers is not None:
+            self.answers.close()
         if self.socket is not CLOSED:
+            self.counters.dropped[Drop.KERNEL] += kernel_drops(self.socket)
             relay.pump.bury(self.socket)
             self.socket = CLOSED
+
+    def leave_index(self) -> None:
+        """Take no more datagrams; the client's next one opens another flow."""
+        flows = self.listener.flows
+        if flows.get(self.key) is self:
+            del flows[self.key]
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow because of a fault of ours: loud, and counted as ``internal``."""
@@ -170,10 +225,24 @@ class DatagramFlow(Flow):
         assert self.endpoint is not None
         self.endpoint.counters.answered()
 
-    def _original_dropped(self, size: int, drop: Drop) -> None:
-        self.counters.dropped[drop] += 1
-        self.counters.original.discarded += size
+    def _send_again(self, data: memoryview, error: OSError) -> None:
+        """Repeat a send that may have failed for what befell an earlier datagram."""
+        if self._count_errors():
+            try:
+                self.socket.send(data, MSG_DONTWAIT)
+                return
+            except OSError as second:
+                error = second
+        self.counters.dropped[drop_of(error)] += 1
+        self.counters.original.discarded += len(data)
         self.counters.original.packets_discarded += 1
+
+    def _count_errors(self) -> bool:
+        """Count the ICMP errors that are queued; false if there was none."""
+        kinds = take_errors(self.socket)
+        for kind in kinds:
+            self.counters.dropped[kind] += 1
+        return bool(kinds)
 
     def _connect(self, upstream: Upstream, now: float) -> CloseReason | None:
         """Connect to the first endpoint that the kernel has a route to; return why none did."""
@@ -182,22 +251,60 @@ class DatagramFlow(Flow):
         while (endpoint := upstream.pick(tried)) is not None:
             tried += (endpoint,)
             endpoint.counters.attempts += 1
-            socket = Socket(family_of(endpoint.address), SOCK_DGRAM | SOCK_NONBLOCK)
-            error = socket.connect_ex(endpoint.address)
+            error = self._open(endpoint, upstream)
             if not error:
-                self._use(socket, endpoint)
                 return None
-            socket.close()
-            failure = failure_of(error)
-            endpoint.counters.attempt_failed(failure, now)
+            failure = count_failure(endpoint, error, now)
         return failure
 
+    def _open(self, endpoint: Endpoint, upstream: Upstream) -> int:
+        """Open the socket, or two, towards an endpoint; return 0, or the errno."""
+        address = endpoint.address
+        if isinstance(address, UnixAddress):
+            return self._open_unix(endpoint, address)
+        if is_group(address[0]):
+            return self._open_group(endpoint, upstream)
+        try:
+            socket, error = self.listener.connect(address, self.client_remote)
+        except OSError as failure:  # EMFILE in spite of the reserve
+            return failure.errno or errno.EMFILE
+        if not error:
+            self._use(socket, endpoint)
+            return 0
+        if socket is not CLOSED:
+            socket.close()
+        # connect(2): EACCES, the address is that of a directed broadcast
+        return self._open_group(endpoint, upstream) if error == errno.EACCES else error
+
+    def _open_group(self, endpoint: Endpoint, upstream: Upstream) -> int:
+        try:
+            sender, hearer = open_group(endpoint.address, upstream.multicast)
+        except OSError as error:
+            return error.errno or errno.EINVAL
+        self.answers = Answers(self, hearer)
+        self._use(sender, endpoint)
+        return 0
+
+    def _open_unix(self, endpoint: Endpoint, address: UnixAddress) -> int:
+        socket = UnixDatagramSocket(address)
+        error = socket.reach()
+        if error:
+            socket.close()
+        else:
+            self._take(socket, endpoint)
+        return error
+
     def _use(self, socket: Socket, endpoint: Endpoint) -> None:
+        ask_for_errors(socket)
+        set_pmtu(socket, self.listener.options.pmtu)
+        self._take(socket, endpoint)
+
+    def _take(self, socket: Socket, endpoint: Endpoint) -> None:
         relay = self.listener.relay
         self.socket = socket
         self.endpoint = endpoint
         endpoint.counters.flows += 1
-        relay.table.set_endpoint(self, socket.getsockname(), endpoint.address)
+        relay.table.set_endpoint(self, canonical(socket.getsockname()), endpoint.address)
         relay.pump.register(socket.fileno(), self, EPOLLIN)
 
 
@@ -210,8 +317,16 @@ class DatagramListener:
         counters: the counters of its listener.
         limits: the clocks of its flows.
         upstream: where its flows go.
+        options: how they are treated.
+        kind: the class of its flows, which follows from the options.
+        connect: makes the sockets to endpoints.
 
     """
+
+    _tells_local = False
+    """Whether every datagram tells where it was sent to, whatever the socket is bound to."""
+    _local_key = staticmethod(local_of)
+    """Reads the local part of a flow's key from the control messages of a datagram."""
 
     def __init__(
         self,
@@ -220,6 +335,9 @@ class DatagramListener:
         counters: ListenerCounters,
         limits: FlowLimits,
         upstream: Upstream,
+        options: DatagramOptions = ORDINARY,
+        kind: type[DatagramFlow] = DatagramFlow,
+        connect: Connect = PLAIN_WAY,
     ) -> None:
         self.relay = relay
         self.socket = socket
@@ -227,10 +345,16 @@ class DatagramListener:
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
+        self.options = options
         self.flows: dict[bytes, DatagramFlow] = {}
-        self._local: Address = socket.getsockname()
-        self._wildcard = self._local[0] in WILDCARDS
+        self.connect = connect
+        self._kind = kind
+        self._runs = kind is DatagramFlow and can_segment()  # others look at each datagram
+        self._kernel_drops = 0
+        self._local: Address = canonical(socket.getsockname())
+        self._wildcard = self._tells_local or self._local[0] in WILDCARDS
         self._mapped = socket.family == AF_INET6
+        set_pmtu(socket, options.pmtu)
         relay.pump.register(self.fd, self, EPOLLIN)
 
     def ready(self, mask: int, now: float) -> None:
@@ -238,12 +362,15 @@ class DatagramListener:
         batch = self.relay.requests
         count = batch.receive(self.fd)
         flows = self.flows
-        wildcard = self._wildcard
+        wildcard, local_key = self._wildcard, self._local_key
         data = batch.data
+        if count > 1 and self._runs and batch.name(0) == batch.name(1):
+            serve_runs(self, count, now)
+            return
         for index in range(count):
             key = batch.name(index)
             if wildcard:
-                key += local_of(batch.control(index))
+                key += local_key(batch.control(index))
             flow = flows.get(key)
             if flow is None:
                 flow = self._admit(key, index, now)
@@ -254,14 +381,19 @@ class DatagramListener:
                 continue
             flow.send(data[index][: batch.length(index)], now)
 
-    def count_kernel_drops(self) -> None:
-        """Learn how many datagrams the kernel dropped because we did not read in time.
+    def flow_of(self, index: int, now: float) -> DatagramFlow | None:
+        """The flow of a datagram in the batch, opened if need be; None if it is refused."""
+        batch = self.relay.requests
+        key = batch.name(index)
+        if self._wildcard:
+            key += self._local_key(batch.control(index))
+        return self.flows.get(key) or self._admit(key, index, now)
 
-        SO_MEMINFO reads the same counter that SO_RXQ_OVFL would attach to every datagram, and
-        costs nothing until somebody asks.
-        """
-        info = self.socket.getsockopt(SOL_SOCKET, SO_MEMINFO, 4 * (DROPS_AT + 1))
-        self.counters.dropped[Drop.KERNEL] = struct.unpack_from("=I", info, 4 * DROPS_AT)[0]
+    def count_kernel_drops(self) -> None:
+        """Learn how many datagrams the kernel dropped because we did not read in time."""
+        drops = kernel_drops(self.socket)
+        self.counters.dropped[Drop.KERNEL] += drops - self._kernel_drops
+        self._kernel_drops = drops
 
     def close(self) -> None:
         """Receive no more."""
@@ -276,22 +408,27 @@ class DatagramListener:
         batch = self.relay.requests
         name = batch.name(index)
         remote = decode(name)
-        local, control = self._local, b""
+        local, control, hit = self._local, b"", None
         if self._wildcard:
-            scope = remote[3] if len(remote) == 4 else 0
-            hit = local_of(batch.control(index))
-            local = local_address(hit, self._local[1], scope)
-            control = answer_from(hit, scope)
+            hit = hit_of(batch.control(index))
+            local = local_address(hit, self._local[1])
+            control = answer_from(hit)
         if self._mapped:
             remote, local = unmapped(remote), unmapped(local)
-        refusal = self._refusal(remote, local)
+        refusal = self._refusal(remote, local, hit)
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
-        flow = DatagramFlow(self, key, name, control, remote, local, now)
+        flow = self._kind(self, key, name, control, remote, local, now)
         return flow if flow.start(self.upstream, now) else None
 
-    def _refusal(self, remote: Address, local: Address) -> Refusal | None:
+    def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
         if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
             return Refusal.LOOP
+        if hit is not None and not (hit.is_unicast or self._serves(hit)):
+            return Refusal.BROADCAST
         return self.relay.refusal(FILES_PER_FLOW)
+
+    def _serves(self, hit: Hit) -> bool:
+        """Whether a broadcast or multicast address is one that this listener serves."""
+        return self.options.multicast if hit.is_multicast else self.options.broadcast

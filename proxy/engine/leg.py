@@ -26,7 +26,7 @@ import structlog
 
 from proxy.core.flow import Direction
 from proxy.engine.splice import Pipe, make_nonblocking
-from proxy.engine.tcp import at_urgent_mark, take_error
+from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
 if TYPE_CHECKING:
     from proxy.core.counters import DirectionCounters
@@ -257,7 +257,7 @@ class StreamLeg(Direction):
         self.counters.received += 1
         self.flow.active = now
         try:
-            self.other.socket.send(byte, MSG_OOB | MSG_DONTWAIT)
+            send_urgent(self.other.socket, byte)
         except BlockingIOError:
             self._hold(memoryview(byte), mask)
             self.send_flags = MSG_OOB | MSG_DONTWAIT

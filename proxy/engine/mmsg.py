@@ -25,7 +25,7 @@ BATCH: Final = 64
 LARGEST_DATAGRAM: Final = 65535
 """Bytes; no UDP datagram is longer, so none is ever cut."""
 
-NAME_SIZE: Final = 28  # sizeof(struct sockaddr_in6), the larger of the two
+NAME_SIZE: Final = 112  # sizeof(struct sockaddr_un), the largest, and its last NUL; rounded up
 CONTROL_SIZE: Final = 64  # one IP_PKTINFO or IPV6_PKTINFO message, with room for one more
 HEADER_SIZE: Final = 64
 
@@ -60,12 +60,16 @@ class DatagramBatch:
     Attributes:
         data: one writable view of ``LARGEST_DATAGRAM`` bytes for each datagram.
         names: one view of ``NAME_SIZE`` bytes each: the raw socket address.
-        controls: one view of ``CONTROL_SIZE`` bytes each.
+        controls: one view of ``control_size`` bytes each.
+
+    Args:
+        control_size: bytes of control messages that are taken with a datagram.
 
     """
 
     __slots__ = (
         "_address",
+        "_control_size",
         "_iovecs",
         "_long",
         "_memory",
@@ -76,11 +80,12 @@ class DatagramBatch:
         "names",
     )
 
-    def __init__(self) -> None:
+    def __init__(self, control_size: int = CONTROL_SIZE) -> None:
+        self._control_size = control_size
         self._memory: list[ctypes.Array[ctypes.c_char]] = []
         self.data = self._room(LARGEST_DATAGRAM)
         self.names = self._room(NAME_SIZE)
-        self.controls = self._room(CONTROL_SIZE)
+        self.controls = self._room(control_size)
         headers = memoryview(self._block(BATCH * HEADER_SIZE)).cast("B")
         self._long = headers.cast("Q")
         self._word = headers.cast("I")
@@ -96,10 +101,10 @@ class DatagramBatch:
             OSError: what the socket reports, for example ECONNREFUSED of a connected one.
 
         """
-        word, long = self._word, self._long
+        word, long, control_size = self._word, self._long, self._control_size
         for index in range(self._received):  # the kernel wrote what it used over what there is
             word[16 * index + NAME_LENGTH] = NAME_SIZE
-            long[8 * index + CONTROL_LENGTH] = CONTROL_SIZE
+            long[8 * index + CONTROL_LENGTH] = control_size
         count: int = _recvmmsg(fd, self._address, BATCH, MSG_DONTWAIT, None)
         self._received = max(0, count)
         return count if count >= 0 else _zero_or_raise()
@@ -162,7 +167,7 @@ class DatagramBatch:
             self._long[8 * index + NAME] = names + NAME_SIZE * index
             self._long[8 * index + IOV] = iovecs + 16 * index
             self._long[8 * index + IOV_COUNT] = 1
-            self._long[8 * index + CONTROL] = controls + CONTROL_SIZE * index
+            self._long[8 * index + CONTROL] = controls + self._control_size * index
 
 
 def _zero_or_raise() -> int:

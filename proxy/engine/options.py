@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Final, TypeAlias
 if TYPE_CHECKING:
     from proxy.config.model import TcpOptions
 
-SocketOptions: TypeAlias = tuple[tuple[int, int, int], ...]
+SocketOptions: TypeAlias = tuple[tuple[int, int, int | bytes], ...]
 """Level, name and value of each."""
 
 NODELAY: Final[SocketOptions] = ((IPPROTO_TCP, TCP_NODELAY, 1),)

@@ -8,7 +8,8 @@ would cost three times the CPU per request and five times per connection.
 Between two calls to Trio the pump *stays* with its sockets as long as news keeps coming: after a
 round it waits up to ``LINGER_MS`` inside our epoll, which burns no CPU, and answers the next event
 without a turn through Trio's scheduler. A stay ends when it grew quiet, or after ``STAY`` seconds,
-so that admin, timers and signals always get their turn.
+so that admin, timers and signals always get their turn. While another task is ready to run (a
+scrape or a listing in slices) the pump does not linger, and stays for one round.
 
 Closing is deferred to the end of a round. A descriptor that is closed inside a round can come back
 as the number of a new socket within the same round, and an event that was polled for the old one
@@ -98,10 +99,10 @@ class Pump:
         with self._epoll:
             while True:
                 await trio.lowlevel.wait_readable(self._epoll.fileno())
-                while not self._stay():
+                while not self._stay(0 if others_are_ready() else STAY):
                     await trio.lowlevel.checkpoint()
 
-    def _stay(self) -> bool:
+    def _stay(self, longest: float) -> bool:
         """Serve rounds until it is quiet (true), or until the time is up (false)."""
         poll = self._epoll.poll
         timeout: float = 0
@@ -112,7 +113,7 @@ class Pump:
             if not events and not self._again:
                 return True
             self._round(events, now)
-            if now - entered > STAY:
+            if now - entered >= longest:
                 return False
             timeout = 0 if self._again else LINGER_MS / 1000
 
@@ -152,3 +153,8 @@ class Pump:
         for socket in self._graves:
             socket.close()
         self._graves.clear()
+
+
+def others_are_ready() -> bool:
+    """Whether some other task is ready to run now."""
+    return trio.lowlevel.current_statistics().tasks_runnable > 0

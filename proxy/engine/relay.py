@@ -14,6 +14,7 @@ import trio
 from proxy.core.flow import CloseReason, CloseSide, Flow, Refusal
 from proxy.core.table import FlowTable
 from proxy.core.wheel import TimerWheel
+from proxy.engine.exits import Exits
 from proxy.engine.files import FileBudget
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.pump import Pump
@@ -47,6 +48,7 @@ class Relay:
         self.outbox = Outbox()
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
+        self.exits = Exits(self.pump, self.files)
         self._own: set[tuple[str, int]] = set()
 
     def refusal(self, files: int) -> Refusal | None:
@@ -62,6 +64,10 @@ class Relay:
     def own(self, address: Address) -> None:
         """Remember a listening address of ours."""
         self._own.add((address[0], address[1]))
+
+    def disown(self, address: Address) -> None:
+        """Forget an address that is ours no more."""
+        self._own.discard((address[0], address[1]))
 
     def is_own(self, address: Address) -> bool:
         """Whether a datagram from this address is one of our own coming back."""

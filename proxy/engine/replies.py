@@ -7,10 +7,9 @@ never queued.
 
 from __future__ import annotations
 
-import errno
 from typing import TYPE_CHECKING
 
-from proxy.core.flow import Drop
+from proxy.engine.drops import drop_of
 from proxy.engine.mmsg import BATCH, DatagramBatch
 
 if TYPE_CHECKING:
@@ -58,17 +57,3 @@ class ReplyBatch:
 
     def _drop(self, index: int, error: OSError) -> None:
         self._flows[index].reply_dropped(self._batch.prepared(index), drop_of(error))
-
-
-def drop_of(error: OSError) -> Drop:
-    """The word for a datagram that send(2) refused."""
-    return DROPS.get(error.errno or 0, Drop.UNREACHABLE)
-
-
-DROPS = {
-    errno.EMSGSIZE: Drop.TOO_BIG,
-    errno.ECONNREFUSED: Drop.REFUSED,
-    errno.EAGAIN: Drop.BUFFER_FULL,
-    errno.ENOBUFS: Drop.BUFFER_FULL,
-    errno.ENOMEM: Drop.BUFFER_FULL,
-}

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
-    from proxy.engine.options import SocketOptions
+    from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
 
 FILES_PER_FLOW: Final = 2
@@ -85,14 +85,14 @@ class StreamFlow(Flow):
         self.verdict: tuple[CloseReason, CloseSide] | None = None
         self.slot: Slot | None = None
 
-    def start(self, upstream: Upstream, options: SocketOptions, now: float) -> None:
+    def start(self, upstream: Upstream, connect: Connect, now: float) -> None:
         """Enter the table, watch the client and begin to connect."""
         relay = self.relay
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
         relay.wheel.schedule(self, now + self.limits.stream_look)
-        self.attempt = ConnectAttempt(self, upstream, options)
+        self.attempt = ConnectAttempt(self, upstream, connect)
         self.attempt.start(now)
 
     def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:

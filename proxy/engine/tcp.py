@@ -6,7 +6,7 @@ import errno
 import struct
 from array import array
 from fcntl import ioctl
-from socket import SO_ERROR, SO_LINGER, SOL_SOCKET
+from socket import MSG_DONTWAIT, MSG_OOB, SO_ERROR, SO_LINGER, SOL_SOCKET
 from socket import SocketType as Socket
 from termios import TIOCOUTQ
 from typing import Final
@@ -55,8 +55,26 @@ def unsent(socket: Socket) -> int:
 def at_urgent_mark(socket: Socket) -> bool:
     """Whether the next byte is the urgent one (SIOCATMARK, tcp(7))."""
     mark = array("i", [0])
-    ioctl(socket.fileno(), SIOCATMARK, mark)
+    try:
+        ioctl(socket.fileno(), SIOCATMARK, mark)
+    except OSError:  # a Unix socket before Linux 5.15, which has no urgent data
+        return False
     return bool(mark[0])
+
+
+def send_urgent(socket: Socket, byte: bytes) -> None:
+    """Send a byte as urgent data; as ordinary data where there is none, on older Unix sockets.
+
+    Raises:
+        OSError: it could not be sent; EAGAIN too.
+
+    """
+    try:
+        socket.send(byte, MSG_OOB | MSG_DONTWAIT)
+    except OSError as error:
+        if error.errno != errno.EOPNOTSUPP:
+            raise
+        socket.send(byte, MSG_DONTWAIT)
 
 
 def take_error(socket: Socket) -> int:

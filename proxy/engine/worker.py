@@ -12,7 +12,7 @@ import os
 import resource
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from socket import SOCK_STREAM
+from socket import SOCK_DGRAM, SOCK_STREAM
 from socket import SocketType as Socket
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -26,11 +26,16 @@ from proxy.core.expiry import FlowLimits, limits_in_force
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.engine.accept import StreamListener
+from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram import DatagramFlow, DatagramListener
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.options import NODELAY, SocketOptions
 from proxy.engine.outbound import PLAIN, Outbound
 from proxy.engine.relay import Relay
+from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import StreamFlow
+from proxy.engine.transparent import TransparentListener
+from proxy.engine.unix_listeners import UnixgramListener, UnixListener
 
 if TYPE_CHECKING:
     from proxy.core.upstream import Upstream
@@ -80,6 +85,8 @@ class Worker:
         sockets: Sequence[Socket],
         options: SocketOptions = NODELAY,
         outbound: Outbound = PLAIN,
+        datagrams: DatagramOptions = ORDINARY,
+        transparent: bool = False,
     ) -> None:
         """Relay what comes in on these bound sockets, which the worker owns from now on.
 
@@ -91,18 +98,30 @@ class Worker:
             sockets: bound, non-blocking.
             options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
             outbound: how flows leave for the endpoints.
+            datagrams: how datagram flows are treated.
+            transparent: whether datagrams tell where they were sent to before they were diverted.
 
         """
         counters = ListenerCounters(name, transport, upstream.name)
         self._upstreams[upstream.name] = upstream
         listener: Listener
-        connect = outbound.way(SOCK_STREAM, options)
+        connect, way = outbound.way(SOCK_STREAM, options), outbound.way(SOCK_DGRAM)
+        kind = flow_type_of(datagrams)
         for socket in sockets:
-            self._relay.own(socket.getsockname())
-            if transport is Transport.TCP:
+            self._relay.own(canonical(socket.getsockname()))
+            if transport is Transport.UNIX:
+                listener = UnixListener(self._relay, socket, counters, limits, upstream, connect)
+            elif transport is Transport.UNIXGRAM:
+                listener = UnixgramListener(
+                    self._relay, socket, counters, limits, upstream, datagrams, way
+                )
+            elif transport is Transport.TCP:
                 listener = StreamListener(self._relay, socket, counters, limits, upstream, connect)
             else:
-                listener = DatagramListener(self._relay, socket, counters, limits, upstream)
+                serve = TransparentListener if transparent else DatagramListener
+                listener = serve(
+                    self._relay, socket, counters, limits, upstream, datagrams, kind, way
+                )
             self._listeners.append(listener)
 
     def stop(self) -> int:
@@ -262,9 +281,7 @@ def open_files() -> int:
 
 
 def _limits_of(flow: Flow) -> FlowLimits:
-    if isinstance(flow, DatagramFlow):
-        return flow.listener.limits
-    assert isinstance(flow, StreamFlow)
+    assert isinstance(flow, StreamFlow | DatagramFlow)
     return flow.limits
 
 
@@ -273,7 +290,7 @@ def _listen_row(listener: Listener) -> ListenRow:
     return {
         "listener": counters.listener,
         "transport": counters.transport.value,
-        "local": format_address(listener.socket.getsockname()),
+        "local": format_address(canonical(listener.socket.getsockname())),
         "upstream": counters.upstream,
     }
 

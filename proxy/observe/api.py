@@ -15,25 +15,37 @@ Invariants:
 from __future__ import annotations
 
 import ipaddress
-import json
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from difflib import get_close_matches
-from typing import TYPE_CHECKING, Any, Final, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import structlog
 
+from proxy.core.address import Transport
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
 from proxy.observe.metrics import render
-from proxy.observe.params import FINDING, KILLING, LISTING, flow_query, read_params
+from proxy.observe.params import (
+    FINDING,
+    KILLING,
+    LISTING,
+    ParamError,
+    flow_query,
+    read_params,
+)
+from proxy.observe.rows import encode
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
+    from proxy.core.counters import ListenerSnapshot
     from proxy.core.query import FlowQuery
     from proxy.engine.port import RelayCounters, RelayPort
 
 SLICE_ROWS: Final = 100
 """Rows encoded before the relay gets its turn: half a millisecond."""
+
+NEAR: Final = 0.75
+"""How alike a word must be to one of ours to be taken for it, of 1."""
 
 log = structlog.get_logger()
 
@@ -106,6 +118,8 @@ class Api:
         rows = [
             {
                 **row,
+                "original": _direction(row, "original"),
+                "reply": _direction(row, "reply"),
                 "listening": [
                     socket["local"]
                     for socket in status["listening"]
@@ -130,10 +144,10 @@ class Api:
         return Response(self._row_slices(found["ids"], found["matched"], recent=query.recent))
 
     async def find(self, request: Request, _word: str) -> Response:
-        """Which flows own an address on either pair: live ones first, then recently closed."""
+        """Which flows own an address or port on either pair: live ones, then recently closed."""
         values = _params(request, FINDING)
-        if "address" not in values:
-            raise HttpError(400, 'say what to find: "?address=192.0.2.1:80"')
+        if not values.keys() & {"address", "port"}:
+            raise HttpError(400, 'say what to find: "?address=192.0.2.1:80" or "?port=80"')
         page = await self._port.flows(flow_query(values))
         recent = await self._port.flows(flow_query(values, recent=True, sort="opened"))
         matched = page["matched"] + recent["matched"]
@@ -172,19 +186,20 @@ class Api:
         self, ids: list[int], matched: int, *, recent: bool
     ) -> AsyncGenerator[bytes, None]:
         """Rows as JSON, made while they are sent: a slow reader holds ids, and one slice."""
-        separator = '{"flows":['
+        separator = b'{"flows":['
         for start in range(0, len(ids), SLICE_ROWS):
             rows = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
             if rows:
-                yield (separator + json.dumps(rows, separators=(",", ":"))[1:-1]).encode("ascii")
-                separator = ","
-        opening = separator if separator != "," else ""
-        yield f'{opening}],"matched":{matched}}}\n'.encode("ascii")
+                yield separator + encode(rows)[1:-1]
+                separator = b","
+        opening = separator if separator != b"," else b""
+        yield opening + f'],"matched":{matched}}}\n'.encode("ascii")
 
     async def _kill(self, request: Request, query: FlowQuery) -> int:
         killed = await self._port.kill(query)
         asked = f"{request.path}?{request.query}".rstrip("?")
-        log.warning("flows_killed", killed=killed, asked=asked, by=request.peer)
+        if killed:
+            log.warning("flows_killed", killed=killed, asked=asked, by=request.peer)
         return killed
 
     async def _check_listener(self, values: dict[str, Any]) -> None:
@@ -193,8 +208,8 @@ class Api:
             return
         names = [row["listener"] for row in (await self._port.counters())["listeners"]]
         if values["listener"] not in names:
-            named = f'parameter "listener": there is no listener "{values["listener"]}"'
-            raise HttpError(400, f"{named}; there are: {', '.join(names)}")
+            named = f'there is no listener "{values["listener"]}"'
+            raise _refused(ParamError("listener", f"{named}; there are: {', '.join(names)}"))
 
 
 Method: TypeAlias = Callable[[Api, Request, str], Awaitable[Response]]
@@ -224,7 +239,7 @@ INDEX: Final = f"""sockpair
 /api/v1/upstreams   endpoints, with counters
 /api/v1/flows       the flow table; parameters: {", ".join(LISTING)}
 /api/v1/flows/ID    one flow
-/api/v1/find        ?address=HOST:PORT: the flows that own an address on either pair
+/api/v1/find        ?address=HOST:PORT or ?port=PORT: the flows that own it on either pair
 
 On the admin socket also DELETE /api/v1/flows/ID, and DELETE /api/v1/flows with filters.
 """
@@ -252,8 +267,10 @@ def _method(request: Request, path: str) -> Method:
 
 
 def _no_path(path: str) -> str:
-    nearest = get_close_matches(path, ROUTES, 1)
-    hint = f'did you mean "{nearest[0]}"?' if nearest else '"/" lists what there is'
+    """Name the path whose last word is near; all paths of the API are alike in the rest."""
+    ends = {route.rpartition("/")[2]: route for route in ROUTES if route != FLOW_PATH}
+    nearest = get_close_matches(path.rstrip("/").rpartition("/")[2], ends, 1, NEAR)
+    hint = f'did you mean "{ends[nearest[0]]}"?' if nearest else '"/" lists what there is'
     return f'there is no "{path}"; {hint}'
 
 
@@ -286,14 +303,28 @@ def _is_own_host(host: str) -> bool:
 def _params(request: Request, known: Collection[str]) -> dict[str, Any]:
     try:
         return read_params(request.query, known)
+    except ParamError as exc:
+        raise _refused(exc) from exc
     except ValueError as exc:
         raise HttpError(400, str(exc)) from exc
+
+
+def _refused(error: ParamError) -> HttpError:
+    return HttpError(400, str(error), parameter=error.parameter, reason=error.reason)
 
 
 def _flow_id(word: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 18):
         raise HttpError(400, f'"{word}" is not the id of a flow: ids are whole numbers')
     return int(word)
+
+
+def _direction(row: ListenerSnapshot, name: Literal["original", "reply"]) -> dict[str, Any]:
+    """One direction; packets are None for streams, as in a flow: the kernel hides them."""
+    values: dict[str, Any] = {**row[name]}
+    if not Transport(row["transport"]).is_datagram:
+        values |= {"packets_received": None, "packets_sent": None}
+    return values
 
 
 def _by_upstream(counters: RelayCounters) -> list[dict[str, Any]]:

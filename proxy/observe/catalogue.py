@@ -19,16 +19,18 @@ from __future__ import annotations
 
 import platform
 import resource
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
-from proxy.core.address import Transport
+from proxy.core.address import DATAGRAMS, STREAMS, Transport
 
 if TYPE_CHECKING:
     from proxy.core.counters import EndpointSnapshot, HistogramSnapshot, ListenerSnapshot
     from proxy.engine.port import RelayCounters, RelayStatus
+
+EVERY: Final = tuple(Transport)
 
 MetricType: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
 Labels: TypeAlias = tuple[str, ...]
@@ -78,14 +80,15 @@ def _whole(read: Callable[[Reading], float]) -> Callable[[Reading], Samples]:
 
 
 def _listener(
-    read: Callable[[ListenerSnapshot], float | HistogramSnapshot], only: Transport | None = None
+    read: Callable[[ListenerSnapshot], float | HistogramSnapshot],
+    only: Collection[Transport] = EVERY,
 ) -> Callable[[Reading], Samples]:
-    """One sample a listener, or a listener of one transport."""
+    """One sample a listener, or a listener of these transports."""
     return lambda reading: [((row["listener"],), read(row)) for row in _listeners(reading, only)]
 
 
 def _listener_by(
-    read: Callable[[ListenerSnapshot], dict[str, int]], only: Transport | None = None
+    read: Callable[[ListenerSnapshot], dict[str, int]], only: Collection[Transport] = EVERY
 ) -> Callable[[Reading], Samples]:
     """One sample a listener and word of a closed enum."""
     return lambda reading: [
@@ -95,9 +98,9 @@ def _listener_by(
     ]
 
 
-def _listeners(reading: Reading, only: Transport | None) -> Iterator[ListenerSnapshot]:
+def _listeners(reading: Reading, only: Collection[Transport]) -> Iterator[ListenerSnapshot]:
     for row in reading.counters["listeners"]:
-        if only is None or row["transport"] == only.value:
+        if Transport(row["transport"]) in only:
             yield row
 
 
@@ -219,36 +222,36 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "sockpair_client_received_datagrams_total",
         "counter",
         _LISTENER,
-        "Datagrams received from clients; UDP listeners only.",
-        _listener(lambda row: row["original"]["packets_received"], Transport.UDP),
+        "Datagrams received from clients; datagram listeners only.",
+        _listener(lambda row: row["original"]["packets_received"], DATAGRAMS),
     ),
     MetricEntry(
         "sockpair_client_sent_datagrams_total",
         "counter",
         _LISTENER,
-        "Datagrams sent to clients; UDP listeners only.",
-        _listener(lambda row: row["reply"]["packets_sent"], Transport.UDP),
+        "Datagrams sent to clients; datagram listeners only.",
+        _listener(lambda row: row["reply"]["packets_sent"], DATAGRAMS),
     ),
     MetricEntry(
         "sockpair_endpoint_received_datagrams_total",
         "counter",
         _LISTENER,
-        "Datagrams received from endpoints; UDP listeners only.",
-        _listener(lambda row: row["reply"]["packets_received"], Transport.UDP),
+        "Datagrams received from endpoints; datagram listeners only.",
+        _listener(lambda row: row["reply"]["packets_received"], DATAGRAMS),
     ),
     MetricEntry(
         "sockpair_endpoint_sent_datagrams_total",
         "counter",
         _LISTENER,
-        "Datagrams sent to endpoints; UDP listeners only.",
-        _listener(lambda row: row["original"]["packets_sent"], Transport.UDP),
+        "Datagrams sent to endpoints; datagram listeners only.",
+        _listener(lambda row: row["original"]["packets_sent"], DATAGRAMS),
     ),
     MetricEntry(
         "sockpair_datagrams_dropped_total",
         "counter",
         _REASON,
-        "Datagrams that were not forwarded, by cause; UDP listeners only.",
-        _listener_by(lambda row: row["dropped"], Transport.UDP),
+        "Datagrams lost here, or lost on the way as ICMP tells, by cause; datagram listeners only.",
+        _listener_by(lambda row: row["dropped"], DATAGRAMS),
     ),
     MetricEntry(
         "sockpair_buffered_bytes",
@@ -268,8 +271,8 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "sockpair_connect_duration_seconds",
         "histogram",
         _LISTENER,
-        "How long connecting to endpoints took; TCP listeners only.",
-        _listener(lambda row: row["connect_duration"], Transport.TCP),
+        "How long connecting to endpoints took; stream listeners only.",
+        _listener(lambda row: row["connect_duration"], STREAMS),
     ),
     MetricEntry(
         "sockpair_table_entries",

@@ -26,10 +26,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 import structlog
 import trio
 
-from proxy.core.address import Transport
+from proxy.core.address import DATAGRAMS
 from proxy.core.flow import CloseReason
 from proxy.core.printable import printable
-from proxy.core.units import format_duration, format_size
+from proxy.core.units import format_size, format_span
+from proxy.observe.rows import encode
 from proxy.observe.sink import LogSink
 
 if TYPE_CHECKING:
@@ -75,7 +76,9 @@ def configure(
         The sink. Until somebody runs it, lines wait in its queue.
 
     """
-    log_format: LogFormat = JsonFormat() if format == "json" else TextFormat(_wants_colour(fd))
+    log_format: LogFormat = JsonFormat()
+    if format == "text":
+        log_format = TextFormat(_wants_colour(fd), terminal=os.isatty(fd))
     sink = FlowSink(fd, log_format)
     structlog.configure(
         processors=[
@@ -118,12 +121,12 @@ async def write_flow_log(port: RelayPort, sink: FlowSink, flows: FlowLogs) -> No
 def is_quiet(row: FlowRow) -> bool:
     """Whether a flow ended as it should, so that ``flows = "errors"`` leaves it out.
 
-    ``finished``, ``killed`` and ``drained`` are; and ``idle_timeout`` of UDP, which has no other
-    way to end. An idle TCP connection was cut, which somebody will want to know.
+    ``finished``, ``killed`` and ``drained`` are; and ``idle_timeout`` of datagrams, which have no
+    other way to end. An idle TCP connection was cut, which somebody will want to know.
     """
     reason = row["close_reason"]
     return reason in QUIET_ENDS or (
-        reason == CloseReason.IDLE_TIMEOUT and row["transport"] == Transport.UDP
+        reason == CloseReason.IDLE_TIMEOUT and row["transport"] in DATAGRAMS
     )
 
 
@@ -154,14 +157,22 @@ class JsonFormat:
     def flow(self, row: FlowRow) -> str:
         """Write the flow's row, with its duration in seconds."""
         head = {"time": _iso(row["closed"] or 0.0), "level": "info", "event": "flow"}
-        return _JSON.encode({**head, **row, "duration": _duration(row)})
+        return encode({**head, **row, "duration": _duration(row)}).decode()
 
 
 class TextFormat:
-    """One line for eyes."""
+    """One line for eyes.
 
-    def __init__(self, colour: bool) -> None:
-        self._time: Callable[[float], str] = _time_of_day if colour else _iso
+    Args:
+        colour: whether there is any.
+        terminal: whether the reader was there all day, so that the time needs no date; by default
+            where there is colour.
+
+    """
+
+    def __init__(self, colour: bool, terminal: bool | None = None) -> None:
+        watched = colour if terminal is None else terminal
+        self._time: Callable[[float], str] = _time_of_day if watched else _iso
         self._paint = _paint if colour else _plain
 
     def event(self, event: Event) -> str:
@@ -184,7 +195,7 @@ class TextFormat:
             f"{client['remote']} -> {client['local']} |",
             f"{endpoint['local'] or '-'} -> {endpoint['remote'] or '-'}",
             f"{format_size(row['original']['bytes'])} > {format_size(row['reply']['bytes'])} <",
-            format_duration(_duration(row)),
+            format_span(_duration(row)),
             f"{self._paint(reason, 'quiet' if is_quiet(row) else 'warning')} {row['close_side']}",
         )
         return " ".join(words)
@@ -242,7 +253,9 @@ def _time_of_day(unix: float) -> str:
 
 
 def _value(value: object) -> str:
-    text = printable(str(value))
+    """A value as one word, quoted when it is several; a list is its words with spaces between."""
+    words = value if isinstance(value, list | tuple) else (value,)
+    text = printable(" ".join(map(str, words)))
     if text and not any(char in ' "=' for char in text):
         return text
     return '"' + text.replace('"', '\\"') + '"'

@@ -17,10 +17,10 @@ from difflib import get_close_matches
 from typing import Any, Final
 from urllib.parse import parse_qsl
 
-from proxy.core.address import Transport, parse_address
+from proxy.core.address import PORT_MAX, Address, Network, Transport, parse_address
 from proxy.core.flow import State
 from proxy.core.query import SORTS, FlowQuery
-from proxy.core.units import parse_size
+from proxy.core.units import SIZE_UNITS, parse_size
 
 FIELDS_MAX: Final = 32
 """Parameters of one URL, at most: twice what exists."""
@@ -53,34 +53,81 @@ def _bytes(text: str) -> int:
     return _natural(text) if text.isdigit() else parse_size(text)
 
 
-def _network(text: str) -> ipaddress.IPv4Network | ipaddress.IPv6Network:
-    return ipaddress.ip_network(text, strict=False)
+def _place(text: str) -> Network | Address:
+    """A prefix, or one address with its port."""
+    try:
+        return ipaddress.ip_network(text, strict=False)
+    except ValueError:
+        return parse_address(text)
+
+
+def _port(text: str) -> int:
+    port = _natural(text)
+    if not 0 < port <= PORT_MAX:
+        raise ValueError
+    return port
+
+
+def _state(text: str) -> State:
+    return State(text.lower())
+
+
+def _transport(text: str) -> Transport:
+    return Transport(text.lower())
 
 
 def _flag(text: str) -> bool:
     return _one_of(("true", "false"))(text) == "true"
 
 
-_CIDR: Final = 'an IP address or a prefix, such as "10.0.0.0/8" or "2001:db8::/32"'
+_PLACE: Final = (
+    "an IP address, a prefix or an address with its port, "
+    'such as "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1:80"'
+)
+_SIZE: Final = f'bytes, such as "4096" or "10MiB"; units: {", ".join(SIZE_UNITS)}'
 
 PARAMS: Final[dict[str, Param]] = {
     "listener": Param(str, "the name of a listener"),
-    "client": Param(_network, _CIDR),
-    "endpoint": Param(_network, _CIDR),
-    "state": Param(State, ", ".join(State)),
-    "transport": Param(Transport, ", ".join(Transport)),
-    "min_bytes": Param(_bytes, 'bytes, such as "4096" or "10MiB"'),
-    "address": Param(parse_address, 'an IP address with its port, "192.0.2.1:80" or "[::1]:53"'),
+    "client": Param(_place, _PLACE),
+    "endpoint": Param(_place, _PLACE),
+    "state": Param(_state, ", ".join(State)),
+    "transport": Param(_transport, ", ".join(Transport)),
+    "min_bytes": Param(_bytes, _SIZE),
+    "address": Param(
+        parse_address, 'an IP address with its port, "192.0.2.1:80" or "[::1]:53", or "unix:/path"'
+    ),
+    "port": Param(_port, f"a port number, 1 to {PORT_MAX}"),
     "recent": Param(_flag, "true or false"),
     "sort": Param(_one_of(SORTS), ", ".join(SORTS)),
     "limit": Param(_natural, "a whole number; 0 is no limit"),
     "all": Param(_flag, "true or false"),
 }
 
-FILTERS: Final = ("listener", "client", "endpoint", "state", "transport", "min_bytes", "address")
+FILTERS: Final = (
+    "listener",
+    "client",
+    "endpoint",
+    "state",
+    "transport",
+    "min_bytes",
+    "address",
+    "port",
+)
 LISTING: Final = (*FILTERS, "recent", "sort", "limit")
 KILLING: Final = (*FILTERS, "all")
-FINDING: Final = ("address", "limit")
+FINDING: Final = ("address", "port", "limit")
+
+
+class ParamError(ValueError):
+    """A parameter whose value is not allowed; ``reason`` says so without naming the parameter.
+
+    The command knows it by another name, that of an option.
+    """
+
+    def __init__(self, parameter: str, reason: str) -> None:
+        super().__init__(f'parameter "{parameter}": {reason}')
+        self.parameter = parameter
+        self.reason = reason
 
 
 def read_params(query: str, known: Collection[str]) -> dict[str, Any]:
@@ -91,6 +138,7 @@ def read_params(query: str, known: Collection[str]) -> dict[str, Any]:
         known: the parameters of this path.
 
     Raises:
+        ParamError: a value is not allowed.
         ValueError: with a message for people.
 
     """
@@ -114,8 +162,8 @@ def _read(name: str, text: str) -> object:
     try:
         return param.read(text)
     except ValueError:
-        message = f'parameter "{name}": "{text}" is not allowed; write {param.allowed}'
-        raise ValueError(message) from None
+        reason = f'"{text}" is not allowed; write {param.allowed}'
+        raise ParamError(name, reason) from None
 
 
 def _unknown(name: str, known: Collection[str]) -> str:

@@ -9,7 +9,7 @@ import pytest
 
 from proxy.cli import COMMANDS
 from proxy.config.load import parse
-from proxy.core.flow import CloseReason, Refusal, State
+from proxy.core.flow import CloseReason, Drop, Refusal, State
 from proxy.core.query import FlowRow
 from tests.artefacts.readme import README, with_metrics
 
@@ -30,7 +30,7 @@ def test_links_lead_to_files(link: str) -> None:
     assert (Path(README).parent / link).exists()
 
 
-@pytest.mark.parametrize("word", [*CloseReason, *State, *FlowRow.__annotations__])
+@pytest.mark.parametrize("word", [*CloseReason, *State, *Drop, *FlowRow.__annotations__])
 def test_every_word_of_a_flow_is_explained(word: str) -> None:
     assert f"`{word}`" in TEXT
 

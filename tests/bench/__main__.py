@@ -3,7 +3,8 @@
 Rounds are interleaved: a round measures each workload on each proxy once, and the next one begins
 with another proxy, so that a machine that grows slower or busier does so for all of them.
 
-A measurement that fails is told and left out; the others go on.
+A measurement that fails is told and left out; the others go on. A run that is interrupted stops
+what it started and prints what it has.
 """
 
 from __future__ import annotations
@@ -12,27 +13,34 @@ import json
 import os
 import shlex
 import shutil
+import signal
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Iterator, Sequence
+from argparse import ArgumentParser, ArgumentTypeError, Namespace
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import TypeVar
+from typing import Any, Final, TypeAlias, TypeVar
 
 import trio
 
 from tests.bench.load import LoadError
 from tests.bench.machine import commit, machine
+from tests.bench.measure import Stand, started
 from tests.bench.origins import origin
 from tests.bench.peers import Peer, Route, all_peers, envoy_path, install_envoy
 from tests.bench.programs import ProgramError, free_port
 from tests.bench.report import Sample, summary, table
-from tests.bench.workloads import WORKLOADS, Stand, Workload, started
+from tests.bench.usage import quiet
+from tests.bench.workloads import WORKLOADS, Workload
 
 Named = TypeVar("Named", Peer, Workload)
+Measurement: TypeAlias = tuple[int, Workload, Peer]
+
+INTERRUPTED: Final = 130
+"""The exit code of a program that SIGINT has ended, as shells know it."""
 
 
 def main() -> None:
@@ -40,24 +48,24 @@ def main() -> None:
     options = parser().parse_args()
     workloads = list(_ready_workloads(chosen(WORKLOADS, options.only, "workload")))
     peers = list(_ready_peers(chosen(all_peers(options.sockpair), options.proxies, "proxy")))
-    began = datetime.now(UTC).isoformat(timespec="seconds")
-    try:
-        samples = trio.run(measure_all, options, workloads, peers)
-    except KeyboardInterrupt:
-        sys.exit(130)
-    print(_heading(peers))
+    setting = {
+        "began": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": shlex.join(["tests/bench/run", *sys.argv[1:]]),
+        "commit": commit() if not options.sockpair else None,
+        "machine": machine(),
+        "versions": {peer.name: peer.version() for peer in peers},
+    }
+    samples: list[Sample] = []
+    interrupted = trio.run(run, options, list(plan(options.rounds, workloads, peers)), samples)
+    print(_heading(setting))
     print(table(samples, workloads, [peer.name for peer in peers]))
     if options.json is not None:
-        document = {
-            "began": began,
-            "command": shlex.join(["tests/bench/run", *sys.argv[1:]]),
-            "commit": commit(),
-            "machine": machine(),
-            "versions": {peer.name: peer.version() for peer in peers},
+        document = setting | {
             "goals": summary(samples, workloads),
             "samples": [asdict(sample) for sample in samples],
         }
         options.json.write_text(json.dumps(document, indent=1) + "\n")
+    sys.exit(INTERRUPTED if interrupted else 0)
 
 
 def parser() -> ArgumentParser:
@@ -72,6 +80,12 @@ def parser() -> ArgumentParser:
     known.add_argument(
         "--proxies", default="", metavar="NAME,...", help="sockpair, haproxy, nginx, envoy"
     )
+    known.add_argument(
+        "--quiet",
+        type=_count,
+        metavar="S",
+        help="wait up to S seconds before each measurement until the machine is quiet",
+    )
     known.add_argument("--json", type=Path, metavar="FILE", help="write all samples there")
     known.add_argument(
         "--sockpair", default="", metavar="COMMAND", help="measure another sockpair than this one"
@@ -79,21 +93,49 @@ def parser() -> ArgumentParser:
     return known
 
 
-async def measure_all(
-    options: Namespace, workloads: Sequence[Workload], peers: Sequence[Peer]
-) -> list[Sample]:
-    """Every workload on every proxy that it suits, in as many rounds as asked for."""
-    samples: list[Sample] = []
-    for number in range(1, options.rounds + 1):
-        first = (number - 1) % len(peers)
+def plan(
+    rounds: int, workloads: Sequence[Workload], peers: Sequence[Peer]
+) -> Iterator[Measurement]:
+    """All measurements in their order: by round, by workload, every proxy that it suits."""
+    for number in range(1, rounds + 1):
+        first = (number - 1) % max(1, len(peers))
+        turn = [*peers[first:], *peers[:first]]
         for workload in workloads:
-            for peer in filter(workload.suits, [*peers[first:], *peers[:first]]):
-                _tell(f"round {number}, {workload.name}, {peer.name}")
-                try:
-                    samples += await measure_one(number, workload, peer, options.seconds)
-                except (ProgramError, LoadError) as error:
-                    _tell(f"{workload.name} on {peer.name} failed: {error}")
-    return samples
+            yield from ((number, workload, peer) for peer in turn if workload.suits(peer))
+
+
+async def run(options: Namespace, planned: Sequence[Measurement], samples: list[Sample]) -> bool:
+    """Measure what is planned, and add to the samples; whether a signal ended it early."""
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(stop_on_signal, scope)
+            for measurement in planned:
+                samples += await measured(options, *measurement)
+            nursery.cancel_scope.cancel()
+    return scope.cancelled_caught
+
+
+async def stop_on_signal(
+    scope: trio.CancelScope, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Cancel what runs in the scope when SIGINT or SIGTERM comes."""
+    with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
+        task_status.started()
+        async for _ in signals:
+            scope.cancel()
+
+
+async def measured(
+    options: Namespace, number: int, workload: Workload, peer: Peer
+) -> Sequence[Sample]:
+    """Make one measurement; none of a failure, which is told."""
+    await wait_quiet(options.quiet)
+    _tell(f"round {number}, {workload.name}, {peer.name}")
+    try:
+        return await measure_one(number, workload, peer, options.seconds)
+    except (ProgramError, LoadError) as error:
+        _tell(f"{workload.name} on {peer.name} failed: {error}")
+        return ()
 
 
 async def measure_one(
@@ -110,6 +152,12 @@ async def measure_one(
                 found = await workload.measure(stand)
     sample = partial(Sample, number, workload.name, proxy=peer.name)
     return [sample(part, figures=figures) for part, figures in found.items()]
+
+
+async def wait_quiet(seconds: int | None) -> None:
+    """Wait for a quiet machine if so many seconds are given for it, and say if it was in vain."""
+    if seconds is not None and not await quiet(os.sched_getaffinity(0), seconds):
+        _tell(f"the machine has not grown quiet within {seconds} s")
 
 
 def split_cores(cores: Sequence[int]) -> tuple[Sequence[int], int]:
@@ -150,17 +198,16 @@ def _ready_peers(peers: Sequence[Peer]) -> Iterator[Peer]:
             yield peer
 
 
-def _heading(peers: Sequence[Peer]) -> str:
-    facts = [f"{key}: {value}" for key, value in machine().items()]
-    versions = [f"{peer.name}: {peer.version()}" for peer in peers]
-    return "\n".join([f"commit: {commit()}", *facts, *versions, ""])
+def _heading(setting: Mapping[str, Any]) -> str:
+    facts = {"command": setting["command"], "commit": setting["commit"] or "unknown"}
+    facts |= setting["machine"] | setting["versions"]
+    return "".join(f"{name}: {value}\n" for name, value in facts.items())
 
 
 def _count(text: str) -> int:
-    number = int(text)
-    if number < 1:
-        raise ValueError(text)
-    return number
+    if not text.isdecimal() or int(text) < 1:
+        raise ArgumentTypeError(f"{text!r} is not a whole number from 1 on")
+    return int(text)
 
 
 def _tell(text: str) -> None:

@@ -19,8 +19,9 @@ import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
+from tests.bench.envoy import bootstrap
 from tests.bench.programs import LOCAL, Command
 
 ROOT: Final = Path(__file__).parents[2]
@@ -168,7 +169,9 @@ class Envoy(Peer):
 
     def command(self, route: Route) -> Command:
         file = route.folder / "envoy.json"
-        file.write_text(json.dumps(envoy_bootstrap(route), indent=1))
+        log = route.folder / "envoy-access.log"
+        config = bootstrap(route.transport, route.listen, route.origin, log)
+        file.write_text(json.dumps(config, indent=1))
         return [
             *(str(envoy_path()), "-c", str(file)),
             *("--concurrency", "1", "--disable-hot-restart", "--log-level", "warning"),
@@ -254,63 +257,3 @@ stream {{
     }}
 }}
 """
-
-
-def envoy_bootstrap(route: Route) -> dict[str, Any]:
-    """Envoy's configuration for a route."""
-    log = _typed(
-        "envoy.access_loggers.file",
-        "envoy.extensions.access_loggers.file.v3.FileAccessLog",
-        path=str(route.folder / "envoy-access.log"),
-    )
-    listener = _envoy_streams(log) if route.transport == "tcp" else _envoy_datagrams(log)
-    listener["name"] = "bench"
-    listener["address"] = _envoy_address(route.listen, route.transport)
-    cluster = {
-        "name": "origin",
-        "type": "STATIC",
-        "connect_timeout": "5s",
-        # Its default admits 1024 connections.
-        "circuit_breakers": {"thresholds": [{"max_connections": 10 * ROOM}]},
-        "load_assignment": {
-            "cluster_name": "origin",
-            "endpoints": [
-                {"lb_endpoints": [{"endpoint": {"address": _envoy_address(route.origin, "tcp")}}]}
-            ],
-        },
-    }
-    return {"static_resources": {"listeners": [listener], "clusters": [cluster]}}
-
-
-def _envoy_streams(log: dict[str, Any]) -> dict[str, Any]:
-    relay = _typed(
-        "envoy.filters.network.tcp_proxy",
-        "envoy.extensions.filters.network.tcp_proxy.v3.TcpProxy",
-        stat_prefix="bench",
-        cluster="origin",
-        idle_timeout="7200s",
-        access_log=[log],
-    )
-    return {"filter_chains": [{"filters": [relay]}]}
-
-
-def _envoy_datagrams(log: dict[str, Any]) -> dict[str, Any]:
-    udp = "envoy.extensions.filters.udp.udp_proxy.v3"
-    relay = _typed(
-        "envoy.filters.udp_listener.udp_proxy",
-        f"{udp}.UdpProxyConfig",
-        stat_prefix="bench",
-        matcher={"on_no_match": {"action": _typed("route", f"{udp}.Route", cluster="origin")}},
-        access_log=[log],
-    )
-    return {"udp_listener_config": {}, "listener_filters": [relay]}
-
-
-def _envoy_address(port: int, transport: str) -> dict[str, Any]:
-    protocol = transport.upper()
-    return {"socket_address": {"protocol": protocol, "address": LOCAL, "port_value": port}}
-
-
-def _typed(name: str, type_: str, **values: Any) -> dict[str, Any]:
-    """A named extension with its configuration."""
-    return {"name": name, "typed_config": {"@type": f"type.googleapis.com/{type_}", **values}}

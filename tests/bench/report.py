@@ -12,9 +12,13 @@ from dataclasses import dataclass
 from statistics import median
 from typing import Final
 
-from tests.bench.workloads import Figure, Figures, Goal, Part, Workload
+from tests.bench.measure import Figures
+from tests.bench.workloads import Figure, Goal, Part, Workload
 
 SUBJECT: Final = "sockpair"
+
+DISTURBED: Final = 5
+"""Per cent of the proxy's core for others, from which a measurement is not to be relied on."""
 
 
 @dataclass(frozen=True)
@@ -82,12 +86,24 @@ def standing(by_proxy: Mapping[str, float], goal: Goal) -> Standing | None:
 
 
 def table(samples: Sequence[Sample], workloads: Sequence[Workload], proxies: Sequence[str]) -> str:
-    """All medians, then where sockpair stands to its goals; for people."""
+    """All medians of what was measured, then where sockpair stands to its goals; for people."""
+    measured = {(sample.workload, sample.part) for sample in samples}
     lines = []
     for workload in workloads:
         for part in workload.parts:
-            lines += [*_part_lines(samples, workload, part, proxies), ""]
-    return "\n".join([*lines, *_goal_lines(samples, workloads)])
+            if (workload.name, part.name) in measured:
+                lines += [*_part_lines(samples, workload, part, proxies), ""]
+    return "\n".join([*lines, *_goal_lines(samples, workloads), "", disturbances(samples)])
+
+
+def disturbances(samples: Sequence[Sample]) -> str:
+    """How many measurements met other programs on the proxy's core, in a line."""
+    shares = [sample.figures["others"] for sample in samples if "others" in sample.figures]
+    disturbed = sum(share > DISTURBED for share in shares)
+    return (
+        f"others took more than {DISTURBED} % of the proxy's core "
+        f"in {disturbed} of {len(shares)} measurements"
+    )
 
 
 def standings(

@@ -6,14 +6,16 @@ import json
 
 import pytest
 
-from tests.bench.__main__ import split_cores
+from tests.bench.__main__ import plan, split_cores
 from tests.bench.load import LoadError, Outcome, read_iperf3, read_wrk
 from tests.bench.machine import cpu_model
-from tests.bench.measure import SESSION, SYSTEM, USER, Usage, stat_fields
+from tests.bench.measure import Reading, figures, others_share, scrape_figures
+from tests.bench.peers import all_peers
 from tests.bench.pingpong import percentile
 from tests.bench.programs import is_listening
-from tests.bench.report import Sample, medians, standing, summary, table
-from tests.bench.workloads import WORKLOADS, Goal, figures, scrape_figures
+from tests.bench.report import Sample, disturbances, medians, standing, summary, table
+from tests.bench.usage import SESSION, SYSTEM, USER, Usage, stat_fields
+from tests.bench.workloads import WORKLOADS, Goal
 
 WRK = """\
 Running 2s test @ http://127.0.0.1:20000/
@@ -104,6 +106,13 @@ def test_figures_are_per_unit() -> None:
     assert "p50" not in found
 
 
+def test_what_others_did_on_the_core_is_a_share_of_the_time() -> None:
+    before = Reading(Usage(1.0, 1.0, 0), core=10.0, time=100.0)
+    after = Reading(Usage(2.0, 2.0, 0), core=13.0, time=104.0)
+
+    assert others_share(before, after) == pytest.approx(25.0)
+
+
 def test_figures_of_no_work_are_finite() -> None:
     assert figures(Usage(0, 0, 0), Usage(0, 0, 0), Outcome(0, 1.0), 1e6)["cpu"] == 0
 
@@ -176,9 +185,15 @@ def test_table_shows_medians_and_goals() -> None:
     assert any(line.split()[-3:] == ["18.00", "15.00", "-"] for line in lines)
     assert any(line.split()[-3:] == ["50,000", "60,000", "-"] for line in lines)
     assert any(line.split() == ["errors", "-", "2", "-"] for line in lines)
-    assert lines[-1].endswith("reached 1.25")
-    assert "15.00 nginx" in lines[-1]
-    assert " 1.20 " in lines[-1]
+    (goal,) = (line for line in lines if line.endswith("reached 1.25"))
+    assert "15.00 nginx" in goal
+    assert " 1.20 " in goal
+
+
+def test_measurements_beside_other_programs_are_counted() -> None:
+    samples = samples_of(sockpair=[{"others": 1.0}, {"others": 50.0}], nginx=[{"memory": 1.0}])
+
+    assert disturbances(samples).endswith("in 1 of 2 measurements")
 
 
 def test_summary_is_json() -> None:
@@ -193,6 +208,25 @@ def test_workloads_and_parts_have_names_of_their_own() -> None:
     names = [(workload.name, part.name) for workload, part in PARTS]
 
     assert len(names) == len(set(names))
+
+
+def test_rounds_are_interleaved_and_begin_with_another_proxy() -> None:
+    peers = all_peers("")
+
+    planned = [(number, work.name, peer.name) for number, work, peer in plan(2, WORKLOADS, peers)]
+
+    assert [name for number, work, name in planned if (number, work) == (1, "request")] == [
+        "sockpair",
+        "haproxy",
+        "nginx",
+        "envoy",
+    ]
+    assert [name for number, work, name in planned if (number, work) == (2, "udp1")] == [
+        "nginx",
+        "envoy",
+        "sockpair",
+    ]
+    assert [name for number, work, name in planned if work == "metrics"] == ["sockpair"] * 2
 
 
 def test_the_proxy_has_a_core_of_its_own_where_there_are_two() -> None:

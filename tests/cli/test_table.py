@@ -104,6 +104,7 @@ def test_flows_exact_bytes(house: House) -> None:
 def test_flows_recent_says_how_they_ended(house: House) -> None:
     head, row = house.run("flows", "--recent").stdout.splitlines()
     assert head.split()[-3:] == ["LIVED", "REASON", "SIDE"]
+    assert "LAST STATE" in head
     assert row.split()[-3:] == ["2s", "client_reset", "client"]
 
 
@@ -136,6 +137,13 @@ def test_flows_json_is_one_array_and_ndjson_one_object_a_line(house: House) -> N
         (["--transport", "udp"], [2]),
         (["--min-bytes", "1MiB"], [1]),
         (["--sort", "bytes", "--limit", "1"], [1]),
+        (["--limit", "0"], [1, 2]),
+        (["--client", "192.0.2.7:51000"], [1]),
+        (["--client", "192.0.2.7:51001"], []),
+        (["--client", "[2001:db8::7]:5353"], [2]),
+        (["--endpoint", "10.0.0.1:80"], [1]),
+        (["--state", "ESTABLISHED"], [1]),
+        (["--transport", "UDP"], [2]),
     ],
 )
 def test_options_are_the_filters_of_the_api(
@@ -152,17 +160,24 @@ def test_a_cut_listing_says_so(house: House) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["flows", "--client", "nowhere"], '"client"'),
+        (["flows", "--client", "nowhere"], "'--client': \"nowhere\" is not allowed"),
+        (["flows", "--min-bytes", "1K"], "'--min-bytes': \"1K\" is not allowed; write bytes"),
+        (["flows", "--min-bytes", "1K"], "kB, MB, GB, TB, KiB"),
         (["flows", "--listener", "wbe"], "web, dns"),
         (["flows", "--state", "open"], "established"),
         (["flows", "--limit", "-1"], "-1"),
         (["flows", "-l", "--client", "10.0.0.1"], "leave out --client"),
         (["flows", "-l", "--recent"], "leave out --recent"),
-        (["find", "web:80"], '"address"'),
+        (["find", "web:80"], "'[ADDR:]PORT': \"web:80\" is not allowed"),
+        (["find", "70000"], "'[ADDR:]PORT': \"70000\" is not allowed; write a port number"),
         (["kill"], "say which"),
-        (["kill", "1", "--listener", "web"], "say which"),
-        (["kill", "--all", "--listener", "web"], "say which"),
-        (["kill", "one"], "one"),
+        (["kill", "1", "--listener", "web"], "not both"),
+        (["kill", "--all", "--listener", "web"], "not both"),
+        (["kill", "1", "one"], '"one" is not the ID of a flow'),
+        (["flow"], 'no such command "flow"; did you mean "flows"?'),
+        (["flows", "--admin", ""], "it is empty"),
+        (["flows", "--admin", "127.0.0.1:9600"], "expected the path of a Unix socket"),
+        (["flows", "--admin", "http://[::1]:9600/"], "expected the path of a Unix socket"),
     ],
 )
 def test_a_wrong_question_is_exit_2(house: House, arguments: list[str], words: str) -> None:
@@ -175,10 +190,20 @@ def test_a_wrong_question_is_exit_2(house: House, arguments: list[str], words: s
 def test_find_shows_live_and_closed(house: House) -> None:
     result = house.run("find", "10.0.0.1:80")
     assert result.exit_code == 0
-    assert [line.split()[0] for line in result.stdout.splitlines()] == ["ID", "1", "ID", "3"]
+    words = [line.split()[:1] for line in result.stdout.splitlines()]
+    assert words == [["ID"], ["1"], [], ["ID"], ["3"]]
     assert "client_reset" in result.stdout
     rows = json.loads(house.run("find", "10.0.0.9:40001", "-o", "json").stdout)
     assert [row["id"] for row in rows] == [1]
+
+
+@pytest.mark.parametrize("port", ["40001", ":40001"])
+def test_find_takes_a_port_of_any_address(house: House, port: str) -> None:
+    rows = json.loads(house.run("find", port, "-o", "json").stdout)
+    assert [row["id"] for row in rows] == [1]
+    none = house.run("find", ":9")
+    assert (none.exit_code, none.stdout) == (1, "")
+    assert "no flow has port 9 on either pair" in none.stderr
 
 
 def test_find_none_is_exit_1(house: House) -> None:
@@ -194,6 +219,13 @@ def test_kill_by_id(house: House) -> None:
     assert [flow.id for flow in house.relay.live] == [2]
     again = house.run("kill", "1")
     assert (again.exit_code, again.stderr) == (1, "Error: no flow 1 is live\n")
+
+
+def test_kill_several(house: House) -> None:
+    result = house.run("kill", "2", "9", "1", "2")
+    assert result.stdout == "killed flow 2\nkilled flow 1\n"
+    assert (result.exit_code, result.stderr) == (1, "Error: no flow 9 is live\n")
+    assert house.relay.live == []
 
 
 def test_kill_by_filter_without_a_terminal_needs_yes(house: House) -> None:
@@ -220,6 +252,9 @@ def test_kill_that_matches_nothing(house: House, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("proxy.cli.table._is_terminal", lambda: True)
     result = house.run("kill", "--client", "203.0.113.1")
     assert (result.exit_code, result.stderr) == (1, "Error: no live flow matches\n")
+    result = house.run("kill", "--client", "203.0.113.1", "--yes")
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == "Error: no live flow matches\n"
 
 
 def test_status_is_a_few_lines(house: House) -> None:
@@ -228,6 +263,10 @@ def test_status_is_a_few_lines(house: House) -> None:
     assert result.exit_code == 0
     assert "sockpair 1.2.3, pid 4242" in result.stdout
     assert "2 of 1000" in result.stdout
+    assert result.stdout.splitlines()[-2:] == [
+        "listen       web  tcp://0.0.0.0:8080  to web",
+        "listen       dns  udp://[::]:53       to resolvers",
+    ]
     assert "no endpoint\\x1b[2J" in result.stdout
     assert json.loads(house.run("status", "-o", "json").stdout)["pid"] == 4242
 
@@ -251,6 +290,15 @@ def test_a_left_over_socket_says_so(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["status", "--admin", path])
     assert result.exit_code == 1
     assert "left over" in result.stderr
+
+
+def test_what_is_no_socket_is_called_so(tmp_path: Path) -> None:
+    file = tmp_path / "file"
+    file.touch()
+    for path in (file, tmp_path):
+        result = CliRunner().invoke(main, ["status", "--admin", str(path)])
+        assert result.exit_code == 1
+        assert f"{path} is not a socket" in result.stderr
 
 
 @pytest.mark.parametrize(
@@ -316,6 +364,8 @@ def test_a_narrow_terminal_gets_the_pairs_on_a_second_line() -> None:
     assert pairs.split() == ["CLIENT", "LOCAL", "VIA", "ENDPOINT"]
     assert len(flow) == 2
     assert flow[1].startswith("    192.0.2.7:51000")
+    styled = table_lines(columns, rows(), width=80)
+    assert [line.startswith("\x1b[2m") for line in styled] == [False, False, False, True]
 
 
 def test_no_rows_leave_the_head() -> None:

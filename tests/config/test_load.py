@@ -7,6 +7,7 @@ import os
 import re
 import socket
 import sys
+import threading
 from pathlib import Path
 
 import pytest
@@ -93,6 +94,7 @@ def test_the_form_of_the_contract() -> None:
         ("admin.socket = 'a.sock'\n" + VALID, '"a.sock" is not an absolute path'),
         ("admin.socket = '/" + "a" * 107 + "'\n" + VALID, "is too long: a socket's path has 107"),
         ("admin.http = 9600\n" + VALID, "expected text such as"),
+        ("admin.http = '9600'\n" + VALID, '"9600" is not host:port, such as "127.0.0.1:9600"'),
         ("admin.http = 'web:9600'\n" + VALID, '"web" in "web:9600" is a name: expected an IP'),
         (LEAST + "dual_stack = 1\n" + UPSTREAM, "4: listener.web.dual_stack: expected true or fal"),
         (LEAST + "upstream.x = 1\n" + UPSTREAM, "4: not valid TOML: Cannot"),
@@ -101,7 +103,7 @@ def test_the_form_of_the_contract() -> None:
         (UPSTREAM.replace("10.0.0.1:80", "10.0.0.1"), 'endpoints[0]: "10.0.0.1" is not host:port'),
         (UPSTREAM.replace("10.0.0.1:80", "0.0.0.0:80"), '"0.0.0.0:80" is a wildcard'),
         (UPSTREAM.replace("10.0.0.1:80", "x" * 301 + ":80"), "found 304 characters"),
-        ("[upstream.w]\nendpoints = []", "2: upstream.w.endpoints: missing; add it, for example"),
+        ("[upstream.w]\nendpoints = []", "2: upstream.w.endpoints: is empty; fill it, for example"),
         ("[upstream.w]\nendpoints = 'a:1'", 'expected an array, found "a:1"; write ["a:1"]'),
         ("[upstream.w]\nendpoints = [1]", "2: upstream.w.endpoints[0]: expected text such as"),
         (
@@ -119,6 +121,20 @@ def test_the_form_of_the_contract() -> None:
 )
 def test_messages_name_place_value_expectation_and_remedy(text: str, expected: str) -> None:
     assert any(expected in line for line in problems(text)), problems(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("[listner.web]", ['1: listner: unknown key; did you mean "listener"?']),
+        (
+            LEAST.replace("listen =", "lisen =") + UPSTREAM,
+            ['2: listener.web.lisen: unknown key; did you mean "listen"?'],
+        ),
+    ],
+)
+def test_what_is_there_misspelt_is_not_missing_too(text: str, expected: list[str]) -> None:
+    assert problems(text) == expected
 
 
 def test_all_problems_are_told_at_once_in_the_order_of_lines() -> None:
@@ -201,11 +217,47 @@ def test_the_line_of_a_byte_that_is_not_utf8(tmp_path: Path) -> None:
     assert caught.value.problems[0].line == 3
 
 
+def test_a_pipe_is_read_to_its_end(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+
+    def write_slowly() -> None:
+        with fifo.open("w") as pipe:
+            for line in VALID.splitlines(keepends=True):
+                pipe.write(line)
+                pipe.flush()
+
+    writer = threading.Thread(target=write_slowly)
+    writer.start()
+    assert [*load(fifo).listener] == ["web"]
+    writer.join()
+
+
+def test_a_pipe_whose_writer_says_nothing_is_an_empty_file(tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    writer = threading.Thread(target=lambda: fifo.open("wb").close())
+    writer.start()
+    assert "there is none" in refusal(fifo)
+    writer.join()
+
+
+@pytest.mark.parametrize("writers", [0, 1])
+def test_a_pipe_that_does_not_end_is_given_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writers: int
+) -> None:
+    monkeypatch.setattr("proxy.config.load.PIPE_WAIT", 0.01)
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    ends = [os.open(fifo, os.O_RDWR) for _ in range(writers)]
+    assert refusal(fifo) == "is a pipe that did not end within 0.01 s"
+    for end in ends:
+        os.close(end)
+
+
 def test_what_is_not_an_ordinary_file(tmp_path: Path) -> None:
-    os.mkfifo(tmp_path / "fifo")
     assert refusal(tmp_path / "missing") == "cannot be read: no such file or directory"
     assert "is not an ordinary file" in refusal(tmp_path)
-    assert "is not an ordinary file" in refusal(tmp_path / "fifo")
     assert "is not an ordinary file" in refusal("/dev/zero")
     assert "cannot be read" in refusal("x" * 5000)
     assert "cannot be read" in refusal("")

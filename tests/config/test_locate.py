@@ -130,6 +130,64 @@ def test_deep_nesting_needs_no_deep_stack() -> None:
     assert find(places, ("b", *["c"] * 900)) is not None
 
 
+QUOTES = [
+    ('v=["""""", """a""""]\nb = 1', ("b",), 2),
+    ("v=['''''', '''a'''']\nb = 1", ("b",), 2),
+    ('a = [{b = """a""""},] # "\nb = 1', ("b",), 2),
+    ('[[k]]\nv=["""""", [{b = """a""""},]] # "\n[[c]] #"""\n"d" = {}', ("c", 0, "d"), 4),
+]
+
+
+@pytest.mark.parametrize(("text", "path", "line"), QUOTES)
+def test_quotes_beside_the_closing_ones(text: str, path: Path, line: int) -> None:
+    """With possessive quantifiers Python 3.11.2 read them wrong, raised, or went on for ever."""
+    assert line_of(text, path) == line
+
+
+def test_long_texts_need_no_more_than_a_walk() -> None:
+    for text in (
+        '"' + "\\n" * 500_000 + '"',
+        '"""' + 'x""\n' * 300_000 + '"""',
+        "'" + "x" * 10**6 + "'",
+    ):
+        assert line_of(f"a = {text}\nb = 1", ("b",)) == 2 + text.count("\n")
+
+
+PIECES = [
+    "=",
+    "[",
+    "]",
+    "[[",
+    "]]",
+    "{",
+    "}",
+    ",",
+    ".",
+    "\n",
+    "a",
+    '"',
+    "'",
+    '"""',
+    "'''",
+    "\\",
+    "#",
+    " ",
+]
+
+
+@given(st.lists(st.sampled_from(PIECES)).map("".join) | st.text())
+def test_any_text_has_an_end(text: str) -> None:
+    """Also one that is no TOML, such as this scanner would see if it misread a part of it."""
+    locate(text)
+
+
+@pytest.mark.parametrize("text", ["a =", "a = =", "a = [=", "=", "[", '"\\q" = 1', "a = {=}"])
+def test_what_is_not_understood_has_no_line(text: str) -> None:
+    places = locate("first = 1\n" + text)
+    assert places.nearest_line(("first",)) == 1
+    assert places.nearest_line(("other",)) == 0
+
+
 # Documents are drawn as TOML text, statement by statement, with every key unique, so that each
 # line of the text that should hold a key is known by the key's number alone.
 

@@ -60,7 +60,14 @@ def test_idle_is_what_the_rfc_of_the_transport_advises(scheme: str, seconds: flo
 
 
 @pytest.mark.parametrize(
-    "url", ["tcp://0.0.0.0:80", "udp://127.0.0.1:0", "tcp://[::]:65535", "udp://[2001:db8::1]:53"]
+    "url",
+    [
+        "tcp://0.0.0.0:80",
+        "udp://127.0.0.1:0",
+        "tcp://[::]:65535",
+        "udp://[2001:db8::1]:53",
+        "udp://[fe80::1%eth0]:53",
+    ],
 )
 def test_a_listen_address_is_written_as_it_is_read(url: str) -> None:
     assert str(parse_listen(url)) == url
@@ -69,12 +76,15 @@ def test_a_listen_address_is_written_as_it_is_read(url: str) -> None:
 NO_URL = ["", "8080", "0.0.0.0:80", "tcp:0.0.0.0:80", "TCP://0.0.0.0:80", "http://1.1.1.1:80"]
 NO_PORT = ["tcp://", "tcp://:80", "tcp://1.1.1.1", "tcp://1.1.1.1:65536", "tcp://1.1.1.1:-1"]
 NO_HOST = ["tcp://web:80", "tcp://localhost:80", "tcp://::1:80", "tcp://[1.1.1.1]:80"]
-NOT_BOUND = ["tcp://[fe80::1%eth0]:80", "udp://[::ffff:1.2.3.4]:53", "tcp://01.1.1.1:80"]
+NOT_BOUND = ["tcp://[2001:db8::1%eth0]:80", "udp://[::ffff:1.2.3.4]:53", "tcp://01.1.1.1:80"]
+NOT_ZONED = ["tcp://[fe80::1]:80", "udp://[fe80::1%]:53", "udp://[fe80::1%0123456789abcdef]:53"]
 
 
-@pytest.mark.parametrize("text", [*NO_URL, *NO_PORT, *NO_HOST, *NOT_BOUND])
+@pytest.mark.parametrize("text", [*NO_URL, *NO_PORT, *NO_HOST, *NOT_BOUND, *NOT_ZONED])
 def test_what_cannot_be_bound_is_no_listen_address(text: str) -> None:
-    with pytest.raises(ValueError, match=r"n[eo]|names a zone|is a name|is IPv4|is ambiguous"):
+    with pytest.raises(
+        ValueError, match=r"n[eo]|names a zone|is link-local|is a name|is IPv4|is ambiguous"
+    ):
         parse_listen(text)
 
 

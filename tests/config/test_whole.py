@@ -188,3 +188,36 @@ def test_an_endpoint_is_listed_once() -> None:
     endpoints = ["web:80", "10.0.0.1:1", "WEB:80", "[::1]:1", "web:81", "[0::1]:1", 5]
     paths = [path for path, _ in found(listener("tcp://0.0.0.0:9"), endpoints=endpoints)]
     assert [path[-1] for path in paths] == [2, 5]
+
+
+@pytest.mark.parametrize(
+    ("listen", "keys", "path", "expected"),
+    [
+        ("udp://10.0.0.1:9", {"broadcast": True}, ("broadcast",), "udp://0.0.0.0:9"),
+        ("udp://[::]:9", {"broadcast": True}, ("broadcast",), "udp://0.0.0.0:9"),
+        ("udp://[::]:9", {"multicast": ["239.1.1.1"]}, ("multicast", 0), "udp://0.0.0.0:9"),
+        ("udp://0.0.0.0:9", {"multicast": ["239.1.1.1", "ff02::c"]}, ("multicast", 1), "[::]:9"),
+        ("udp://10.0.0.1:9", {"multicast": ["239.1.1.1"]}, ("multicast", 0), "udp://0.0.0.0:9"),
+    ],
+)
+def test_many_are_heard_on_a_wildcard_only(
+    listen: str, keys: dict[str, object], path: Path, expected: str
+) -> None:
+    [(where, message)] = found(listener(listen, **keys))
+    assert where == ("listener", "l0", *path)
+    assert f'{expected}", found "{listen}"' in message
+
+
+def test_many_are_heard_where_the_kernel_delivers_them() -> None:
+    keys = {"broadcast": True, "multicast": ["239.1.1.1"], "multicast_interface": "eth0"}
+    assert found(listener("udp://0.0.0.0:9", **keys)) == []
+    assert found(listener("udp://[::]:9", multicast=["ff02::c"])) == []
+
+
+@pytest.mark.parametrize("endpoint", ["239.1.1.1:80", "[ff05::c]:80", "255.255.255.255:80"])
+def test_a_stream_cannot_go_to_many(endpoint: str) -> None:
+    endpoints = (endpoint,)
+    [(path, message)] = found(listener("tcp://0.0.0.0:80"), endpoints=endpoints)
+    assert path == ("upstream", "up", "endpoints", 0)
+    assert "is many hosts" in message
+    assert found(listener("udp://0.0.0.0:80"), endpoints=endpoints) == []

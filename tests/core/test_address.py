@@ -4,7 +4,13 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.address import HostPort, format_address, parse_address, parse_host_port
+from proxy.core.address import (
+    HostPort,
+    format_address,
+    parse_address,
+    parse_host_port,
+    same_address,
+)
 
 GOOD = {
     "10.0.0.1:80": HostPort("10.0.0.1", 80),
@@ -63,3 +69,18 @@ def test_socket_addresses_survive_the_way_to_text_and_back(host: object, port: i
     address = parse_address(text)
     assert address[:2] == (str(host), port)
     assert format_address(address) == text
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "same"),
+    [
+        ("[fe80::1%eth0]:53", "[fe80::1%eth0]:53", True),
+        ("[fe80::1%eth0]:53", "[fe80::1]:53", True),
+        ("[fe80::1%eth0]:53", "[fe80::1%eth1]:53", False),
+        ("[fe80::1%eth0]:53", "[fe80::2]:53", False),
+        ("[fe80::1%eth0]:53", "[fe80::1%eth0]:54", False),
+    ],
+)
+def test_a_zone_is_compared_where_both_have_one(one: str, other: str, same: bool) -> None:
+    assert same_address(parse_address(one), parse_address(other)) is same
+    assert format_address(parse_address(one)) == one

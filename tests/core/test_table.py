@@ -105,3 +105,22 @@ def test_adding_to_a_full_table_is_an_assertion() -> None:
     assert table.full
     with pytest.raises(AssertionError):
         table.add(tcp_flow(2))
+
+
+def test_one_listener_may_feed_another_but_not_itself() -> None:
+    table = FlowTable(10, 0)
+    first, second = tcp_counters("first"), tcp_counters("second")
+    at_first, at_second = ("127.0.0.1", 81), ("127.0.0.1", 82)
+    one, two = ("127.0.0.1", 50001), ("127.0.0.1", 50002)
+
+    assert not table.comes_round(first, ("192.0.2.1", 1000), at_first)
+    flow = tcp_flow(1, first, ("192.0.2.1", 1000), at_first)
+    table.add(flow)
+    table.set_endpoint(flow, one, at_second)
+    assert not table.comes_round(second, one, at_second), "first feeds second"
+
+    flow = tcp_flow(2, second, one, at_second)
+    table.add(flow)
+    table.set_endpoint(flow, two, at_first)
+    assert table.comes_round(first, two, at_first), "and second feeds first again"
+    assert not table.comes_round(first, two, ("127.0.0.1", 99)), "another socket's pair"

@@ -16,6 +16,7 @@ from proxy.core.units import (
     SIZE_MAX,
     format_duration,
     format_size,
+    format_span,
     parse_bandwidth,
     parse_duration,
     parse_rate,
@@ -156,6 +157,24 @@ def test_a_short_duration_is_cut_off_never_rounded_up(seconds: float) -> None:
 )
 def test_durations_are_written_short(seconds: float, text: str) -> None:
     assert format_duration(seconds) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [
+        (-1.0, "<1ms"),
+        (0, "<1ms"),
+        (0.0009, "<1ms"),
+        (0.0169, "16ms"),
+        (0.9999, "999ms"),
+        (1.999, "1s"),
+        (1_700_000_005.3 - 1_700_000_000.3, "5s"),
+        (31.413, "31s"),
+        (7507.9, "2h5m"),
+    ],
+)
+def test_spans_for_people_are_cut_off_once(seconds: float, text: str) -> None:
+    assert format_span(seconds) == text
 
 
 @given(st.integers(0, 1023), st.sampled_from(["B", "KiB", "MiB", "GiB", "TiB"]))

@@ -248,6 +248,8 @@ ROW_KEYS: Final = (
     "close_side",
     "limits",
     "source",
+    "credentials",
+    "responders",
 )
 
 TIMES: Final = frozenset({"opened", "last_active", "closed"})

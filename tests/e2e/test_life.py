@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from tests.e2e.conftest import Stage
-from tests.e2e.patience import PATIENCE
+from tests.e2e.patience import PATIENCE, until
 from tests.e2e.program import free_port, peer
 from tests.e2e.sockets import (
     connect,
@@ -44,6 +44,19 @@ async def test_signal_stops_it_cleanly(stage: Stage, number: signal.Signals) -> 
     assert not sockpair.settings.admin.exists()
     assert bindable(web)
     assert bindable(game)
+
+
+async def test_hangup_is_a_line_in_the_log_and_ends_nothing(stage: Stage) -> None:
+    web = Forward("web", "tcp", [await listen(stage.nursery, echo)])
+    sockpair = await stage.sockpair(web)
+    async with await connect(web.address) as client:
+        await say(client, b"hello")
+        sockpair.program.process.send_signal(signal.SIGHUP)
+        await until(
+            lambda: len(sockpair.log_records("reload_not_supported")) == 1, "the answer to SIGHUP"
+        )
+        await say(client, b"still here")
+    assert await sockpair.stop() == 0
 
 
 async def test_it_starts_again_at_once_on_the_same_ports(stage: Stage) -> None:

@@ -23,6 +23,7 @@ from proxy.core.address import Address, Transport
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery, FlowRow
 from proxy.core.upstream import Endpoint, Upstream
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.port import RelayCounters
 from proxy.engine.worker import Worker
 
@@ -81,12 +82,15 @@ async def relaying(
     host: str = "127.0.0.1",
     limits: FlowLimits | None = None,
     table_limit: int = 10_000,
+    datagrams: DatagramOptions = ORDINARY,
 ) -> AsyncIterator[Lab]:
     """A worker with one listener in front of these endpoints, for as long as ``PATIENCE``."""
     worker = Worker(table_limit, recent=10_000)
     socket = bind_socket(ListenAddress(transport, host, 0))
     upstream = Upstream("origin", [Endpoint("origin", f"e{n}", e) for n, e in enumerate(endpoints)])
-    worker.open_listener("lab", transport, upstream, limits or FlowLimits(), [socket])
+    worker.open_listener(
+        "lab", transport, upstream, limits or FlowLimits(), [socket], datagrams=datagrams
+    )
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)

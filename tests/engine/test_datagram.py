@@ -171,7 +171,7 @@ async def test_icmp_refusal_is_counted_and_ends_nothing() -> None:
 
 
 async def test_no_route_ends_the_flow_as_unreachable() -> None:
-    async with relaying([("255.255.255.255", 9)], UDP) as lab:
+    async with relaying([("fe80::1", 9, 0, 0)], UDP) as lab:  # link-local, without its interface
         client = await client_of(lab)
         await client.send(b"x")
         (ended,) = await lab.wait_ended()
@@ -217,3 +217,51 @@ async def test_killing_by_filter_spares_the_rest() -> None:
         assert len(await lab.live()) == 1
         assert {row["close_reason"] for row in await lab.ended()} == {"killed"}
         assert lab.worker._relay.files.used == 1
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0"])
+async def test_a_burst_of_many_sizes_and_senders_arrives_datagram_by_datagram(host: str) -> None:
+    loopback = "::1" if ":" in host else "127.0.0.1"
+    endpoint = datagram_socket(loopback)
+    endpoint.setsockopt(SOL_SOCKET, SO_RCVBUF, 8 << 20)
+    async with relaying([endpoint.getsockname()], UDP, host) as lab:
+        lab.worker._listeners[0].socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 8 << 20)
+        clients = [await client_of(lab, loopback) for _ in range(2)]
+        sizes = [100, 100, 100, 40, 0, 0, 0, *[1400] * 40, 30000, 30000, 30000, 9, 65000, 9, 9]
+        for client in clients:
+            await client.send(b"first")
+        seen = {(await endpoint.recvfrom(100))[1] for _ in clients}
+        for number, size in enumerate(sizes):
+            for client in clients if number % 5 == 0 else clients[:1]:
+                client._sock.send(bytes([number]) * size)  # no checkpoint: they wait together
+        expected = [bytes([number]) * size for number, size in enumerate(sizes)]
+        received: dict[Address, list[bytes]] = {sender: [] for sender in seen}
+        for _ in range(len(expected) + len(expected[::5])):
+            data, sender = await endpoint.recvfrom(70000)
+            received[sender].append(data)
+        assert sorted(received.values(), key=len) == [expected[::5], expected]
+        rows = sorted(await lab.live(), key=lambda row: row["original"]["packets"] or 0)
+        assert [row["original"]["packets"] for row in rows] == [
+            len(expected[::5]) + 1,
+            len(expected) + 1,
+        ]
+        assert rows[1]["original"]["bytes"] == sum(sizes) + len(b"first")
+        counters = (await lab.counters())["listeners"][0]
+        assert counters["original"]["received"] == counters["original"]["sent"]
+
+
+async def test_a_burst_after_an_icmp_error_arrives_whole() -> None:
+    address = closed_port()
+    async with relaying([address], UDP) as lab:
+        client = await client_of(lab)
+        await client.send(b"nobody there")
+        await lab.wait_counter(lambda c: c["listeners"][0]["dropped"]["refused"], 1)
+        for _ in range(20):
+            client._sock.send(b"nor there")
+        await lab.wait_counter(lambda c: c["listeners"][0]["dropped"]["refused"], 2)
+        late = trio.socket.socket(AF_INET, SOCK_DGRAM)
+        with late:
+            await late.bind(address)
+            for _ in range(20):
+                client._sock.send(b"back again")
+            assert [await late.recv(100) for _ in range(20)] == [b"back again"] * 20

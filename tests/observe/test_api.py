@@ -60,6 +60,13 @@ async def ids(relay: FakeRelay, folder: Path, query: str) -> list[int]:
         ("?address=198.51.100.9:52000", [2]),
         ("?address=%5B2001:db8::7%5D:5353", [3]),
         ("?address=10.0.0.9:40001", [1]),
+        ("?port=40001", [1]),
+        ("?port=5353", [3]),
+        ("?client=192.0.2.7:51000", [1]),
+        ("?client=192.0.2.7:51001", []),
+        ("?endpoint=10.0.0.1:80", [1, 2]),
+        ("?state=Unreplied", [3]),
+        ("?transport=UDP", [3]),
     ],
 )
 async def test_filters(relay: FakeRelay, tmp_path: Path, query: str, found: list[int]) -> None:
@@ -93,6 +100,9 @@ async def test_many_rows_are_whole(tmp_path: Path) -> None:
         ("recent=maybe", ['"recent"', "true or false"]),
         ("address=web:80", ['"address"', "web:80"]),
         ("listener=wbe", ['"wbe"', "web, dns"]),
+        ("port=0", ['"port"', "1 to 65535"]),
+        ("port=65536", ['"port"', "1 to 65535"]),
+        ("client=web:80", ['"client"', "192.0.2.1:80"]),
         ("lstener=web", ['"lstener"', 'did you mean "listener"?']),
         ("limit=1&limit=2", ['"limit"', "twice"]),
         ("all=true", ['"all"', "known here"]),
@@ -106,6 +116,18 @@ async def test_a_bad_question_is_400_and_taught(
     assert answer.status == 400
     for word in words:
         assert word in answer.json["error"]
+
+
+async def test_a_refused_value_is_told_apart_from_its_parameter(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    """The command knows the parameter as an option."""
+    async with admin_server(relay, tmp_path) as admin:
+        for query in ("min_bytes=1K", "listener=wbe"):
+            answer = (await admin.get(f"/api/v1/flows?{query}")).json
+            name = query.partition("=")[0]
+            assert answer["parameter"] == name
+            assert answer["error"] == f'parameter "{name}": {answer["reason"]}'
 
 
 def test_every_parameter_can_be_read() -> None:
@@ -130,6 +152,8 @@ async def test_find_shows_live_flows_first(relay: FakeRelay, tmp_path: Path) -> 
         none = await admin.get("/api/v1/find?address=10.0.0.1:81")
         assert none.json == {"flows": [], "matched": 0}
         assert (await admin.get("/api/v1/find")).status == 400
+        by_port = (await admin.get("/api/v1/find?port=80")).json
+        assert [row["id"] for row in by_port["flows"]] == [1, 2, 4]
 
 
 async def test_status_listeners_upstreams(relay: FakeRelay, tmp_path: Path) -> None:
@@ -143,6 +167,10 @@ async def test_status_listeners_upstreams(relay: FakeRelay, tmp_path: Path) -> N
         ("dns", ["[::]:53"]),
     ]
     assert listeners[0]["opened"] == 3
+    for direction in ("original", "reply"):
+        web, dns = (row[direction] for row in listeners)
+        assert web["packets_received"] is web["packets_sent"] is None
+        assert dns["packets_received"] == dns["packets_sent"] == 0
     assert [(row["upstream"], len(row["endpoints"])) for row in upstreams] == [
         ("web", 1),
         ("resolvers", 1),
@@ -167,10 +195,24 @@ async def test_ready_says_why_not(relay: FakeRelay, tmp_path: Path) -> None:
     assert "no endpoint is up" in answer.json["error"]
 
 
-async def test_unknown_paths_name_the_nearest(relay: FakeRelay, tmp_path: Path) -> None:
-    answer = await get(relay, tmp_path, "/api/v1/flow")
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("/api/v1/flow", 'did you mean "/api/v1/flows"?'),
+        ("/flows", 'did you mean "/api/v1/flows"?'),
+        ("/metric/", 'did you mean "/metrics"?'),
+        ("/api/v1/bogus", '"/" lists what there is'),
+        ("/api/v1/flows/", 'did you mean "/api/v1/flows"?'),
+        ("/nothing", '"/" lists what there is'),
+        ("//", 'did you mean "/"?'),
+    ],
+)
+async def test_unknown_paths_name_the_nearest(
+    relay: FakeRelay, tmp_path: Path, path: str, hint: str
+) -> None:
+    answer = await get(relay, tmp_path, path)
     assert answer.status == 404
-    assert 'did you mean "/api/v1/flows"?' in answer.json["error"]
+    assert hint in answer.json["error"]
 
 
 async def test_index_lists_what_there_is(relay: FakeRelay, tmp_path: Path) -> None:
@@ -202,6 +244,7 @@ async def test_kill_one_is_logged_with_who_asked(relay: FakeRelay, tmp_path: Pat
             assert (await admin.control("DELETE", "/api/v1/flows/1")).json == {"killed": 1}
             assert (await admin.control("DELETE", "/api/v1/flows/1")).status == 404
     assert [flow.id for flow in relay.live] == [2, 3]
+    assert len(logs) == 1, "what killed nothing is not worth a warning"
     assert logs[0]["event"] == "flows_killed"
     assert logs[0]["by"] == f"pid {os.getpid()} uid {os.getuid()}"
     assert logs[0]["asked"] == "/api/v1/flows/1"

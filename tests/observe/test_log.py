@@ -6,6 +6,7 @@ import errno
 import fcntl
 import json
 import os
+import re
 import sys
 from contextlib import suppress
 from typing import TYPE_CHECKING, Any
@@ -122,7 +123,7 @@ def test_flow_as_text_shows_both_pairs() -> None:
     assert TextFormat(colour=False).flow(closed_row()) == (
         "2023-11-14T22:13:32.500Z flow    1 tcp web "
         "192.0.2.7:51000 -> 192.0.2.1:8080 | 10.0.0.9:40001 -> 10.0.0.1:80 "
-        "1.3KiB > 34.3MiB < 2s500ms finished client"
+        "1.3KiB > 34.3MiB < 2s finished client"
     )
 
 
@@ -146,6 +147,20 @@ def test_a_terminal_is_coloured_unless_told_otherwise(monkeypatch: pytest.Monkey
     finally:
         for end in ends:
             os.close(end)
+
+
+@pytest.mark.parametrize("colour", [True, False])
+def test_only_a_terminal_leaves_out_the_date(colour: bool) -> None:
+    at = {"time": 1_700_000_000.0, "event": "started"}
+    on_terminal = TextFormat(colour, terminal=True).event({**at})
+    assert re.match(r"\d\d:\d\d:\d\d ", on_terminal)
+    assert TextFormat(colour, terminal=False).event({**at}).startswith("2023-11-14T22:13:20.000Z ")
+
+
+def test_a_list_as_text_is_words() -> None:
+    event = {"time": 0.0, "event": "started", "listening": ["tcp://a:1", "udp://b:2"], "one": ["x"]}
+    line = TextFormat(colour=False).event(event)
+    assert line.endswith('started listening="tcp://a:1 udp://b:2" one=x')
 
 
 @pytest.mark.parametrize(

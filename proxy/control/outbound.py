@@ -1,0 +1,77 @@
+"""From the keys about sources and marks to what the engine does with them, tried out beforehand.
+
+What needs a privilege, an address or an interface that is not there fails here, before anything
+runs, with one line that says what to do.
+"""
+
+from __future__ import annotations
+
+import errno
+from typing import TYPE_CHECKING, Final
+
+from proxy.config.values import ORIGINAL
+from proxy.core.source import ANY_PORT, SourcePool
+from proxy.engine.marks import MarkError, Marks
+from proxy.engine.outbound import Outbound
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config, Listener, Upstream
+
+REMEDIES: Final = {
+    ("transparent", errno.EPERM): "it needs CAP_NET_ADMIN or CAP_NET_RAW",
+    ("mark", errno.EPERM): "it needs CAP_NET_ADMIN",
+    ("interface", errno.EPERM): "it needs CAP_NET_RAW",
+    ("interface", errno.ENODEV): 'this host has no such interface; "ip link" lists those it has',
+    ("source", errno.EADDRNOTAVAIL): 'this host has no such address; "ip address" lists those',
+    ("source", errno.EACCES): "ports below 1024 need root or CAP_NET_BIND_SERVICE",
+}
+
+
+class OptionError(Exception):
+    """A socket option, or a source, is not to be had. Its text is one line for people."""
+
+    def __init__(self, place: str, error: MarkError) -> None:
+        reason = error.strerror or "refused"
+        remedy = REMEDIES.get((error.key, error.errno or 0))
+        super().__init__(
+            f"{place}.{error.key}: cannot be used: {reason}{'; ' + remedy if remedy else ''}"
+        )
+
+
+def listener_marks(listener: Listener) -> Marks:
+    """The marks of the sockets on the client's side."""
+    return Marks(listener.mark, listener.dscp, listener.interface, listener.transparent)
+
+
+def outbounds(config: Config) -> dict[str, Outbound]:
+    """How the flows of each listener, by its name, leave for their endpoints.
+
+    Raises:
+        OptionError: the kernel would refuse it.
+
+    """
+    pools = {name: _pool(upstream) for name, upstream in config.upstream.items()}
+    found: dict[str, Outbound] = {}
+    for name, listener in config.listener.items():
+        upstream, pool = config.upstream[listener.upstream], pools[listener.upstream]
+        as_client = listener.transparent and pool is None
+        marks = Marks(upstream.mark, upstream.dscp, upstream.interface, as_client)
+        found[name] = Outbound(marks, pool, as_client)
+        try:
+            found[name].rehearse()
+        except MarkError as error:
+            side = "listener" if error.key == "transparent" else "upstream"
+            owner = name if side == "listener" else listener.upstream
+            raise OptionError(f"{side}.{owner}", error) from error
+    return found
+
+
+def is_original(upstream: Upstream) -> bool:
+    """Whether its flows go where their clients meant to go."""
+    return ORIGINAL in upstream.endpoints
+
+
+def _pool(upstream: Upstream) -> SourcePool | None:
+    if upstream.source is None and upstream.source_ports is None:
+        return None
+    return SourcePool(upstream.source or (), upstream.source_ports or ANY_PORT)

@@ -1,0 +1,113 @@
+"""Datagram listeners that take what TPROXY diverts: the client never learns that we are there.
+
+Each datagram tells where it was sent to, host and port (IP_RECVORIGDSTADDR); with the client's
+address that is the flow's key. Answers must leave from there. From the listener's own port they do
+so by IP_PKTINFO, which a transparent socket may fill with any address; from another port they need
+a socket that is bound to it, see ``exits``.
+
+Source: ip(7) IP_RECVORIGDSTADDR, IP_TRANSPARENT; Documentation/networking/tproxy.rst.
+"""
+
+from __future__ import annotations
+
+from ipaddress import ip_address
+from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, inet_aton, inet_pton
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.address import Transport
+from proxy.core.flow import Refusal
+from proxy.core.upstream import OriginalUpstream
+from proxy.engine.accept import EXHAUSTED
+from proxy.engine.datagram import DatagramFlow, DatagramListener
+from proxy.engine.original import is_circle
+from proxy.engine.sockaddr import (
+    CMSG,
+    SOCKADDR_IN,
+    V4_IN_V6,
+    Hit,
+    answer_from,
+    canonical,
+    decode,
+)
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address
+
+IP_RECVORIGDSTADDR: Final = 20  # uapi/linux/in.h
+IPV6_RECVORIGDSTADDR: Final = 74  # uapi/linux/in6.h
+
+
+def ask_for_original(socket: Socket) -> None:
+    """Have each datagram tell where it was sent to; an IPv6 socket may get IPv4 too."""
+    socket.setsockopt(IPPROTO_IP, IP_RECVORIGDSTADDR, 1)
+    if socket.family == AF_INET6:
+        socket.setsockopt(IPPROTO_IPV6, IPV6_RECVORIGDSTADDR, 1)
+
+
+def original_of(control: memoryview) -> bytes:
+    """The raw address a datagram was sent to, from the one control message that came with it."""
+    length, _, _ = CMSG.unpack_from(control)
+    return bytes(control[CMSG.size : length])
+
+
+class TransparentListener(DatagramListener):
+    """A bound, transparent UDP socket of ours, and the flows of its clients. Owns the socket."""
+
+    _tells_local = True
+    _local_key = staticmethod(original_of)
+
+    def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
+        batch = self.relay.requests
+        name = batch.name(index)
+        remote = canonical(decode(name))
+        local = canonical(decode(original_of(batch.control(index))))
+        fd = self.fd
+        refusal = self._diverted_refusal(remote, local)
+        if refusal is None and local[1] != self._local[1]:
+            try:
+                fd = self.relay.exits.take(self.socket, local, self.options.pmtu)
+            except OSError as error:
+                exhausted = error.errno in EXHAUSTED
+                refusal = Refusal.FILE_DESCRIPTORS if exhausted else Refusal.NO_SOURCE
+        if refusal is not None:
+            self.counters.refused[refusal] += 1
+            return None
+        if fd == self.fd:
+            control = answer_from(_hit(local, mapped=self._mapped))
+        else:
+            name, control = _name_for(local, remote, name), b""
+        flow = self._kind(self, key, name, control, remote, local, now)
+        flow.fd = fd
+        upstream = self.upstream
+        if isinstance(upstream, OriginalUpstream):
+            upstream = upstream.towards(local)
+        return flow if flow.start(upstream, now) else None
+
+    def _diverted_refusal(self, remote: Address, local: Address) -> Refusal | None:
+        if isinstance(self.upstream, OriginalUpstream) and is_circle(
+            self.relay, Transport.UDP, remote, local
+        ):
+            return Refusal.LOOP
+        if ip_address(local[0]).is_multicast:
+            return Refusal.BROADCAST
+        return self._refusal(remote, local, None)
+
+
+def _hit(local: Address, *, mapped: bool) -> Hit:
+    """The address to answer from, as an answer from the listener's own socket needs it."""
+    if ":" in local[0]:
+        raw = inet_pton(AF_INET6, local[0].partition("%")[0])
+        return Hit(raw, raw, local[3] if len(local) == 4 else 0)
+    raw = inet_aton(local[0])
+    if mapped:
+        raw = V4_IN_V6 + raw
+    return Hit(raw, raw, 0)
+
+
+def _name_for(local: Address, remote: Address, name: bytes) -> bytes:
+    """The client's raw address for an exit, which is of IPv4 when the client is."""
+    if ":" in local[0]:
+        return name
+    packed = SOCKADDR_IN.pack(AF_INET, remote[1].to_bytes(2, "big"), inet_aton(remote[0]))
+    return packed + bytes(8)

@@ -1,0 +1,165 @@
+"""Listeners at Unix sockets, and their flows.
+
+Clients that have no name are the rule for streams; the kernel tells who they are all the same. A
+datagram client without a name cannot be answered. All those of a listener share one flow, which
+stays unreplied: what they send goes to the endpoint, and what it answers is dropped and counted.
+"""
+
+from __future__ import annotations
+
+from socket import SCM_CREDENTIALS, SO_PASSCRED, SOL_SOCKET
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.address import same_address
+from proxy.core.flow import Drop, Refusal
+from proxy.core.unix import Credentials, UnixAddress
+from proxy.engine.accept import StreamListener
+from proxy.engine.counted import CountedFlow
+from proxy.engine.datagram import FILES_PER_FLOW, PLAIN_WAY, DatagramFlow, DatagramListener
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions, Pmtu
+from proxy.engine.drops import drop_of
+from proxy.engine.mmsg import DatagramBatch
+from proxy.engine.sockaddr import CMSG
+from proxy.engine.stream import FILES_PER_FLOW as FILES_PER_STREAM
+from proxy.engine.stream import StreamFlow
+from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_unix_leg, unix_name
+
+if TYPE_CHECKING:
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.expiry import FlowLimits
+    from proxy.core.upstream import Upstream
+    from proxy.engine.outbound import Connect
+    from proxy.engine.relay import Relay
+
+CONTROL_SIZE: Final = 32
+"""Bytes: just the credentials that come with a datagram. They come first; with room for more a
+client could pass us descriptors, as many as it likes."""
+
+FAMILY_SIZE: Final = 2  # before the name in a sockaddr_un
+
+
+class UnixFlow(StreamFlow):
+    """A stream flow whose client has connected to a Unix socket."""
+
+    __slots__ = ("credentials",)
+
+    credentials: Credentials | None
+
+
+class UnixListener(StreamListener):
+    """A listening Unix socket of ours. Owns it."""
+
+    def _admit(self, client: Socket, address: object, now: float) -> None:
+        refusal = self.relay.refusal(FILES_PER_STREAM)
+        if refusal is not None:
+            self._refuse(client, refusal)
+            return
+        assert isinstance(address, str | bytes)
+        local = self.socket.getsockname()
+        remote = unix_name(address)
+        flow = UnixFlow(self.relay, self.counters, self.limits, client, remote, local, now)
+        flow.credentials = credentials_of(client)
+        flow.start(self.upstream, self.connect, now)
+        if flow.original.socket is client:
+            serve_unix_leg(self.relay.pump, flow.original)
+
+
+class UnixgramFlow(CountedFlow):
+    """A datagram flow whose client has sent to a Unix socket."""
+
+    __slots__ = ("credentials",)
+
+    credentials: Credentials | None
+
+    def ready(self, mask: int, now: float) -> None:
+        """Receive one reply, for a client that can be answered."""
+        if self.name:
+            super().ready(mask, now)
+        else:
+            self._discard(now)
+
+    def _discard(self, now: float) -> None:
+        """Receive a reply that nobody can be given."""
+        relay = self.listener.relay
+        try:
+            size = self.socket.recv_into(relay.replies.room(self.fd, now))
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.counters.dropped[drop_of(error)] += 1
+            return
+        self.reply.bytes += size
+        self.reply.packets += 1
+        self.counters.reply.received += size
+        self.counters.reply.packets += 1
+        self.reply_dropped(size, Drop.UNNAMED)
+
+
+class UnixgramListener(DatagramListener):
+    """A bound Unix datagram socket of ours, and the flows of its clients. Owns the socket."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        socket: Socket,
+        counters: ListenerCounters,
+        limits: FlowLimits,
+        upstream: Upstream,
+        options: DatagramOptions = ORDINARY,
+        connect: Connect = PLAIN_WAY,
+    ) -> None:
+        socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
+        super().__init__(relay, socket, counters, limits, upstream, SYSTEM, UnixgramFlow, connect)
+        self.options = options
+        self._batch = DatagramBatch(CONTROL_SIZE)
+
+    def ready(self, mask: int, now: float) -> None:
+        """Receive a batch and pass it on; what else waits is told again in the next round."""
+        batch = self._batch
+        flows = self.flows
+        for index in range(batch.receive(self.fd)):
+            key = batch.name(index)
+            flow = flows.get(key) or self._admit(key, index, now)
+            if flow is None:
+                continue
+            if batch.truncated(index):
+                self.counters.dropped[Drop.TRUNCATED] += 1
+                continue
+            flow.send(batch.data[index][: batch.length(index)], now)
+
+    def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
+        """Open a flow for an unknown client, or refuse it and return None."""
+        remote = decode_unix(key)
+        refusal = self._unix_refusal(remote)
+        if refusal is not None:
+            self.counters.refused[refusal] += 1
+            return None
+        flow = UnixgramFlow(self, key, key, b"", remote, self._local, now)
+        flow.credentials = sender_of(self._batch.control(index)) if key else None
+        return flow if flow.start(self.upstream, now) else None
+
+    def _unix_refusal(self, remote: UnixAddress) -> Refusal | None:
+        if same_address(remote, self._local) or self.relay.is_own(remote):
+            return Refusal.LOOP
+        return self.relay.refusal(FILES_PER_FLOW)
+
+
+SYSTEM: Final = DatagramOptions(pmtu=Pmtu.SYSTEM)
+"""Sets nothing on a socket: none of the options of IP is for this one."""
+
+
+def decode_unix(name: bytes) -> UnixAddress:
+    """Turn a raw ``sockaddr_un`` into an address; a path ends with a NUL, or with the address."""
+    raw = name[FAMILY_SIZE:]
+    return unix_name(raw if raw.startswith(b"\0") else raw.partition(b"\0")[0])
+
+
+def sender_of(control: memoryview) -> Credentials | None:
+    """The process that sent a datagram, from the credentials that came with it (unix(7))."""
+    if len(control) < CMSG.size + UCRED.size:
+        return None
+    _, level, kind = CMSG.unpack_from(control)
+    if (level, kind) != (SOL_SOCKET, SCM_CREDENTIALS):
+        return None
+    return read_credentials(control[CMSG.size :])
