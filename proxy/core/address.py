@@ -22,6 +22,8 @@ Network: TypeAlias = ipaddress.IPv4Network | ipaddress.IPv6Network
 
 PORT_MAX = 65535
 
+WILDCARDS = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
+
 
 class Transport(StrEnum):
     """What a listener speaks."""

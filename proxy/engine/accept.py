@@ -11,15 +11,16 @@ from __future__ import annotations
 
 import errno
 from select import EPOLLIN
-from socket import AF_INET6, SOCK_STREAM
+from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, SOCK_STREAM
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.core.address import Transport
+from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
+from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT
 from proxy.engine.original import is_circle, original_destination
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
@@ -58,6 +59,12 @@ ONE_CONNECTION: Final = frozenset(
     }
 )
 
+DIVERTED: Final[dict[int, tuple[int, int]]] = {
+    AF_INET: (IPPROTO_IP, IP_TRANSPARENT),
+    AF_INET6: (IPPROTO_IPV6, IPV6_TRANSPARENT),
+}
+"""The option, level and name, by which a socket takes clients who meant another address."""
+
 log = structlog.get_logger()
 
 
@@ -94,6 +101,7 @@ class StreamListener:
         self._fd = socket.fileno()
         self._family = int(socket.family)
         self._mapped = self._family == AF_INET6
+        self._local = _only_address(socket)
         relay.pump.register(self._fd, self, EPOLLIN)
 
     def ready(self, mask: int, now: float) -> None:
@@ -127,13 +135,13 @@ class StreamListener:
         log.error("accept_crashed", listener=self.counters.listener, exc_info=error)
 
     def _admit(self, client: Socket, address: Address, now: float) -> None:
-        refusal = self.relay.refusal(FILES_PER_FLOW)
+        local: Address = self._local or client.getsockname()
+        if self._mapped:
+            address, local = canonical(address), canonical(local)
+        refusal = self._refusal(address, local)
         if refusal is not None:
             self._refuse(client, refusal)
             return
-        local: Address = client.getsockname()
-        if self._mapped:
-            address, local = canonical(address), canonical(local)
         upstream = self.upstream
         if self._original is not None:
             destination = original_destination(client, local)
@@ -143,6 +151,11 @@ class StreamListener:
             upstream = self._original.towards(destination)
         flow = StreamFlow(self.relay, self.counters, self.limits, client, address, local, now)
         flow.start(upstream, self.connect, now)
+
+    def _refusal(self, remote: Address, local: Address) -> Refusal | None:
+        if self.relay.table.comes_round(self.counters, remote, local):
+            return Refusal.LOOP
+        return self.relay.refusal(FILES_PER_FLOW)
 
     def _refuse(self, client: Socket, refusal: Refusal) -> None:
         self.counters.refused[refusal] += 1
@@ -154,3 +167,15 @@ class StreamListener:
         log.warning("accept_paused", listener=self.counters.listener, error=error.strerror)
         self.relay.pump.modify(self._fd, 0)
         self.relay.wheel.schedule(self, now + PAUSE)
+
+
+def _only_address(socket: Socket) -> Address | None:
+    """The local address that every client of a listening socket hits; None if it may vary.
+
+    It varies on a wildcard, and where TPROXY brings clients who meant somebody else.
+    """
+    if socket.family not in DIVERTED:
+        return None
+    address: Address = socket.getsockname()
+    varies = address[0] in WILDCARDS or socket.getsockopt(*DIVERTED[socket.family])
+    return None if varies else address

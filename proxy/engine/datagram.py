@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.core.address import same_address
+from proxy.core.address import WILDCARDS, same_address
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Direction, Drop, Flow, Refusal, State
 from proxy.core.unix import UnixAddress
@@ -56,7 +56,6 @@ if TYPE_CHECKING:
     from proxy.engine.relay import Relay
 
 FILES_PER_FLOW: Final = 1
-WILDCARDS: Final = frozenset({"0.0.0.0", "::"})  # noqa: S104 - compared with, not bound to
 
 PLAIN_WAY: Final = PLAIN.way(SOCK_DGRAM)
 
@@ -424,6 +423,8 @@ class DatagramListener:
 
     def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
         if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
+            return Refusal.LOOP
+        if self.relay.table.comes_round(self.counters, remote, local):
             return Refusal.LOOP
         if hit is not None and not (hit.is_unicast or self._serves(hit)):
             return Refusal.BROADCAST

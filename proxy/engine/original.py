@@ -16,6 +16,7 @@ from socket import IPPROTO_IP, IPPROTO_IPV6, SOCK_DGRAM
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
+from proxy.core.address import WILDCARDS
 from proxy.engine.sockaddr import decode, family_of
 
 if TYPE_CHECKING:
@@ -25,8 +26,6 @@ if TYPE_CHECKING:
 SO_ORIGINAL_DST: Final = 80  # uapi/linux/netfilter_ipv4.h; IP6T_SO_ORIGINAL_DST is the same number
 
 SOCKADDR_SIZE: Final = 28  # sizeof(struct sockaddr_in6), the larger of the two
-
-WILDCARDS: Final = ("0.0.0.0", "::")  # noqa: S104 - compared with, not bound to
 
 
 def original_destination(client: Socket, local: Address) -> Address:

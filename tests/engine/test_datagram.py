@@ -8,9 +8,12 @@ import pytest
 import trio
 from trio.socket import SocketType
 
+from proxy.config.values import ListenAddress
+from proxy.control.listen import bind_socket
 from proxy.core.address import Address, Transport
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery
+from proxy.core.upstream import Endpoint, Upstream
 from proxy.engine.port import RelayCounters
 from tests.engine.lab import Lab, closed_port, datagram_socket, relaying
 
@@ -98,9 +101,6 @@ async def test_on_a_wildcard_the_answer_comes_from_the_address_that_was_hit() ->
 
 
 async def test_a_dual_stack_wildcard_shows_ipv4_clients_as_ipv4() -> None:
-    from proxy.config.values import ListenAddress
-    from proxy.control.listen import bind_socket
-    from proxy.core.upstream import Endpoint, Upstream
 
     endpoint = datagram_socket()
     async with relaying([endpoint.getsockname()], UDP) as lab:
@@ -265,3 +265,18 @@ async def test_a_burst_after_an_icmp_error_arrives_whole() -> None:
             for _ in range(20):
                 client._sock.send(b"back again")
             assert [await late.recv(100) for _ in range(20)] == [b"back again"] * 20
+
+
+async def test_listeners_that_feed_each_other_in_a_ring_do_not_go_round() -> None:
+    """One listener may feed another; a datagram that comes to the same one again is a loop."""
+    sockets = [bind_socket(ListenAddress(UDP, "127.0.0.1", 0)) for _ in range(2)]
+    addresses = [socket.getsockname() for socket in sockets]
+    async with relaying([addresses[0]], UDP) as lab:
+        for number, socket in enumerate(sockets):
+            towards = addresses[1 - number]
+            upstream = Upstream(f"u{number}", [Endpoint(f"u{number}", "e", towards)])
+            lab.worker.open_listener(f"ring{number}", UDP, upstream, FlowLimits(), [socket])
+        client = await client_of(lab)
+        await client.send(b"round and round")
+        await lab.wait_counter(lambda c: sum(row["refused"]["loop"] for row in c["listeners"]), 1)
+        assert len(await lab.live()) == 3

@@ -13,8 +13,12 @@ from socket import socket as Socket
 import pytest
 import trio
 
+from proxy.config.values import ListenAddress
+from proxy.control.listen import bind_socket
+from proxy.core.address import Transport
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery
+from proxy.core.upstream import Endpoint, Upstream
 from proxy.engine.leg import LARGEST_CHUNK
 from tests.engine.lab import (
     accept,
@@ -548,3 +552,19 @@ async def test_an_ended_flow_is_freed_without_the_collector() -> None:
         finally:
             gc.enable()
         assert all(now < before for now, before in zip(after, legs, strict=True))
+
+
+async def test_listeners_that_feed_each_other_in_a_ring_do_not_go_round() -> None:
+    sockets = [bind_socket(ListenAddress(Transport.TCP, "127.0.0.1", 0)) for _ in range(2)]
+    addresses = [socket.getsockname() for socket in sockets]
+    async with relaying([addresses[0]]) as lab:
+        for number, socket in enumerate(sockets):
+            towards = addresses[1 - number]
+            upstream = Upstream(f"u{number}", [Endpoint(f"u{number}", "e", towards)])
+            lab.worker.open_listener(
+                f"ring{number}", Transport.TCP, upstream, FlowLimits(), [socket]
+            )
+        assert await is_refused(lab.address)
+        await lab.wait_ended(3)
+        refused = [row["refused"]["loop"] for row in (await lab.counters())["listeners"]]
+        assert sum(refused) == 1
