@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 UNREPLIED_LIFE: Final = 10
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by who it is, quickly
 class FlowLimits:
     """The clocks of one flow, in seconds; ``inf`` never strikes.
 
