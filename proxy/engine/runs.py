@@ -25,7 +25,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.flow import Drop
 
 if TYPE_CHECKING:
-    from proxy.engine.datagram import DatagramFlow, DatagramListener
+    from proxy.engine.datagram import DatagramFlow
+    from proxy.engine.datagram_listener import DatagramListener
 
 UDP_SEGMENT: Final = 103
 

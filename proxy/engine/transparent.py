@@ -19,7 +19,8 @@ from proxy.core.address import Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
 from proxy.engine.accept import EXHAUSTED
-from proxy.engine.datagram import DatagramFlow, DatagramListener
+from proxy.engine.datagram import DatagramFlow
+from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.original import is_circle
 from proxy.engine.sockaddr import (
     CMSG,

@@ -16,7 +16,8 @@ from proxy.core.flow import Drop, Refusal
 from proxy.core.unix import Credentials, UnixAddress
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import CountedFlow
-from proxy.engine.datagram import FILES_PER_FLOW, PLAIN_WAY, DatagramFlow, DatagramListener
+from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
+from proxy.engine.datagram_listener import PLAIN_WAY, DatagramListener
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, Pmtu
 from proxy.engine.drops import drop_of
 from proxy.engine.mmsg import DatagramBatch

@@ -27,7 +27,8 @@ from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
-from proxy.engine.datagram import DatagramFlow, DatagramListener
+from proxy.engine.datagram import DatagramFlow
+from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.options import NODELAY, SocketOptions
 from proxy.engine.outbound import PLAIN, Outbound

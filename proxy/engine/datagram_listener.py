@@ -1,0 +1,172 @@
+"""A datagram listener: one socket that all its clients share, and the index of their flows.
+
+Up to 64 datagrams are received with one call; each is looked up by its raw source address (and, on
+a wildcard bind, the local address it was sent to) and passed on by its flow.
+"""
+
+from __future__ import annotations
+
+from select import EPOLLIN
+from socket import AF_INET6, SOCK_DGRAM
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+from proxy.core.address import WILDCARDS, same_address
+from proxy.core.expiry import FlowLimits
+from proxy.core.flow import Drop, Refusal
+from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
+from proxy.engine.drops import kernel_drops
+from proxy.engine.outbound import PLAIN
+from proxy.engine.runs import can_segment, serve_runs
+from proxy.engine.sockaddr import (
+    Hit,
+    answer_from,
+    canonical,
+    decode,
+    hit_of,
+    local_address,
+    local_of,
+    unmapped,
+)
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.upstream import Upstream
+    from proxy.engine.outbound import Connect
+    from proxy.engine.relay import Relay
+
+PLAIN_WAY: Final = PLAIN.way(SOCK_DGRAM)
+
+log = structlog.get_logger()
+
+
+class DatagramListener:
+    """A bound UDP socket of ours, and the flows of its clients. Owns the socket.
+
+    Args:
+        relay: where its flows live.
+        socket: bound, non-blocking; with packet information on if bound to a wildcard.
+        counters: the counters of its listener.
+        limits: the clocks of its flows.
+        upstream: where its flows go.
+        options: how they are treated.
+        kind: the class of its flows, which follows from the options.
+        connect: makes the sockets to endpoints.
+
+    """
+
+    _tells_local = False
+    """Whether every datagram tells where it was sent to, whatever the socket is bound to."""
+    _local_key = staticmethod(local_of)
+    """Reads the local part of a flow's key from the control messages of a datagram."""
+
+    def __init__(
+        self,
+        relay: Relay,
+        socket: Socket,
+        counters: ListenerCounters,
+        limits: FlowLimits,
+        upstream: Upstream,
+        options: DatagramOptions = ORDINARY,
+        kind: type[DatagramFlow] = DatagramFlow,
+        connect: Connect = PLAIN_WAY,
+    ) -> None:
+        self.relay = relay
+        self.socket = socket
+        self.fd = socket.fileno()
+        self.counters = counters
+        self.limits = limits
+        self.upstream = upstream
+        self.options = options
+        self.flows: dict[bytes, DatagramFlow] = {}
+        self.connect = connect
+        self._kind = kind
+        self._runs = kind is DatagramFlow and can_segment()  # others look at each datagram
+        self._kernel_drops = 0
+        self._local: Address = canonical(socket.getsockname())
+        self._wildcard = self._tells_local or self._local[0] in WILDCARDS
+        self._mapped = socket.family == AF_INET6
+        set_pmtu(socket, options.pmtu)
+        relay.pump.register(self.fd, self, EPOLLIN)
+
+    def ready(self, mask: int, now: float) -> None:
+        """Receive a batch and pass it on; what else waits is told again in the next round."""
+        batch = self.relay.requests
+        count = batch.receive(self.fd)
+        flows = self.flows
+        wildcard, local_key = self._wildcard, self._local_key
+        data = batch.data
+        if count > 1 and self._runs and batch.name(0) == batch.name(1):
+            serve_runs(self, count, now)
+            return
+        for index in range(count):
+            key = batch.name(index)
+            if wildcard:
+                key += local_key(batch.control(index))
+            flow = flows.get(key)
+            if flow is None:
+                flow = self._admit(key, index, now)
+                if flow is None:
+                    continue
+            if batch.truncated(index):
+                self.counters.dropped[Drop.TRUNCATED] += 1
+                continue
+            flow.send(data[index][: batch.length(index)], now)
+
+    def flow_of(self, index: int, now: float) -> DatagramFlow | None:
+        """The flow of a datagram in the batch, opened if need be; None if it is refused."""
+        batch = self.relay.requests
+        key = batch.name(index)
+        if self._wildcard:
+            key += self._local_key(batch.control(index))
+        return self.flows.get(key) or self._admit(key, index, now)
+
+    def count_kernel_drops(self) -> None:
+        """Learn how many datagrams the kernel dropped because we did not read in time."""
+        drops = kernel_drops(self.socket)
+        self.counters.dropped[Drop.KERNEL] += drops - self._kernel_drops
+        self._kernel_drops = drops
+
+    def close(self) -> None:
+        """Receive no more."""
+        self.relay.pump.bury(self.socket)
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Report a fault of ours; the listener lives on."""
+        log.error("receive_crashed", listener=self.counters.listener, exc_info=error)
+
+    def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
+        """Open a flow for an unknown client, or refuse it and return None."""
+        batch = self.relay.requests
+        name = batch.name(index)
+        remote = decode(name)
+        local, control, hit = self._local, b"", None
+        if self._wildcard:
+            hit = hit_of(batch.control(index))
+            local = local_address(hit, self._local[1])
+            control = answer_from(hit)
+        if self._mapped:
+            remote, local = unmapped(remote), unmapped(local)
+        refusal = self._refusal(remote, local, hit)
+        if refusal is not None:
+            self.counters.refused[refusal] += 1
+            return None
+        flow = self._kind(self, key, name, control, remote, local, now)
+        return flow if flow.start(self.upstream, now) else None
+
+    def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
+        if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
+            return Refusal.LOOP
+        if self.relay.table.comes_round(self.counters, remote, local):
+            return Refusal.LOOP
+        if hit is not None and not (hit.is_unicast or self._serves(hit)):
+            return Refusal.BROADCAST
+        return self.relay.refusal(FILES_PER_FLOW)
+
+    def _serves(self, hit: Hit) -> bool:
+        """Whether a broadcast or multicast address is one that this listener serves."""
+        return self.options.multicast if hit.is_multicast else self.options.broadcast
