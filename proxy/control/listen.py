@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import errno
 import os
-import stat
 from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
@@ -33,7 +32,7 @@ from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.control.outbound import OptionError, listener_marks
-from proxy.control.unix import UnixListenSocket, bind_unix
+from proxy.control.unix import UnixListenSocket, bind_unix, remove_stale
 from proxy.core.address import HostPort, Transport
 from proxy.engine.group import join_groups, only_joined_groups
 from proxy.engine.marks import UNMARKED, MarkError, Marks
@@ -172,7 +171,7 @@ def bind_admin_socket(path: str) -> Socket:
     socket = Socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK)
     try:
         _make_directory(Path(path).parent)
-        _remove_stale(path)
+        remove_stale(path)
         # Bound without any permission, so that nobody can slip in before the mode is right.
         before = os.umask(0o777)
         try:
@@ -259,15 +258,3 @@ def _ask_for_local_address(socket: Socket, *, transparent: bool) -> None:
 def _make_directory(folder: Path) -> None:
     if not folder.exists():
         folder.mkdir(DIRECTORY_MODE, exist_ok=True)
-
-
-def _remove_stale(path: str) -> None:
-    """Remove a socket file that nobody listens on; leave anything else where it is."""
-    try:
-        if not stat.S_ISSOCK(Path(path).lstat().st_mode):
-            return
-    except FileNotFoundError:
-        return
-    with Socket(AF_UNIX, SOCK_STREAM | SOCK_NONBLOCK) as probe:
-        if probe.connect_ex(path) == errno.ECONNREFUSED:
-            Path(path).unlink(missing_ok=True)

@@ -107,12 +107,13 @@ class FlowTable:
                 return flow
         return None
 
-    def leaves_as(self, transport: Transport, local: Address, remote: Address) -> bool:
-        """Whether some flow has this endpoint's pair: its client is then one of our own flows."""
-        return any(
-            flow.endpoint_remote == remote and flow.transport == transport
-            for flow in self._by_endpoint.at(local)
-        )
+    def leaving_as(self, transport: Transport, local: Address, remote: Address) -> Flow | None:
+        """The flow that has this endpoint's pair: a client with it is one of our own flows."""
+        for flow in self._by_endpoint.at(local):
+            towards = flow.endpoint_remote
+            if towards and same_address(towards, remote) and flow.transport == transport:
+                return flow
+        return None
 
     def comes_round(
         self, counters: ListenerCounters, client_remote: Address, client_local: Address
@@ -124,20 +125,13 @@ class FlowTable:
         that meets the same listener again goes round for ever.
         """
         for _ in range(LONGEST_CHAIN):
-            before = self._flow_towards(client_remote, client_local)
+            before = self.leaving_as(counters.transport, client_remote, client_local)
             if before is None:
                 return False
             if before.counters is counters:
                 return True
             client_remote, client_local = before.client_remote, before.client_local
         return True
-
-    def _flow_towards(self, local: Address, remote: Address) -> Flow | None:
-        """The flow whose endpoint's pair this is."""
-        for flow in self._by_endpoint.at(local):
-            if flow.endpoint_remote is not None and same_address(flow.endpoint_remote, remote):
-                return flow
-        return None
 
     def _forget_endpoint(self, flow: Flow) -> None:
         if flow.endpoint_local is not None:

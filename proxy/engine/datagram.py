@@ -28,9 +28,7 @@ from proxy.engine.datagram_options import set_pmtu
 from proxy.engine.drops import drop_of, kernel_drops
 from proxy.engine.group import Answers, is_group, open_group
 from proxy.engine.icmp import ask_for_errors, take_errors
-from proxy.engine.sockaddr import (
-    canonical,
-)
+from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED
 from proxy.engine.unix import UnixDatagramSocket
 

@@ -19,6 +19,7 @@ from proxy.core.flow import Drop, Refusal
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
 from proxy.engine.drops import kernel_drops
+from proxy.engine.mmsg import LARGEST_DATAGRAM
 from proxy.engine.outbound import PLAIN
 from proxy.engine.runs import can_segment, serve_runs
 from proxy.engine.sockaddr import (
@@ -78,6 +79,7 @@ class DatagramListener:
         self.relay = relay
         self.socket = socket
         self.fd = socket.fileno()
+        self.batch = relay.requests
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
@@ -95,7 +97,7 @@ class DatagramListener:
 
     def ready(self, mask: int, now: float) -> None:
         """Receive a batch and pass it on; what else waits is told again in the next round."""
-        batch = self.relay.requests
+        batch = self.batch
         count = batch.receive(self.fd)
         flows = self.flows
         wildcard, local_key = self._wildcard, self._local_key
@@ -112,14 +114,15 @@ class DatagramListener:
                 flow = self._admit(key, index, now)
                 if flow is None:
                     continue
-            if batch.truncated(index):
+            size = batch.length(index)
+            if size == LARGEST_DATAGRAM and batch.truncated(index):
                 self.counters.dropped[Drop.TRUNCATED] += 1
                 continue
-            flow.send(data[index][: batch.length(index)], now)
+            flow.send(data[index][:size], now)
 
     def flow_of(self, index: int, now: float) -> DatagramFlow | None:
         """The flow of a datagram in the batch, opened if need be; None if it is refused."""
-        batch = self.relay.requests
+        batch = self.batch
         key = batch.name(index)
         if self._wildcard:
             key += self._local_key(batch.control(index))
@@ -141,7 +144,7 @@ class DatagramListener:
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
-        batch = self.relay.requests
+        batch = self.batch
         name = batch.name(index)
         remote = decode(name)
         local, control, hit = self._local, b"", None

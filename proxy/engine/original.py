@@ -39,7 +39,7 @@ def original_destination(client: Socket, local: Address) -> Address:
 
 def is_circle(relay: Relay, transport: Transport, client: Address, destination: Address) -> bool:
     """Whether a flow from the client to its original destination would come back to us."""
-    if relay.table.leaves_as(transport, client, destination):
+    if relay.table.leaving_as(transport, client, destination) is not None:
         return True
     port = destination[1]
     if relay.is_own(destination):

@@ -49,7 +49,7 @@ def can_segment() -> bool:
 
 def serve_runs(listener: DatagramListener, count: int, now: float) -> None:
     """Pass on a batch that was received, run by run."""
-    batch = listener.relay.requests
+    batch = listener.batch
     run: list[memoryview] = []
     run_flow: DatagramFlow | None = None
     run_size = 0

@@ -59,7 +59,7 @@ class TransparentListener(DatagramListener):
     _local_key = staticmethod(original_of)
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
-        batch = self.relay.requests
+        batch = self.batch
         name = batch.name(index)
         remote = canonical(decode(name))
         local = canonical(decode(original_of(batch.control(index))))

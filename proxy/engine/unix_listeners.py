@@ -113,21 +113,7 @@ class UnixgramListener(DatagramListener):
         socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         super().__init__(relay, socket, counters, limits, upstream, SYSTEM, UnixgramFlow, connect)
         self.options = options
-        self._batch = DatagramBatch(CONTROL_SIZE)
-
-    def ready(self, mask: int, now: float) -> None:
-        """Receive a batch and pass it on; what else waits is told again in the next round."""
-        batch = self._batch
-        flows = self.flows
-        for index in range(batch.receive(self.fd)):
-            key = batch.name(index)
-            flow = flows.get(key) or self._admit(key, index, now)
-            if flow is None:
-                continue
-            if batch.truncated(index):
-                self.counters.dropped[Drop.TRUNCATED] += 1
-                continue
-            flow.send(batch.data[index][: batch.length(index)], now)
+        self.batch = DatagramBatch(CONTROL_SIZE)
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
@@ -137,7 +123,7 @@ class UnixgramListener(DatagramListener):
             self.counters.refused[refusal] += 1
             return None
         flow = UnixgramFlow(self, key, key, b"", remote, self._local, now)
-        flow.credentials = sender_of(self._batch.control(index)) if key else None
+        flow.credentials = sender_of(self.batch.control(index)) if key else None
         return flow if flow.start(self.upstream, now) else None
 
     def _unix_refusal(self, remote: UnixAddress) -> Refusal | None:

@@ -16,6 +16,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -54,23 +55,23 @@ class Route:
     folder: Path
 
 
-class Peer:
+class Peer(ABC):
     """A proxy that can be started for a route."""
 
     name: str
     transports: frozenset[str] = frozenset({"tcp", "udp"})
 
+    @abstractmethod
     def missing(self) -> str:
         """Why it cannot be run here, and what brings it; empty if it can."""
-        raise NotImplementedError
 
+    @abstractmethod
     def version(self) -> str:
         """What it says its version is, in one line."""
-        raise NotImplementedError
 
+    @abstractmethod
     def command(self, route: Route) -> Command:
         """Write its configuration for this route, and return the command that runs it."""
-        raise NotImplementedError
 
 
 class Sockpair(Peer):
