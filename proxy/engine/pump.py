@@ -1,15 +1,14 @@
-"""The pump: one Trio task that serves every relay socket.
+"""The pump: one Trio task that serves every relay socket, and in which the process sleeps.
 
-All relay sockets live in one epoll instance of our own, nested in Trio's: Trio sees a single
-descriptor, which is readable while any of them has news. When it wakes us we poll our epoll
-ourselves and call a plain method on whatever owns each ready socket. Two Trio tasks per flow
-would cost three times the CPU per request and five times per connection.
+All relay sockets live in one epoll instance of our own. The task polls it and calls a plain method
+on whatever owns each ready socket. Two Trio tasks per flow would cost three times the CPU per
+request and five times per connection.
 
-Between two calls to Trio the pump *stays* with its sockets as long as news keeps coming: after a
-round it waits up to ``LINGER_MS`` inside our epoll, which burns no CPU, and answers the next event
-without a turn through Trio's scheduler. A stay ends when it grew quiet, or after ``STAY`` seconds,
-so that admin, timers and signals always get their turn. While another task is ready to run (a
-scrape or a listing in slices) the pump does not linger, and stays for one round.
+The pump never waits by Trio's means. It *stays* with its sockets, asleep in our epoll while there
+is no news, and gives way for one turn of Trio's scheduler when another task is ready to run; see
+``scheduler``. So an event on a relay socket never passes through Trio. Rejected: our epoll inside
+Trio's, which costs a turn through the scheduler each time it grew quiet, and has the kernel wake
+two instances for every event.
 
 Closing is deferred to the end of a round. A descriptor that is closed inside a round can come back
 as the number of a new socket within the same round, and an event that was polled for the old one
@@ -23,20 +22,26 @@ from __future__ import annotations
 
 import select
 from collections.abc import Callable
+from select import EPOLLIN
 from socket import SocketType as Socket
 from time import monotonic
 from typing import Final, Protocol
 
+import structlog
 import trio
+
+from proxy.engine.scheduler import Scheduler, next_deadline
 
 MAX_EVENTS: Final = 256
 """Events of one round: bounds the time until timers and deferred closes are seen to."""
 
-STAY: Final = 0.005
-"""Seconds the pump may go on before the rest of the house gets a turn."""
+LONGEST_SLEEP: Final = 10.0
+"""Seconds; nothing needs a turn as often, but a bound is easier to trust than none."""
 
-LINGER_MS: Final = 1
-"""Milliseconds to wait for more news before giving way; the finest grain epoll_wait knows."""
+SHORT_SLEEP: Final = 0.001
+"""Seconds, where Trio's epoll instance cannot be found: what the rest of the house may wait."""
+
+log = structlog.get_logger()
 
 
 class Handler(Protocol):
@@ -61,6 +66,7 @@ class Pump:
         self._after_round: list[Callable[[float], None]] = []
         self._graves: list[Socket] = []
         self._in_round = False
+        self.giving_way = False
         self.rounds = 0
 
     def register(self, fd: int, handler: Handler, mask: int) -> None:
@@ -96,26 +102,39 @@ class Pump:
 
     async def run(self) -> None:
         """Serve until cancelled."""
+        scheduler = Scheduler()
+        trio.lowlevel.add_instrument(scheduler)
         with self._epoll:
-            while True:
-                await trio.lowlevel.wait_readable(self._epoll.fileno())
-                while not self._stay(0 if others_are_ready() else STAY):
+            try:
+                longest = await self._listen_to(scheduler)
+                while True:
                     await trio.lowlevel.checkpoint()
+                    self._stay(scheduler.runnable, longest)
+            finally:
+                trio.lowlevel.remove_instrument(scheduler)
 
-    def _stay(self, longest: float) -> bool:
-        """Serve rounds until it is quiet (true), or until the time is up (false)."""
+    async def _listen_to(self, scheduler: Scheduler) -> float:
+        """Wake up when Trio has news; return how long we may sleep in spite of it."""
+        epoll = await scheduler.find_epoll()
+        if epoll is None:
+            log.warning("trio_epoll_not_found", effect="the relay wakes up every millisecond")
+            return SHORT_SLEEP
+        self.register(epoll, _GiveWay(self), EPOLLIN)
+        return LONGEST_SLEEP
+
+    def _stay(self, others: set[trio.lowlevel.Task], longest: float) -> None:
+        """Serve rounds until another task is ready, or for ``longest`` seconds."""
         poll = self._epoll.poll
-        timeout: float = 0
-        entered = monotonic()
+        self.giving_way = False
+        now = monotonic()
+        until = min(next_deadline(), now + longest)
         while True:
-            events = poll(timeout, MAX_EVENTS)
+            busy = self._again or others
+            events = poll(0 if busy else max(0.0, until - now), MAX_EVENTS)
             now = monotonic()
-            if not events and not self._again:
-                return True
             self._round(events, now)
-            if now - entered >= longest:
-                return False
-            timeout = 0 if self._again else LINGER_MS / 1000
+            if others or self.giving_way or now >= until:
+                return
 
     def _round(self, events: list[tuple[int, int]], now: float) -> None:
         self.rounds += 1
@@ -155,6 +174,16 @@ class Pump:
         self._graves.clear()
 
 
-def others_are_ready() -> bool:
-    """Whether some other task is ready to run now."""
-    return trio.lowlevel.current_statistics().tasks_runnable > 0
+class _GiveWay:
+    """Stands in the pump for all that Trio waits for."""
+
+    def __init__(self, pump: Pump) -> None:
+        self._pump = pump
+
+    def ready(self, mask: int, now: float) -> None:
+        """Something of theirs is ready."""
+        self._pump.giving_way = True
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Report a fault of ours."""
+        log.error("give_way_crashed", exc_info=error)
