@@ -22,6 +22,7 @@ sender who never hears anything is not bound to a dead endpoint for ever.
 
 from __future__ import annotations
 
+import json
 from dataclasses import dataclass, field
 from functools import lru_cache
 from math import inf
@@ -92,6 +93,12 @@ def limits_in_force(transport: Transport, limits: FlowLimits) -> dict[str, float
     """The clocks that can strike a flow, for its row in the table; to be read only."""
     names = UDP_CLOCKS if transport.is_datagram else TCP_CLOCKS
     return {name: value for name in names if (value := getattr(limits, name)) != inf}
+
+
+@lru_cache(maxsize=1024)
+def limits_json(transport: Transport, limits: FlowLimits) -> str:
+    """The same as JSON."""
+    return json.dumps(limits_in_force(transport, limits), separators=(",", ":"))
 
 
 TCP_CLOCKS: Final = ("connect", "idle", "half_closed", "duration")

@@ -148,7 +148,7 @@ class FlowRow(TypedDict):
 
 
 def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRow:
-    """Describe a flow; every flow is, when it ends, for the log.
+    """Describe a flow. Where there are many, ``row_json`` writes the same more quickly.
 
     The enums' members are their words, and stay what they are: asking for a value is slow.
 
@@ -183,7 +183,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "close_side": flow.close_side,
         "limits": limits,
         "source": source_of(flow),
-        "credentials": _credentials(flow.credentials),
+        "credentials": None if flow.credentials is None else credentials_row(flow.credentials),
         "responders": None if flow.responders is None else flow.responders.rows(),
     }
 
@@ -203,9 +203,8 @@ def source_prefix(client: Address) -> str:
     return str(ipaddress.IPv6Network((int(host), 64), strict=False))
 
 
-def _credentials(credentials: Credentials | None) -> CredentialsRow | None:
-    if credentials is None:
-        return None
+def credentials_row(credentials: Credentials) -> CredentialsRow:
+    """Describe a client's process."""
     return {"pid": credentials.pid, "uid": credentials.uid, "gid": credentials.gid}
 
 

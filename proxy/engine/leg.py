@@ -227,6 +227,13 @@ class StreamLeg(Direction):
             # Urgent data may have come since then, and its event may still be on the way.
             self.pull(mask if self.pipe is not None else mask | EPOLLPRI, now)
 
+    def begin(self, now: float) -> None:
+        """Receive for the first time: everything since the beginning lies there, unread."""
+        self.pending = None
+        if self.unserved:
+            mask, self.unserved = self.unserved, 0
+            self.pull(mask, now)
+
     def block(self) -> None:
         """Receive no more, and throw away what is pending: nobody will take it."""
         if self.pending:

@@ -15,6 +15,7 @@ from typing import Protocol, TypedDict
 
 from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
 from proxy.core.query import FlowQuery, FlowRow
+from proxy.core.row_json import ClosedFlow
 
 
 class ListenRow(TypedDict):
@@ -77,8 +78,8 @@ class RelayPort(Protocol):
         """Find the same flows, and return their ids in the query's order."""
         ...
 
-    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[FlowRow]:
-        """Describe flows in the order of their ids; those that are gone are left out."""
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
+        """Describe flows as JSON, in the order of their ids; those that are gone are left out."""
         ...
 
     async def kill(self, query: FlowQuery) -> int:
@@ -93,7 +94,7 @@ class RelayPort(Protocol):
         """Say how the relay is."""
         ...
 
-    async def wait_closed_flows(self) -> list[FlowRow]:
+    async def wait_closed_flows(self) -> list[ClosedFlow]:
         """Wait for flows to end, and return those that did since the last call, oldest first.
 
         The list between two calls is bounded; what does not fit is counted in

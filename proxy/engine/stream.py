@@ -106,7 +106,7 @@ class StreamFlow(Flow):
         self.active = now
         self.enter(State.ESTABLISHED)
         self.relay.pump.hand_over(socket.fileno(), self.reply)
-        self.original.open_way(now)
+        self.original.begin(now)
 
     def leg_ended(self, leg: StreamLeg, now: float) -> None:
         """Pass on the end of one direction; all bytes before it have been written."""

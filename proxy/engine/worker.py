@@ -10,21 +10,22 @@ from __future__ import annotations
 import heapq
 import os
 import resource
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from socket import SOCK_DGRAM, SOCK_STREAM
 from socket import SocketType as Socket
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
 
 import trio
 
 from proxy import __version__
 from proxy.core.address import Transport, format_address
 from proxy.core.counters import ListenerCounters
-from proxy.core.expiry import FlowLimits, limits_in_force
+from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
+from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram import DatagramFlow
@@ -48,6 +49,7 @@ SLICE: Final = 100
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
 
+Description = TypeVar("Description")
 Listener: TypeAlias = StreamListener | DatagramListener
 
 
@@ -147,8 +149,8 @@ class Worker:
         matching, matched = await self._find(query)
         return {"ids": [flow.id for flow in matching], "matched": matched}
 
-    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[FlowRow]:
-        """Describe flows in the order of their ids; those that are gone are left out."""
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
+        """Describe flows as JSON, in the order of their ids; those that are gone are left out."""
         await trio.lowlevel.checkpoint()
         table = self._relay.table
         if recent:
@@ -156,7 +158,7 @@ class Worker:
             found = map(ring.get, ids)
         else:
             found = map(table.get, ids)
-        return self._rows([flow for flow in found if flow is not None])
+        return self._describe(row_json, [flow for flow in found if flow is not None])
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
@@ -204,9 +206,9 @@ class Worker:
             "not_ready": self._not_ready(),
         }
 
-    async def wait_closed_flows(self) -> list[FlowRow]:
+    async def wait_closed_flows(self) -> list[ClosedFlow]:
         """Wait for flows to end, and return a slice of those that did."""
-        return self._rows(await self._relay.outbox.take(SLICE))
+        return self._describe(closed_flow, await self._relay.outbox.take(SLICE))
 
     async def _find(self, query: FlowQuery) -> tuple[list[Flow], int]:
         """The flows a query asks for, in its order, and how many match without its limit.
@@ -243,6 +245,15 @@ class Worker:
         offset = self._wall_offset()
         return [
             flow_row(flow, offset, limits_in_force(flow.transport, _limits_of(flow)))
+            for flow in flows
+        ]
+
+    def _describe(
+        self, describe: Callable[[Flow, float, str], Description], flows: Sequence[Flow]
+    ) -> list[Description]:
+        offset = self._wall_offset()
+        return [
+            describe(flow, offset, limits_json(flow.counters.transport, _limits_of(flow)))
             for flow in flows
         ]
 

@@ -32,7 +32,6 @@ from proxy.observe.params import (
     flow_query,
     read_params,
 )
-from proxy.observe.rows import encode
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -190,7 +189,7 @@ class Api:
         for start in range(0, len(ids), SLICE_ROWS):
             rows = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
             if rows:
-                yield separator + encode(rows)[1:-1]
+                yield separator + ",".join(rows).encode()
                 separator = b","
         opening = separator if separator != b"," else b""
         yield opening + f'],"matched":{matched}}}\n'.encode("ascii")

@@ -21,20 +21,21 @@ import os
 import time
 from collections.abc import Callable, MutableMapping
 from datetime import UTC, datetime
+from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
 
 import structlog
 import trio
 
-from proxy.core.address import DATAGRAMS
 from proxy.core.flow import CloseReason
 from proxy.core.printable import printable
 from proxy.core.units import format_size, format_span
-from proxy.observe.rows import encode
 from proxy.observe.sink import LogSink
 
 if TYPE_CHECKING:
+    from proxy.core.address import Transport
     from proxy.core.query import FlowRow
+    from proxy.core.row_json import ClosedFlow
     from proxy.engine.port import RelayPort
 
 Event: TypeAlias = MutableMapping[str, Any]
@@ -57,7 +58,7 @@ class LogFormat(Protocol):
         """Write an operational event; it has the keys ``time``, ``level`` and ``event``."""
         ...
 
-    def flow(self, row: FlowRow) -> str:
+    def flow(self, flow: ClosedFlow) -> str:
         """Write a flow that ended."""
         ...
 
@@ -118,16 +119,13 @@ async def write_flow_log(port: RelayPort, sink: FlowSink, flows: FlowLogs) -> No
                 scope.deadline = trio.current_time() + LAST_SECONDS
 
 
-def is_quiet(row: FlowRow) -> bool:
+def is_quiet(reason: CloseReason, transport: Transport) -> bool:
     """Whether a flow ended as it should, so that ``flows = "errors"`` leaves it out.
 
     ``finished``, ``killed`` and ``drained`` are; and ``idle_timeout`` of datagrams, which have no
     other way to end. An idle TCP connection was cut, which somebody will want to know.
     """
-    reason = row["close_reason"]
-    return reason in QUIET_ENDS or (
-        reason == CloseReason.IDLE_TIMEOUT and row["transport"] in DATAGRAMS
-    )
+    return reason in QUIET_ENDS or (reason is CloseReason.IDLE_TIMEOUT and transport.is_datagram)
 
 
 class FlowSink(LogSink):
@@ -137,9 +135,9 @@ class FlowSink(LogSink):
         super().__init__(fd, self._tell_dropped)
         self.format = log_format
 
-    def put_flow(self, row: FlowRow) -> None:
+    def put_flow(self, flow: ClosedFlow) -> None:
         """Queue the line of a flow that ended."""
-        self.put(self.format.flow(row))
+        self.put(self.format.flow(flow))
 
     def _tell_dropped(self, count: int) -> str:
         head = {"time": time.time(), "level": "warning", "event": "log_lines_dropped"}
@@ -154,10 +152,12 @@ class JsonFormat:
         head = {"time": _iso(event.pop("time")), "level": event.pop("level", "info")}
         return _JSON.encode({**head, "event": event.pop("event", ""), **event})
 
-    def flow(self, row: FlowRow) -> str:
+    def flow(self, flow: ClosedFlow) -> str:
         """Write the flow's row, with its duration in seconds."""
-        head = {"time": _iso(row["closed"] or 0.0), "level": "info", "event": "flow"}
-        return encode({**head, **row, "duration": _duration(row)}).decode()
+        return (
+            f'{{"time":"{_iso(flow.closed)}","level":"info","event":"flow",'
+            f'{flow.row[1:-1]},"duration":{flow.duration:.6f}}}'
+        )
 
 
 class TextFormat:
@@ -184,19 +184,20 @@ class TextFormat:
         words += [f"{printable(key)}={_value(value)}" for key, value in event.items()]
         return "\n  | ".join([" ".join(words), *map(printable, trace.splitlines())])
 
-    def flow(self, row: FlowRow) -> str:
+    def flow(self, flow: ClosedFlow) -> str:
         """Write both socket pairs, the bytes of both directions, the duration and the end."""
+        row: FlowRow = json.loads(flow.row)
+        quiet = is_quiet(flow.reason, flow.transport)
         client, endpoint = row["client"], row["endpoint"]
-        reason = row["close_reason"] or "-"
         words = (
-            self._time(row["closed"] or 0.0),
+            self._time(flow.closed),
             self._paint("flow   ", "flow"),
             f"{row['id']} {row['transport']} {printable(row['listener'])}",
             f"{client['remote']} -> {client['local']} |",
             f"{endpoint['local'] or '-'} -> {endpoint['remote'] or '-'}",
             f"{format_size(row['original']['bytes'])} > {format_size(row['reply']['bytes'])} <",
-            format_span(_duration(row)),
-            f"{self._paint(reason, 'quiet' if is_quiet(row) else 'warning')} {row['close_side']}",
+            format_span(flow.duration),
+            f"{self._paint(flow.reason, 'quiet' if quiet else 'warning')} {row['close_side']}",
         )
         return " ".join(words)
 
@@ -209,12 +210,12 @@ class _SinkLogger:
         self.debug = self.info = self.warning = self.error = self.critical = self.msg
 
 
-async def _write_rows(rows: list[FlowRow], sink: FlowSink, flows: FlowLogs) -> None:
-    wanted = () if flows == "off" else rows
+async def _write_rows(closed: list[ClosedFlow], sink: FlowSink, flows: FlowLogs) -> None:
+    wanted = () if flows == "off" else closed
     with trio.CancelScope(shield=True):  # what was taken from the relay is written
-        for count, row in enumerate(wanted, 1):
-            if flows == "all" or not is_quiet(row):
-                sink.put_flow(row)
+        for count, flow in enumerate(wanted, 1):
+            if flows == "all" or not is_quiet(flow.reason, flow.transport):
+                sink.put_flow(flow)
             if count % SLICE_ROWS == 0:
                 await trio.lowlevel.checkpoint()
 
@@ -244,8 +245,14 @@ def _plain(text: str, _what: str) -> str:
 
 
 def _iso(unix: float) -> str:
-    moment = datetime.fromtimestamp(unix, UTC).isoformat(timespec="milliseconds")
-    return moment.replace("+00:00", "Z")
+    milliseconds = round(unix * 1000)
+    return f"{_iso_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"
+
+
+@lru_cache(maxsize=64)
+def _iso_second(unix: int) -> str:
+    """The date and time of a whole second: a thousand flows may end in it."""
+    return datetime.fromtimestamp(unix, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
 def _time_of_day(unix: float) -> str:
@@ -259,7 +266,3 @@ def _value(value: object) -> str:
     if text and not any(char in ' "=' for char in text):
         return text
     return '"' + text.replace('"', '\\"') + '"'
-
-
-def _duration(row: FlowRow) -> float:
-    return round((row["closed"] or row["opened"]) - row["opened"], 6)

@@ -345,7 +345,7 @@ def rows() -> list[object]:
     relay = FakeRelay()
     flow = relay.open_tcp()
     flow.counters.listener = "we\x1bb"
-    return [relay.end(flow)]
+    return [json.loads(relay.end(flow).row)]
 
 
 def test_a_terminal_has_colours_and_no_control_characters() -> None:

@@ -10,7 +10,8 @@ import trio
 from proxy.core.address import Address, Transport
 from proxy.core.counters import EndpointCounters, ListenerCounters
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
-from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
+from proxy.core.query import SORTS, FlowQuery, flow_row
+from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 
 if TYPE_CHECKING:
     from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
@@ -34,7 +35,7 @@ class FakeRelay:
         self.draining = False
         self.not_ready: list[str] = []
         self.failure: Exception | None = None
-        self.endings: list[list[FlowRow]] = []  # what wait_closed_flows will return, one by one
+        self.endings: list[list[ClosedFlow]] = []  # what wait_closed_flows will return, one by one
 
     def open_tcp(
         self, client: Address = ("192.0.2.7", 51000), *, original: int = 0, reply: int = 0
@@ -63,11 +64,11 @@ class FakeRelay:
         flow: Flow,
         reason: CloseReason = CloseReason.FINISHED,
         side: CloseSide = CloseSide.CLIENT,
-    ) -> FlowRow:
+    ) -> ClosedFlow:
         flow.end(reason, side, 12.5)
         self.live.remove(flow)
         self.closed.append(flow)
-        return flow_row(flow, WALL, {})
+        return closed_flow(flow, WALL, "{}")
 
     async def flows(self, query: FlowQuery) -> FlowPage:
         await self._answer()
@@ -80,10 +81,10 @@ class FakeRelay:
         page = await self.flows(query)
         return {"ids": [row["id"] for row in page["rows"]], "matched": page["matched"]}
 
-    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[FlowRow]:
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
         await self._answer()
         by_id = {flow.id: flow for flow in (self.closed if recent else self.live)}
-        return [flow_row(by_id[id], WALL, {}) for id in ids if id in by_id]
+        return [row_json(by_id[id], WALL, "{}") for id in ids if id in by_id]
 
     async def kill(self, query: FlowQuery) -> int:
         await self._answer()
@@ -131,7 +132,7 @@ class FakeRelay:
             "not_ready": self.not_ready,
         }
 
-    async def wait_closed_flows(self) -> list[FlowRow]:
+    async def wait_closed_flows(self) -> list[ClosedFlow]:
         if not self.endings:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()

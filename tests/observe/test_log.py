@@ -15,6 +15,7 @@ import pytest
 import structlog
 import trio
 
+from proxy.core.address import Transport
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.printable import printable
 from proxy.observe import log, sink
@@ -25,7 +26,7 @@ from tests.observe.fake_relay import FakeRelay
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from proxy.core.query import FlowRow
+    from proxy.core.row_json import ClosedFlow
 
 
 @pytest.fixture(autouse=True)
@@ -55,10 +56,10 @@ def lines_of(fd: int) -> list[str]:
     return left_in(fd).decode().splitlines()
 
 
-def closed_row(**changes: Any) -> FlowRow:
+def closed(reason: CloseReason = CloseReason.FINISHED, *, listener: str = "web") -> ClosedFlow:
     relay = FakeRelay()
-    row = relay.end(relay.open_tcp(original=1300, reply=36_000_000))
-    return {**row, **changes}  # type: ignore[typeddict-item]
+    relay.web.listener = listener
+    return relay.end(relay.open_tcp(original=1300, reply=36_000_000), reason)
 
 
 def test_json_events_are_one_object_a_line(pipe: tuple[int, int]) -> None:
@@ -89,7 +90,7 @@ EVIL = 'a\nlevel=error\r\x1b[2J\u202e\x00\x85\u2028"quoted" = 1\udcff'
 def test_no_value_can_forge_a_line(pipe: tuple[int, int], format: Any) -> None:
     lines = configure(format, fd=pipe[1])
     structlog.get_logger().info(EVIL, **{"key\n": EVIL}, value=EVIL)
-    lines.put_flow(closed_row(listener=EVIL))
+    lines.put_flow(closed(listener=EVIL))
     lines.flush()
     written = left_in(pipe[0]).decode()
     assert written.count("\n") == 2
@@ -110,8 +111,9 @@ def test_a_traceback_in_text_cannot_pass_for_a_record(pipe: tuple[int, int]) -> 
 
 
 def test_flow_as_json_has_every_key_of_its_row() -> None:
-    row = closed_row()
-    record = json.loads(JsonFormat().flow(row))
+    flow = closed()
+    row = json.loads(flow.row)
+    record = json.loads(JsonFormat().flow(flow))
     assert list(record)[:3] == ["time", "level", "event"]
     assert record["event"] == "flow"
     assert record["duration"] == 2.5
@@ -120,7 +122,7 @@ def test_flow_as_json_has_every_key_of_its_row() -> None:
 
 
 def test_flow_as_text_shows_both_pairs() -> None:
-    assert TextFormat(colour=False).flow(closed_row()) == (
+    assert TextFormat(colour=False).flow(closed()) == (
         "2023-11-14T22:13:32.500Z flow    1 tcp web "
         "192.0.2.7:51000 -> 192.0.2.1:8080 | 10.0.0.9:40001 -> 10.0.0.1:80 "
         "1.3KiB > 34.3MiB < 2s finished client"
@@ -128,13 +130,14 @@ def test_flow_as_text_shows_both_pairs() -> None:
 
 
 def test_flow_without_an_endpoint_as_text() -> None:
-    row = closed_row(endpoint={"local": None, "remote": None}, close_reason="no_endpoint")
-    assert "| - -> - " in TextFormat(colour=False).flow(row)
+    relay = FakeRelay()
+    flow = relay.end(relay.open_udp(), CloseReason.NO_ENDPOINT)
+    assert "| - -> - " in TextFormat(colour=False).flow(flow)
 
 
 def test_colours_are_for_terminals() -> None:
-    assert "\x1b[" not in TextFormat(colour=False).flow(closed_row())
-    assert "\x1b[32mfinished\x1b[0m" in TextFormat(colour=True).flow(closed_row())
+    assert "\x1b[" not in TextFormat(colour=False).flow(closed())
+    assert "\x1b[32mfinished\x1b[0m" in TextFormat(colour=True).flow(closed())
 
 
 def test_a_terminal_is_coloured_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -176,7 +179,7 @@ def test_a_list_as_text_is_words() -> None:
     ],
 )
 def test_what_counts_as_an_error(reason: str, transport: str, quiet: bool) -> None:
-    assert is_quiet(closed_row(close_reason=reason, transport=transport)) is quiet
+    assert is_quiet(CloseReason(reason), Transport(transport)) is quiet
 
 
 class Lines(FlowSink):

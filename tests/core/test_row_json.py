@@ -1,0 +1,87 @@
+"""A row written at once is the row that ``flow_row`` describes."""
+
+from __future__ import annotations
+
+import json
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.address import Address, Transport
+from proxy.core.counters import ListenerCounters
+from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
+from proxy.core.query import flow_row
+from proxy.core.responders import Responders
+from proxy.core.row_json import closed_flow, row_json
+from proxy.core.unix import Credentials, UnixAddress
+
+IPV6 = st.sampled_from(["::1", "2001:db8::1", "fe80::1%eth0"])
+PORTS = st.integers(0, 65535)
+UNIX: st.SearchStrategy[Address] = st.builds(UnixAddress, st.text(max_size=20))
+IP: st.SearchStrategy[Address] = st.one_of(
+    st.tuples(st.ip_addresses(v=4).map(str), PORTS),
+    st.tuples(IPV6, PORTS, st.just(0), st.just(0)),
+)
+ADDRESSES = IP | UNIX
+TIMES = st.floats(0, 1e6)
+WALL = 1_700_000_000.123456
+
+
+class KnownFlow(Flow):
+    """A flow that tells all there is to tell."""
+
+    known: Credentials | None = None
+    answers: Responders | None = None
+
+    @property
+    def credentials(self) -> Credentials | None:
+        return self.known
+
+    @property
+    def responders(self) -> Responders | None:
+        return self.answers
+
+
+@st.composite
+def flows(draw: st.DrawFn) -> KnownFlow:
+    transport = draw(st.sampled_from(Transport))
+    first = State.UNREPLIED if transport.is_datagram else State.CONNECTING
+    name = draw(st.text(max_size=10))
+    counters = ListenerCounters(name, transport, draw(st.text(max_size=10)))
+    ends = UNIX if transport.is_unix else IP
+    client, local = draw(ends), draw(ends)
+    number, now = draw(st.integers(1, 10**12)), draw(TIMES)
+    flow = KnownFlow(number, counters, client, local, Direction(), Direction(), first, now)
+    flow.endpoint_local = draw(st.none() | ADDRESSES)
+    flow.endpoint_remote = draw(st.none() | ADDRESSES)
+    for direction in (flow.original, flow.reply):
+        direction.bytes, direction.packets = draw(st.integers(0, 10**15)), draw(st.integers(0, 9))
+    flow.active = draw(TIMES)
+    if draw(st.booleans()):
+        flow.known = Credentials(draw(PORTS), draw(PORTS), draw(PORTS))
+    if draw(st.booleans()):
+        flow.answers = Responders()
+        flow.answers.count(draw(ADDRESSES), 7)
+    if draw(st.booleans()):
+        flow.end(draw(st.sampled_from(CloseReason)), draw(st.sampled_from(CloseSide)), draw(TIMES))
+    return flow
+
+
+@given(flows())
+def test_it_is_the_same_row(flow: KnownFlow) -> None:
+    limits = {"idle": 7440.0}
+    text = row_json(flow, WALL, json.dumps(limits))
+    assert json.loads(text) == flow_row(flow, WALL, limits)
+    assert list(json.loads(text)) == list(flow_row(flow, WALL, limits))
+    assert text.isascii()
+    assert text.isprintable()
+
+
+@given(flows())
+def test_a_flow_that_ended_has_what_its_line_needs(flow: KnownFlow) -> None:
+    flow.end(CloseReason.KILLED, CloseSide.PROXY, flow.opened + 2.5)
+    closed = closed_flow(flow, WALL, "{}")
+    assert closed.reason is flow.close_reason
+    assert closed.transport is flow.transport
+    assert closed.row == row_json(flow, WALL, "{}")
+    assert (closed.closed, closed.duration) == (flow.closed + WALL, flow.closed - flow.opened)
