@@ -41,6 +41,8 @@ if TYPE_CHECKING:
 
 FILES_PER_FLOW: Final = 1
 
+UNREPLIED: Final = State.UNREPLIED
+
 log = structlog.get_logger()
 
 
@@ -99,10 +101,8 @@ class DatagramFlow(Flow):
 
     def ready(self, mask: int, now: float) -> None:
         """Receive one reply; what else waits is told again in the next round."""
-        replies = self.listener.relay.replies
-        room = replies.room(self.fd, now)
         try:
-            size = self.socket.recv_into(room)
+            size = self.listener.replies.receive(self, now)
         except BlockingIOError:
             if mask & EPOLLERR:
                 self._count_errors()
@@ -111,31 +111,33 @@ class DatagramFlow(Flow):
             if not self._count_errors():
                 self.counters.dropped[drop_of(error)] += 1
             return
-        self.reply.bytes += size
-        self.reply.packets += 1
-        counters = self.counters.reply
-        counters.received += size
-        counters.packets += 1
-        if self.state is State.UNREPLIED:
+        self.count_reply(size)
+        if self.state is UNREPLIED:
             self._assure()
-        replies.put(self, size)
 
     def take_reply(self, size: int, now: float) -> None:
         """Pass on a reply that somebody else has received into the batch for this flow."""
-        self.reply.bytes += size
-        self.reply.packets += 1
-        self.counters.reply.received += size
-        self.counters.reply.packets += 1
-        if self.state is State.UNREPLIED:
+        self.count_reply(size)
+        if self.state is UNREPLIED:
             self._assure()
-        self.listener.relay.replies.put(self, size)
+        self.listener.replies.put(self, size)
+
+    def count_reply(self, size: int) -> None:
+        """Count a reply that has been received."""
+        reply = self.reply
+        reply.bytes += size
+        reply.packets += 1
+        counters = self.counters.reply
+        counters.received += size
+        counters.packets += 1
 
     def send(self, data: memoryview, now: float) -> None:
         """Pass a client's datagram on to the endpoint."""
         size = len(data)
         self.active = now
-        self.original.bytes += size
-        self.original.packets += 1
+        original = self.original
+        original.bytes += size
+        original.packets += 1
         counters = self.counters.original
         counters.received += size
         counters.packets += 1

@@ -19,7 +19,7 @@ from proxy.core.flow import Drop, Refusal
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
 from proxy.engine.drops import kernel_drops
-from proxy.engine.mmsg import LARGEST_DATAGRAM
+from proxy.engine.mmsg import LARGEST_DATAGRAM, LENGTH, DatagramBatch
 from proxy.engine.outbound import PLAIN
 from proxy.engine.runs import can_segment, serve_runs
 from proxy.engine.sockaddr import (
@@ -79,7 +79,8 @@ class DatagramListener:
         self.relay = relay
         self.socket = socket
         self.fd = socket.fileno()
-        self.batch = relay.requests
+        self.serve_batch(relay.requests)
+        self.replies = relay.replies
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
@@ -99,14 +100,14 @@ class DatagramListener:
         """Receive a batch and pass it on; what else waits is told again in the next round."""
         batch = self.batch
         count = batch.receive(self.fd)
-        flows = self.flows
-        wildcard, local_key = self._wildcard, self._local_key
-        data = batch.data
-        if count > 1 and self._runs and batch.name(0) == batch.name(1):
+        names = self._names
+        if count > 1 and self._runs and names[0] == names[1]:
             serve_runs(self, count, now)
             return
+        flows, data, word = self.flows, batch.data, batch.word
+        wildcard, local_key = self._wildcard, self._local_key
         for index in range(count):
-            key = batch.name(index)
+            key = names[index].tobytes()
             if wildcard:
                 key += local_key(batch.control(index))
             flow = flows.get(key)
@@ -114,11 +115,16 @@ class DatagramListener:
                 flow = self._admit(key, index, now)
                 if flow is None:
                     continue
-            size = batch.length(index)
+            size = word[16 * index + LENGTH]
             if size == LARGEST_DATAGRAM and batch.truncated(index):
                 self.counters.dropped[Drop.TRUNCATED] += 1
                 continue
             flow.send(data[index][:size], now)
+
+    def serve_batch(self, batch: DatagramBatch) -> None:
+        """Receive into this batch from now on."""
+        self.batch = batch
+        self._names = batch.names_of(self.socket.family)
 
     def flow_of(self, index: int, now: float) -> DatagramFlow | None:
         """The flow of a datagram in the batch, opened if need be; None if it is refused."""

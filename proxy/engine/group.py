@@ -88,7 +88,7 @@ class Answers:
     def ready(self, mask: int, now: float) -> None:
         """Receive one answer; what else waits is told again in the next round."""
         flow = self._flow
-        room = flow.listener.relay.replies.room(flow.fd, now)
+        room = flow.listener.replies.room(flow.fd, now)
         try:
             size, remote = self._socket.recvfrom_into(room)
         except BlockingIOError:

@@ -17,6 +17,8 @@ import ctypes
 import errno
 import os
 import sys
+from collections.abc import Sequence
+from socket import AF_INET, AF_INET6
 from typing import Final
 
 BATCH: Final = 64
@@ -28,6 +30,9 @@ LARGEST_DATAGRAM: Final = 65535
 NAME_SIZE: Final = 112  # sizeof(struct sockaddr_un), the largest, and its last NUL; rounded up
 CONTROL_SIZE: Final = 64  # one IP_PKTINFO or IPV6_PKTINFO message, with room for one more
 HEADER_SIZE: Final = 64
+
+SOCKADDR_SIZES: Final[dict[int, int]] = {AF_INET: 16, AF_INET6: 28}
+"""Bytes of a raw address, where all of a family have the same."""
 
 MSG_DONTWAIT: Final = 0x40
 MSG_TRUNC: Final = 0x20
@@ -61,6 +66,7 @@ class DatagramBatch:
         data: one writable view of ``LARGEST_DATAGRAM`` bytes for each datagram.
         names: one view of ``NAME_SIZE`` bytes each: the raw socket address.
         controls: one view of ``control_size`` bytes each.
+        word: the headers as 32-bit words, 16 for each datagram; at ``LENGTH`` is what was received.
 
     Args:
         control_size: bytes of control messages that are taken with a datagram.
@@ -69,15 +75,16 @@ class DatagramBatch:
 
     __slots__ = (
         "_address",
+        "_addressed",
         "_control_size",
         "_iovecs",
         "_long",
         "_memory",
         "_received",
-        "_word",
         "controls",
         "data",
         "names",
+        "word",
     )
 
     def __init__(self, control_size: int = CONTROL_SIZE) -> None:
@@ -88,11 +95,12 @@ class DatagramBatch:
         self.controls = self._room(control_size)
         headers = memoryview(self._block(BATCH * HEADER_SIZE)).cast("B")
         self._long = headers.cast("Q")
-        self._word = headers.cast("I")
+        self.word = headers.cast("I")
         self._address = ctypes.addressof(self._memory[-1])
         self._iovecs = memoryview(self._block(BATCH * 16)).cast("B").cast("Q")
         self._point(ctypes.addressof(self._memory[-1]))
         self._received = BATCH
+        self._addressed: list[bytes | None] = [None] * BATCH
 
     def receive(self, fd: int) -> int:
         """Receive what waits on a socket, at most ``BATCH`` datagrams; 0 if there is none.
@@ -101,7 +109,7 @@ class DatagramBatch:
             OSError: what the socket reports, for example ECONNREFUSED of a connected one.
 
         """
-        word, long, control_size = self._word, self._long, self._control_size
+        word, long, control_size = self.word, self._long, self._control_size
         for index in range(self._received):  # the kernel wrote what it used over what there is
             word[16 * index + NAME_LENGTH] = NAME_SIZE
             long[8 * index + CONTROL_LENGTH] = control_size
@@ -109,13 +117,18 @@ class DatagramBatch:
         self._received = max(0, count)
         return count if count >= 0 else _zero_or_raise()
 
+    def names_of(self, family: int) -> Sequence[memoryview]:
+        """The raw addresses of received datagrams, as they will stand there, by index."""
+        size = SOCKADDR_SIZES.get(family)
+        return _NamesAsLong(self) if size is None else [name[:size] for name in self.names]
+
     def length(self, index: int) -> int:
         """Bytes of a received datagram."""
-        return self._word[16 * index + LENGTH]
+        return self.word[16 * index + LENGTH]
 
     def name(self, index: int) -> bytes:
         """The raw address a datagram came from: a key, and what ``send`` takes."""
-        return bytes(self.names[index][: self._word[16 * index + NAME_LENGTH]])
+        return bytes(self.names[index][: self.word[16 * index + NAME_LENGTH]])
 
     def control(self, index: int) -> memoryview:
         """The control messages that came with a datagram."""
@@ -123,15 +136,17 @@ class DatagramBatch:
 
     def truncated(self, index: int) -> bool:
         """Whether a received datagram was longer than its room."""
-        return bool(self._word[16 * index + FLAGS] & MSG_TRUNC)
+        return bool(self.word[16 * index + FLAGS] & MSG_TRUNC)
 
     def prepare(self, index: int, length: int, name: bytes, control: bytes) -> None:
         """Make a datagram of ``length`` bytes in its room ready to be sent to an address."""
         self._iovecs[2 * index + 1] = length
-        self.names[index][: len(name)] = name
-        self._word[16 * index + NAME_LENGTH] = len(name)
-        self.controls[index][: len(control)] = control
-        self._long[8 * index + CONTROL_LENGTH] = len(control)
+        if self._addressed[index] is not name:  # each flow has a name of its own
+            self._addressed[index] = name
+            self.names[index][: len(name)] = name
+            self.word[16 * index + NAME_LENGTH] = len(name)
+            self.controls[index][: len(control)] = control
+            self._long[8 * index + CONTROL_LENGTH] = len(control)
 
     def prepared(self, index: int) -> int:
         """Bytes of a datagram that was prepared."""
@@ -168,6 +183,20 @@ class DatagramBatch:
             self._long[8 * index + IOV] = iovecs + 16 * index
             self._long[8 * index + IOV_COUNT] = 1
             self._long[8 * index + CONTROL] = controls + self._control_size * index
+
+
+class _NamesAsLong(Sequence[memoryview]):
+    """The raw addresses of received datagrams where their lengths differ: of Unix sockets."""
+
+    def __init__(self, batch: DatagramBatch) -> None:
+        self._batch = batch
+
+    def __len__(self) -> int:
+        return BATCH
+
+    def __getitem__(self, index: int) -> memoryview:  # type: ignore[override]
+        batch = self._batch
+        return batch.names[index][: batch.word[16 * index + NAME_LENGTH]]
 
 
 def _zero_or_raise() -> int:

@@ -23,8 +23,29 @@ class ReplyBatch:
     def __init__(self, pump: Pump) -> None:
         self._pump = pump
         self._batch = DatagramBatch()
+        self._data = self._batch.data
         self._flows: list[DatagramFlow] = []
         self._fd = -1
+
+    def receive(self, flow: DatagramFlow, now: float) -> int:
+        """Receive one reply of a flow and take it along; return its bytes.
+
+        Raises:
+            OSError: what the flow's socket reports; EAGAIN too.
+
+        """
+        flows = self._flows
+        count = len(flows)
+        if count and (count == BATCH or flow.fd != self._fd):
+            self.send(now)
+            count = 0
+        size = flow.socket.recv_into(self._data[count])
+        if not count:
+            self._fd = flow.fd
+            self._pump.after_round(self.send)
+        self._batch.prepare(count, size, flow.name, flow.control)
+        flows.append(flow)
+        return size
 
     def room(self, fd: int, now: float) -> memoryview:
         """Where to receive the next reply that shall go out through the socket ``fd``."""

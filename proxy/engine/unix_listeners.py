@@ -82,18 +82,14 @@ class UnixgramFlow(CountedFlow):
 
     def _discard(self, now: float) -> None:
         """Receive a reply that nobody can be given."""
-        relay = self.listener.relay
         try:
-            size = self.socket.recv_into(relay.replies.room(self.fd, now))
+            size = self.socket.recv_into(self.listener.replies.room(self.fd, now))
         except BlockingIOError:
             return
         except OSError as error:
             self.counters.dropped[drop_of(error)] += 1
             return
-        self.reply.bytes += size
-        self.reply.packets += 1
-        self.counters.reply.received += size
-        self.counters.reply.packets += 1
+        self.count_reply(size)
         self.reply_dropped(size, Drop.UNNAMED)
 
 
@@ -113,7 +109,7 @@ class UnixgramListener(DatagramListener):
         socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
         super().__init__(relay, socket, counters, limits, upstream, SYSTEM, UnixgramFlow, connect)
         self.options = options
-        self.batch = DatagramBatch(CONTROL_SIZE)
+        self.serve_batch(DatagramBatch(CONTROL_SIZE))
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
