@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import errno
 from select import EPOLLERR, EPOLLIN
-from socket import MSG_DONTWAIT
+from socket import AF_UNIX, MSG_DONTWAIT
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
@@ -30,6 +30,7 @@ from proxy.engine.group import Answers, is_group, open_group
 from proxy.engine.icmp import ask_for_errors, take_errors
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED
+from proxy.engine.trains import TrainReader
 from proxy.engine.unix import UnixDatagramSocket
 
 if TYPE_CHECKING:
@@ -103,33 +104,40 @@ class DatagramFlow(Flow):
         """Receive one reply; what else waits is told again in the next round."""
         try:
             size = self.listener.replies.receive(self, now)
-        except BlockingIOError:
-            if mask & EPOLLERR:
-                self._count_errors()
-            return
         except OSError as error:
-            if not self._count_errors():
-                self.counters.dropped[drop_of(error)] += 1
+            self.receive_failed(mask, error)
             return
         self.count_reply(size)
-        if self.state is UNREPLIED:
-            self._assure()
+
+    def receive_failed(self, mask: int, error: OSError) -> None:
+        """Count what the socket reported in place of a reply."""
+        if isinstance(error, BlockingIOError):
+            if mask & EPOLLERR:
+                self._count_errors()
+        elif not self._count_errors():
+            self.counters.dropped[drop_of(error)] += 1
+
+    def read_trains(self) -> None:
+        """Receive many replies a call from now on: they come faster than one a round."""
+        pump, fd = self.listener.relay.pump, self.socket.fileno()
+        if self.listener.trains and self.socket.family != AF_UNIX and pump.serves(fd, self):
+            pump.hand_over(fd, TrainReader(self))
 
     def take_reply(self, size: int, now: float) -> None:
         """Pass on a reply that somebody else has received into the batch for this flow."""
         self.count_reply(size)
-        if self.state is UNREPLIED:
-            self._assure()
         self.listener.replies.put(self, size)
 
-    def count_reply(self, size: int) -> None:
-        """Count a reply that has been received."""
+    def count_reply(self, size: int, packets: int = 1) -> None:
+        """Count a reply, or a train of them, that has been received."""
         reply = self.reply
         reply.bytes += size
-        reply.packets += 1
+        reply.packets += packets
         counters = self.counters.reply
         counters.received += size
-        counters.packets += 1
+        counters.packets += packets
+        if self.state is UNREPLIED:
+            self._assure()
 
     def send(self, data: memoryview, now: float) -> None:
         """Pass a client's datagram on to the endpoint."""

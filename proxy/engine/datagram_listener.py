@@ -19,7 +19,7 @@ from proxy.core.flow import Drop, Refusal
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
 from proxy.engine.drops import kernel_drops
-from proxy.engine.mmsg import LARGEST_DATAGRAM, LENGTH, DatagramBatch
+from proxy.engine.mmsg import CONTROL_LENGTH, LARGEST_DATAGRAM, LENGTH, DatagramBatch
 from proxy.engine.outbound import PLAIN
 from proxy.engine.runs import can_segment, serve_runs
 from proxy.engine.sockaddr import (
@@ -32,6 +32,7 @@ from proxy.engine.sockaddr import (
     local_of,
     unmapped,
 )
+from proxy.engine.trains import ask_for_trains, pass_train
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -39,6 +40,9 @@ if TYPE_CHECKING:
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
+
+LONGEST_INFO: Final = 48
+"""Bytes of control messages that tell where, or by whom, a datagram was sent; a train has more."""
 
 PLAIN_WAY: Final = PLAIN.way(SOCK_DGRAM)
 
@@ -88,10 +92,13 @@ class DatagramListener:
         self.flows: dict[bytes, DatagramFlow] = {}
         self.connect = connect
         self._kind = kind
-        self._runs = kind is DatagramFlow and can_segment()  # others look at each datagram
+        self.trains = kind is DatagramFlow and can_segment()  # others look at each datagram
+        if self.trains:
+            ask_for_trains(socket)
         self._kernel_drops = 0
         self._local: Address = canonical(socket.getsockname())
         self._wildcard = self._tells_local or self._local[0] in WILDCARDS
+        self._lone_control = LONGEST_INFO if self._wildcard or not self.trains else 0
         self._mapped = socket.family == AF_INET6
         set_pmtu(socket, options.pmtu)
         relay.pump.register(self.fd, self, EPOLLIN)
@@ -101,12 +108,16 @@ class DatagramListener:
         batch = self.batch
         count = batch.receive(self.fd)
         names = self._names
-        if count > 1 and self._runs and names[0] == names[1]:
+        if count > 1 and self.trains and names[0] == names[1]:
             serve_runs(self, count, now)
             return
-        flows, data, word = self.flows, batch.data, batch.word
+        flows, data, word, long = self.flows, batch.data, batch.word, batch.long
+        lone = self._lone_control
         wildcard, local_key = self._wildcard, self._local_key
         for index in range(count):
+            if long[8 * index + CONTROL_LENGTH] > lone:
+                pass_train(self, index, now)
+                continue
             key = names[index].tobytes()
             if wildcard:
                 key += local_key(batch.control(index))

@@ -18,8 +18,10 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from socket import AF_INET, AF_INET6
+from socket import AF_INET, AF_INET6, IPPROTO_UDP
 from typing import Final
+
+from proxy.engine.sockaddr import CMSG
 
 BATCH: Final = 64
 """Datagrams a call; beyond this the cost of the call itself no longer shows."""
@@ -28,11 +30,13 @@ LARGEST_DATAGRAM: Final = 65535
 """Bytes; no UDP datagram is longer, so none is ever cut."""
 
 NAME_SIZE: Final = 112  # sizeof(struct sockaddr_un), the largest, and its last NUL; rounded up
-CONTROL_SIZE: Final = 64  # one IP_PKTINFO or IPV6_PKTINFO message, with room for one more
+CONTROL_SIZE: Final = 96  # an original destination of IPv6 and a UDP_GRO message, rounded up
 HEADER_SIZE: Final = 64
 
 SOCKADDR_SIZES: Final[dict[int, int]] = {AF_INET: 16, AF_INET6: 28}
 """Bytes of a raw address, where all of a family have the same."""
+
+UDP_GRO: Final = 104  # uapi/linux/udp.h
 
 MSG_DONTWAIT: Final = 0x40
 MSG_TRUNC: Final = 0x20
@@ -67,6 +71,7 @@ class DatagramBatch:
         names: one view of ``NAME_SIZE`` bytes each: the raw socket address.
         controls: one view of ``control_size`` bytes each.
         word: the headers as 32-bit words, 16 for each datagram; at ``LENGTH`` is what was received.
+        long: the same as 64-bit words, 8 for each; at ``CONTROL_LENGTH`` are bytes of control.
 
     Args:
         control_size: bytes of control messages that are taken with a datagram.
@@ -78,11 +83,11 @@ class DatagramBatch:
         "_addressed",
         "_control_size",
         "_iovecs",
-        "_long",
         "_memory",
         "_received",
         "controls",
         "data",
+        "long",
         "names",
         "word",
     )
@@ -94,7 +99,7 @@ class DatagramBatch:
         self.names = self._room(NAME_SIZE)
         self.controls = self._room(control_size)
         headers = memoryview(self._block(BATCH * HEADER_SIZE)).cast("B")
-        self._long = headers.cast("Q")
+        self.long = headers.cast("Q")
         self.word = headers.cast("I")
         self._address = ctypes.addressof(self._memory[-1])
         self._iovecs = memoryview(self._block(BATCH * 16)).cast("B").cast("Q")
@@ -109,7 +114,7 @@ class DatagramBatch:
             OSError: what the socket reports, for example ECONNREFUSED of a connected one.
 
         """
-        word, long, control_size = self.word, self._long, self._control_size
+        word, long, control_size = self.word, self.long, self._control_size
         for index in range(self._received):  # the kernel wrote what it used over what there is
             word[16 * index + NAME_LENGTH] = NAME_SIZE
             long[8 * index + CONTROL_LENGTH] = control_size
@@ -122,6 +127,48 @@ class DatagramBatch:
         size = SOCKADDR_SIZES.get(family)
         return _NamesAsLong(self) if size is None else [name[:size] for name in self.names]
 
+    def receive_more(self, fd: int, first: int, most: int) -> int:
+        """Receive from a connected socket, behind what is prepared; 0 if there is nothing.
+
+        Args:
+            fd: the socket.
+            first: index of the first datagram; ``first + most`` is at most ``BATCH``.
+            most: datagrams at most.
+
+        Raises:
+            OSError: what the socket reports.
+
+        """
+        for index in range(first, first + most):
+            self._addressed[index] = None
+            self._iovecs[2 * index + 1] = LARGEST_DATAGRAM
+            self.word[16 * index + NAME_LENGTH] = 0
+            self.long[8 * index + CONTROL_LENGTH] = self._control_size
+        at = self._address + HEADER_SIZE * first
+        count: int = _recvmmsg(fd, at, most, MSG_DONTWAIT, None)
+        return count if count >= 0 else _zero_or_raise()
+
+    def take_segment(self, index: int) -> int:
+        """Take out of a train's control messages how long its datagrams are (udp(7), UDP_GRO).
+
+        Returns:
+            Bytes of each, the last of which may be shorter; 0 for a datagram alone.
+
+        """
+        control, length = self.controls[index], self.long[8 * index + CONTROL_LENGTH]
+        at = 0
+        while at + CMSG.size <= length:
+            size, level, kind = CMSG.unpack_from(control, at)
+            after = at + (size + 7) // 8 * 8
+            if (level, kind) == (IPPROTO_UDP, UDP_GRO):
+                left = length - (after - at)
+                segment = int.from_bytes(control[at + CMSG.size : at + size], "little")
+                control[at:left] = bytes(control[after:length])
+                self.long[8 * index + CONTROL_LENGTH] = left
+                return segment
+            at = after
+        return 0
+
     def length(self, index: int) -> int:
         """Bytes of a received datagram."""
         return self.word[16 * index + LENGTH]
@@ -132,7 +179,7 @@ class DatagramBatch:
 
     def control(self, index: int) -> memoryview:
         """The control messages that came with a datagram."""
-        return self.controls[index][: self._long[8 * index + CONTROL_LENGTH]]
+        return self.controls[index][: self.long[8 * index + CONTROL_LENGTH]]
 
     def truncated(self, index: int) -> bool:
         """Whether a received datagram was longer than its room."""
@@ -146,7 +193,7 @@ class DatagramBatch:
             self.names[index][: len(name)] = name
             self.word[16 * index + NAME_LENGTH] = len(name)
             self.controls[index][: len(control)] = control
-            self._long[8 * index + CONTROL_LENGTH] = len(control)
+            self.long[8 * index + CONTROL_LENGTH] = len(control)
 
     def prepared(self, index: int) -> int:
         """Bytes of a datagram that was prepared."""
@@ -164,6 +211,24 @@ class DatagramBatch:
             _raise()
         return sent
 
+    def send_part(self, fd: int, index: int, start: int, length: int, control: bytes) -> None:
+        """Send a part of a datagram that was prepared, as one by itself.
+
+        Raises:
+            OSError: it could not be sent.
+
+        """
+        self._addressed[index] = None
+        self.controls[index][: len(control)] = control
+        self.long[8 * index + CONTROL_LENGTH] = len(control)
+        data = self._iovecs[2 * index]
+        self._iovecs[2 * index] = data + start
+        self._iovecs[2 * index + 1] = length
+        try:
+            self.send(fd, index, 1)
+        finally:
+            self._iovecs[2 * index] = data
+
     def _room(self, size: int) -> list[memoryview]:
         block = memoryview(self._block(BATCH * size)).cast("B")
         return [block[size * index : size * (index + 1)] for index in range(BATCH)]
@@ -179,10 +244,10 @@ class DatagramBatch:
         for index in range(BATCH):
             self._iovecs[2 * index] = data + LARGEST_DATAGRAM * index
             self._iovecs[2 * index + 1] = LARGEST_DATAGRAM
-            self._long[8 * index + NAME] = names + NAME_SIZE * index
-            self._long[8 * index + IOV] = iovecs + 16 * index
-            self._long[8 * index + IOV_COUNT] = 1
-            self._long[8 * index + CONTROL] = controls + self._control_size * index
+            self.long[8 * index + NAME] = names + NAME_SIZE * index
+            self.long[8 * index + IOV] = iovecs + 16 * index
+            self.long[8 * index + IOV_COUNT] = 1
+            self.long[8 * index + CONTROL] = controls + self._control_size * index
 
 
 class _NamesAsLong(Sequence[memoryview]):

@@ -82,6 +82,10 @@ class Pump:
         """Let another handler serve a registered socket."""
         self._handlers[fd] = handler
 
+    def serves(self, fd: int, handler: Handler) -> bool:
+        """Whether a socket is served by this handler."""
+        return self._handlers.get(fd) is handler
+
     def again(self, handler: Handler, mask: int) -> None:
         """Serve a handler again in the next round, as if these events came then.
 

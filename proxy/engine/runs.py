@@ -23,6 +23,7 @@ from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import Drop
+from proxy.engine.sockaddr import CMSG
 
 if TYPE_CHECKING:
     from proxy.engine.datagram import DatagramFlow
@@ -54,6 +55,7 @@ def serve_runs(listener: DatagramListener, count: int, now: float) -> None:
     run_flow: DatagramFlow | None = None
     run_size = 0
     for index in range(count):
+        segment = batch.take_segment(index)
         flow = listener.flow_of(index, now)
         if flow is None:
             continue
@@ -61,22 +63,41 @@ def serve_runs(listener: DatagramListener, count: int, now: float) -> None:
             listener.counters.dropped[Drop.TRUNCATED] += 1
             continue
         size = batch.length(index)
+        if segment:
+            if run_flow is not None:
+                send_run(run_flow, run, now)
+            run, run_flow = [], None
+            send_run(flow, pieces(batch.data[index][:size], segment), now)
+            continue
         if flow is not run_flow or size != run_size or (len(run) + 1) * size > RUN_MAX:
             if run_flow is not None:
-                _send_run(run_flow, run, now)
+                send_run(run_flow, run, now)
             run, run_flow, run_size = [], flow, size
         run.append(batch.data[index][:size])
     if run_flow is not None:
-        _send_run(run_flow, run, now)
+        send_run(run_flow, run, now)
 
 
-def _send_run(flow: DatagramFlow, run: list[memoryview], now: float) -> None:
+@lru_cache(maxsize=64)
+def segment_control(segment: int) -> bytes:
+    """The control message by which a train is sent whose datagrams have so many bytes."""
+    size = CMSG.size + 2
+    return CMSG.pack(size, IPPROTO_UDP, UDP_SEGMENT) + segment.to_bytes(2, "little") + bytes(6)
+
+
+def pieces(data: memoryview, segment: int) -> list[memoryview]:
+    """The datagrams of a train: all have ``segment`` bytes, but the last, which may be shorter."""
+    return [data[start : start + segment] for start in range(0, len(data), segment)]
+
+
+def send_run(flow: DatagramFlow, run: list[memoryview], now: float) -> None:
+    """Send datagrams with one call; all have the size of the first, the last may be shorter."""
     if len(run) == 1 or not _sent_at_once(flow, run):
         for data in run:
             flow.send(data, now)
         return
     count = len(run)
-    size = count * len(run[0])
+    size = (count - 1) * len(run[0]) + len(run[-1])
     flow.active = now
     flow.original.bytes += size
     flow.original.packets += count

@@ -89,7 +89,10 @@ class UnixgramFlow(CountedFlow):
         except OSError as error:
             self.counters.dropped[drop_of(error)] += 1
             return
-        self.count_reply(size)
+        self.reply.bytes += size
+        self.reply.packets += 1
+        self.counters.reply.received += size
+        self.counters.reply.packets += 1
         self.reply_dropped(size, Drop.UNNAMED)
 
 
