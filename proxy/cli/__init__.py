@@ -27,6 +27,8 @@ COMMANDS: Final = {
     "find": "proxy.cli.table",
     "kill": "proxy.cli.table",
     "status": "proxy.cli.table",
+    "reload": "proxy.cli.reload",
+    "drain": "proxy.cli.drain",
 }
 
 

@@ -26,6 +26,9 @@ DEFAULT_ADMIN: Final = "/run/sockpair/admin.sock"
 TIMEOUT: Final = 35.0
 """Seconds for one answer; the server gives up after 30 and says so."""
 
+CONFLICT: Final = 409
+"""The answer to a reload that was refused, with every problem."""
+
 ARGUMENTS: Final = {"address": "'[ADDR:]PORT'", "port": "'[ADDR:]PORT'"}
 """The API's parameters that are no option on the command line."""
 
@@ -86,6 +89,10 @@ class AdminClient:
         """End what the path and the parameters name; raises as ``get`` does."""
         return self._ask("DELETE", path, params or {})
 
+    def post(self, path: str, params: Mapping[str, object] | None = None) -> Any:
+        """Have something done; raises as ``get`` does, but a conflict (409) is an answer."""
+        return self._ask("POST", path, params or {})
+
     def _ask(self, method: str, path: str, params: Mapping[str, object]) -> Any:
         query = urlencode({name: value for name, value in params.items() if value is not None})
         connection = _UnixConnection(self.path)
@@ -117,7 +124,7 @@ class _UnixConnection(HTTPConnection):
 
 def _value(status: int, body: bytes) -> Any:
     value = json.loads(body)
-    if status < 400:
+    if status < 400 or status == CONFLICT:
         return value
     message = value["error"] if isinstance(value, dict) and "error" in value else f"HTTP {status}"
     if status == 400:

@@ -41,6 +41,7 @@ from proxy.core.units import format_size
 
 if TYPE_CHECKING:
     from proxy.control.house import House
+    from proxy.control.steward import Steward
     from proxy.engine.port import RelayCounters
 
 ROWS = 20
@@ -53,6 +54,8 @@ CONFIG = """
 [admin]
 socket = "{socket}"
 http = "127.0.0.1:0"
+[engine]
+drain_timeout = "1ms"
 [log]
 flows = "off"
 level = "warning"
@@ -113,7 +116,7 @@ class _Show:
         self.seconds = seconds
         self.live = sys.stdout.isatty()
 
-    async def play(self, house: House) -> str:
+    async def play(self, house: House, _steward: Steward) -> None:
         """Send clients, show the table, and write the summary when it is time to stop."""
         listening = (await house.worker.status())["listening"]
         addresses = {row["listener"]: parse_address(row["local"]) for row in listening}
@@ -130,7 +133,6 @@ class _Show:
         if not self.live:
             click.echo("\n".join(table))
         click.echo(_summary(await house.worker.counters()))
-        return "the demo is over"
 
     async def _show_until_stopped(self, house: House) -> None:
         with (

@@ -1,4 +1,7 @@
-"""``sockpair run``: relay what the configuration says, until SIGTERM or SIGINT."""
+"""``sockpair run``: relay what the configuration says, until SIGTERM or SIGINT.
+
+SIGHUP reloads the configuration; see ``control.signals``.
+"""
 
 from __future__ import annotations
 
@@ -11,10 +14,10 @@ import trio
 
 from proxy.cli.check import FileCommand, config_option, load_or_exit
 from proxy.cli.serve import serve
-from proxy.control.house import House, wait_stop_signal
 from proxy.control.listen import BindError
 from proxy.control.names import ResolveError
 from proxy.control.outbound import OptionError
+from proxy.control.signals import obey_signals
 
 
 @click.command(cls=FileCommand)
@@ -25,9 +28,10 @@ def run(path: str) -> None:
     spare_collector()
     signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after the house waits for signals
     try:
-        trio.run(serve, config, _stay)
+        trio.run(serve, config, obey_signals, path)
     except (BindError, OptionError, ResolveError) as exc:
-        click.echo(f"sockpair: {exc}", err=True)
+        for line in str(exc).splitlines():
+            click.echo(f"sockpair: {line}", err=True)
         sys.exit(1)
 
 
@@ -39,7 +43,3 @@ def spare_collector() -> None:
     """
     gc.freeze()
     gc.set_threshold(50_000, 10, 10)
-
-
-async def _stay(house: House) -> str:
-    return (await wait_stop_signal()).name

@@ -8,29 +8,34 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, TypeAlias
 
 import structlog
 import trio
 
 from proxy import __version__
 from proxy.control.house import House, open_house
+from proxy.control.steward import Steward
 from proxy.core.address import format_address
-from proxy.observe.log import FlowSink, configure, write_flow_log
+from proxy.observe.log import FlowSink, configure, set_up, write_flow_log
 from proxy.observe.server import serve_admin
 
 if TYPE_CHECKING:
     from proxy.config.model import Config, Log
 
+Stay: TypeAlias = "Callable[[House, Steward], Awaitable[None]]"
+"""What goes on while everything runs; it returns when it is time to end."""
+
 log = structlog.get_logger()
 
 
-async def serve(config: Config, stay: Callable[[House], Awaitable[str]]) -> None:
+async def serve(config: Config, stay: Stay, file: str | None = None) -> None:
     """Open the house, relay, and close it again.
 
     Args:
         config: what to do.
-        stay: awaited while everything runs; returns why it is time to stop.
+        stay: awaited while everything runs; what is left when it returns is ended at once.
+        file: where the configuration came from, to be read again; None if from no file.
 
     Raises:
         BindError: a socket could not be bound.
@@ -40,34 +45,48 @@ async def serve(config: Config, stay: Callable[[House], Awaitable[str]]) -> None
     """
     sink = configure(format_of(config.log), config.log.level)
     with await open_house(config) as house:
+        steward = Steward(house, file, lambda changed: _adopt_log(changed.log, sink))
         async with trio.open_nursery() as writing:
             await writing.start(sink.run)
             async with trio.open_nursery() as telling:
                 telling.start_soon(write_flow_log, house.worker, sink, config.log.flows)
-                await _relay(house, sink, stay)
+                await _relay(house, steward, sink, stay)
                 telling.cancel_scope.cancel()
             writing.cancel_scope.cancel()
 
 
-async def _relay(house: House, sink: FlowSink, stay: Callable[[House], Awaitable[str]]) -> None:
-    """Relay and answer the admin until it is time to stop; then end what is left."""
+async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> None:
+    """Relay and answer the admin until it is time to end; then end what is left."""
     async with trio.open_nursery() as relaying:
         relaying.start_soon(house.worker.run)
-        await relaying.start(_serve_admin, house, sink)
+        await relaying.start(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
-        reason = await stay(house)
-        log.info("stopping", reason=reason, drained=house.worker.stop())
+        await stay(house, steward)
+        log.info("stopped", ended=house.worker.stop())
         relaying.cancel_scope.cancel()
 
 
+def _adopt_log(log_config: Log, sink: FlowSink) -> None:
+    """Log as a reloaded configuration says, from the next line on."""
+    set_up(sink, format_of(log_config), log_config.level)
+    sink.flows = log_config.flows
+
+
 async def _serve_admin(
-    house: House, sink: FlowSink, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+    house: House,
+    steward: Steward,
+    sink: FlowSink,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     listeners = [
         trio.SocketListener(trio.socket.from_stdlib_socket(socket)) for socket in house.admin
     ]
     await serve_admin(
-        house.worker, listeners, log_dropped=lambda: sink.dropped, task_status=task_status
+        house.worker,
+        steward,
+        listeners,
+        log_dropped=lambda: sink.dropped,
+        task_status=task_status,
     )
 
 

@@ -21,6 +21,7 @@ import click
 
 from proxy.cli.client import AdminClient, NotThereError, admin_option
 from proxy.cli.columns import LISTEN_COLUMNS, Column, flow_columns, write_table
+from proxy.cli.drain import drain_line
 from proxy.core.address import Transport
 from proxy.core.flow import State
 from proxy.core.printable import printable
@@ -251,6 +252,7 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
         f"descriptors  {answer['file_descriptors']} of {answer['file_descriptor_limit']}",
         f"ready        {'no' if problems or answer['draining'] else 'yes'}",
         *(f"             {problem}" for problem in problems),
+        *(f"draining     {drain_line(row)}" for row in answer["drains"]),
     ]
     rows = [
         (row["listener"], f"{row['transport']}://{row['local']}", row["upstream"])

@@ -41,6 +41,7 @@ from proxy.config.values import (
     LogLevel,
     Name,
     PmtuPolicy,
+    Rate,
     SocketPath,
     Timeout,
 )
@@ -109,10 +110,15 @@ class Admin(Table):
 
 
 class Engine(Table):
-    """The flow table."""
+    """The flow table, and how it is emptied."""
 
     table_limit: int = key(100_000, "Most live flows; more are refused.", ge=1, le=10_000_000)
     recent: int = key(1_000, "Closed flows that can still be found.", ge=0, le=1_000_000)
+    drain_timeout: Timeout = key("30s", "How long a drain lets flows end by themselves.")
+    drain_rate: Rate = key("1000/s", "How many of those that are left it ends then.")
+    drain_spread: Timeout = key(
+        "10s", "How long it takes over that at most; it ends more at a time where it must."
+    )
 
 
 class Log(Table):
@@ -315,7 +321,7 @@ class Config(Table):
     """The configuration of sockpair."""
 
     admin: Admin = key({}, "How operators and their programs reach the running proxy.")
-    engine: Engine = key({}, "The flow table.")
+    engine: Engine = key({}, "The flow table, and how it is emptied.")
     log: Log = key({}, "What is written to stderr.")
     listener: dict[Name, Listener] = key(
         REQUIRED,

@@ -28,10 +28,12 @@ from proxy.config.unix import (
 from proxy.core.address import HostPort, Transport, parse_host_port
 from proxy.core.units import (
     DURATION_PATTERN,
+    RATE_PATTERN,
     SIZE_PATTERN,
     format_duration,
     format_size,
     parse_duration,
+    parse_rate,
     parse_size,
 )
 
@@ -278,6 +280,11 @@ Timeout: TypeAlias = Annotated[
     float, *_written(parse_timeout, 'text such as "30s"', pattern=f"^{DURATION_PATTERN}$")
 ]
 """Seconds."""
+
+Rate: TypeAlias = Annotated[
+    float, *_written(parse_rate, 'text such as "500/s"', pattern=f"^{RATE_PATTERN}$")
+]
+"""Per second."""
 
 BufferSize: TypeAlias = Annotated[
     int, *_written(parse_buffer, 'text such as "4MiB"', pattern=f"^({SIZE_PATTERN})$")

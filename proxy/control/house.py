@@ -1,51 +1,59 @@
-"""The house: puts a configuration to work, and takes it down again.
+"""The house: puts a configuration to work, changes it, and takes it down again.
 
-Opening goes in an order that leaves nothing half done: names first, because they may fail slowly;
-then every socket, all or none; then the worker, which cannot fail. Whatever the house opened, it
-closes.
+Opening, and every reload, goes in an order that leaves nothing half done: names first, because they
+may fail slowly; then what needs a privilege is tried; then every socket, all or none; then the
+worker, which cannot fail. What failed is as if it had never been tried. Whatever the house opened,
+it closes.
+
+The house knows what the worker was told; what happens there it asks through the worker's port.
 """
 
 from __future__ import annotations
 
 import resource
-import signal
+from collections.abc import Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from socket import socket as Socket
 from typing import TYPE_CHECKING
 
-import structlog
-import trio
-
-from proxy.control.listen import bind_admin_http, bind_admin_socket, bind_listeners
+from proxy.control.listen import bind_admin_http, bind_admin_socket
 from proxy.control.names import resolve_upstreams
 from proxy.control.outbound import outbounds
-from proxy.control.unix import SocketFile, socket_files
-from proxy.core.expiry import FlowLimits
-from proxy.engine.datagram_options import DatagramOptions, Pmtu
-from proxy.engine.options import stream_options
+from proxy.control.sockets import Arrangement, Bound, arrange
+from proxy.control.specs import listener_spec, pace_of
+from proxy.control.unix import socket_files
+from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config, Listener
-
-log = structlog.get_logger()
+    from proxy.config.model import Config
+    from proxy.core.pace import Pace
+    from proxy.engine.specs import UpstreamSpec
 
 
 class House:
-    """A configuration at work: the worker, and the sockets of the admin.
+    """A configuration at work: the worker, and the sockets of listeners and admin.
 
     Made by ``open_house``; used as a context manager, which closes what it owns.
+
+    Attributes:
+        config: what is at work.
+        drained_listeners: those that were drained by hand since.
+        drained_endpoints: the same, each with its upstream before it.
+        is_stopping: whether everything drains; nothing is put to work any more.
+
     """
 
-    def __init__(
-        self, config: Config, worker: Worker, admin: list[Socket], files: list[SocketFile]
-    ) -> None:
+    def __init__(self, config: Config, worker: Worker, admin: list[Socket]) -> None:
         self.config = config
         self.worker = worker
         self.admin = admin
-        self.files = files
+        self.drained_listeners: set[str] = set()
+        self.drained_endpoints: set[tuple[str, str]] = set()
+        self.is_stopping = False
+        self._bound: dict[str, Bound] = {}
+        self._leaving: list[Bound] = []  # datagram sockets that serve their last flows
 
     def __enter__(self) -> House:
         return self
@@ -55,8 +63,78 @@ class House:
             socket.close()
         if self.config.admin.socket:
             Path(self.config.admin.socket).unlink(missing_ok=True)
-        for file in self.files:
-            file.remove()
+        _remove_files([*self._bound.values(), *self._leaving])
+
+    async def rehearse(self, config: Config) -> dict[str, UpstreamSpec]:
+        """Try whatever of a configuration can be tried without binding anything.
+
+        Raises:
+            ResolveError: an endpoint's name has no address.
+            OptionError: a socket option, or a source, is not to be had.
+
+        """
+        upstreams = await resolve_upstreams(config)
+        outbounds(config)
+        return upstreams
+
+    async def put_to_work(self, config: Config, upstreams: dict[str, UpstreamSpec]) -> None:
+        """Have the worker do what a configuration says.
+
+        Raises:
+            BindError: a socket could not be bound, or set up; nothing has changed then.
+            OptionError: the kernel refuses an option; the same.
+
+        """
+        with ExitStack() as undo:
+            arranged = arrange(config.listener, self._bound, self._leaving, undo)
+            undo.pop_all()
+        change = self._change(config, upstreams, arranged)
+        self._take_over(config, arranged)
+        await self.worker.apply(change)
+
+    async def drain(self, target: DrainTarget, pace: Pace | None = None) -> bool:
+        """Begin to drain; false if there is no such listener or endpoint."""
+        self.is_stopping = self.is_stopping or target == EVERYTHING
+        order = DrainOrder(target, pace or pace_of(self.config.engine))
+        if not await self.worker.drain(order):
+            return False
+        if target.listener is not None:
+            self.drained_listeners.add(target.listener)
+        elif target.upstream is not None and target.endpoint is not None:
+            self.drained_endpoints.add((target.upstream, target.endpoint))
+        return True
+
+    def _change(
+        self, config: Config, upstreams: dict[str, UpstreamSpec], arranged: Arrangement
+    ) -> Change:
+        opened, changed = [], []
+        for name, (listener, socket) in arranged.bound.items():
+            before = self._bound.get(name)
+            if before is None or before.socket is not socket or name in self.drained_listeners:
+                opened.append(OpenListener(listener_spec(name, listener), (socket,)))
+            elif before.listener != listener:
+                changed.append(listener_spec(name, listener))
+        return Change(
+            upstreams=tuple(upstreams.values()),
+            opened=tuple(opened),
+            changed=tuple(changed),
+            closed=tuple(name for name in self._bound if name not in arranged.bound),
+            pace=pace_of(config.engine),
+            table_limit=config.engine.table_limit,
+            recent=config.engine.recent,
+        )
+
+    def _take_over(self, config: Config, arranged: Arrangement) -> None:
+        """Know that a configuration is at work."""
+        gone = [each for each in self._leaving if not each.is_open]
+        self.config = config
+        self._bound = arranged.bound
+        self._leaving = [
+            each for each in arranged.leaving if each.listener.listen.transport.is_datagram
+        ]
+        _remove_files([each for each in arranged.leaving if each not in self._leaving] + gone)
+        self.drained_listeners.clear()
+        self.drained_endpoints.clear()
 
 
 async def open_house(config: Config) -> House:
@@ -69,70 +147,26 @@ async def open_house(config: Config) -> House:
 
     """
     raise_file_limit()
-    upstreams = await resolve_upstreams(config)
-    ways = outbounds(config)
+    worker = Worker(config.engine.table_limit, config.engine.recent)
+    house = House(config, worker, [])
+    upstreams = await house.rehearse(config)
     with ExitStack() as undo:
-        admin = []
         if config.admin.socket:
-            admin.append(undo.enter_context(bind_admin_socket(config.admin.socket)))
+            house.admin.append(undo.enter_context(bind_admin_socket(config.admin.socket)))
             undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
         if config.admin.http is not None:
-            admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
-        sockets = bind_listeners(config)
+            house.admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
+        await house.put_to_work(config, upstreams)
         undo.pop_all()
-    worker = Worker(config.engine.table_limit, config.engine.recent)
-    for name, listener in config.listener.items():
-        worker.open_listener(
-            name,
-            listener.listen.transport,
-            upstreams[listener.upstream],
-            limits_of(listener),
-            [sockets[name]],
-            stream_options(listener.tcp),
-            ways[name],
-            datagrams=datagram_options(listener),
-            transparent=listener.transparent,
-        )
-    return House(config, worker, admin, socket_files(sockets.values()))
-
-
-async def wait_stop_signal() -> signal.Signals:
-    """Wait for SIGTERM or SIGINT. SIGHUP, which asks others to reload, is answered in the log."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        async for number in signals:
-            if number != signal.SIGHUP:
-                return signal.Signals(number)
-            log.warning("reload_not_supported", remedy="restart to apply a changed file")
-    raise AssertionError("the receiver never ends by itself")
-
-
-def limits_of(listener: Listener) -> FlowLimits:
-    """The clocks of a listener's flows, as the configuration sets them."""
-    per_flow = listener.limits.per_flow
-    clocks = FlowLimits(
-        connect=per_flow.connect,
-        idle=listener.idle,
-        half_closed=per_flow.half_closed,
-        unreplied=per_flow.unreplied,
-        linger=per_flow.linger,
-    )
-    if per_flow.duration is None:
-        return clocks
-    return replace(clocks, duration=per_flow.duration)
-
-
-def datagram_options(listener: Listener) -> DatagramOptions:
-    """How a listener's datagram flows are treated."""
-    return DatagramOptions(
-        pmtu=Pmtu(listener.pmtu),
-        responses=listener.responses or 0,
-        datagrams=listener.datagrams or 0,
-        broadcast=listener.broadcast,
-        multicast=bool(listener.multicast),
-    )
+    return house
 
 
 def raise_file_limit() -> None:
     """Allow this process as many descriptors as the system lets it have; flows need them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+def _remove_files(bound: Iterable[Bound]) -> None:
+    for file in socket_files(each.socket for each in bound):
+        file.remove()

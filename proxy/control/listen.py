@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import errno
 import os
-from collections.abc import Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from socket import (
     AF_INET,
@@ -21,6 +21,7 @@ from socket import (
     IPV6_V6ONLY,
     SO_RCVBUF,
     SO_REUSEADDR,
+    SO_REUSEPORT,
     SOCK_DGRAM,
     SOCK_NONBLOCK,
     SOCK_STREAM,
@@ -101,32 +102,76 @@ def bind_listeners(config: Config) -> dict[str, Socket]:
     sockets: dict[str, Socket] = {}
     with ExitStack() as undo:
         for name, listener in config.listener.items():
-            try:
-                if listener.listen.transport.is_unix:
-                    bound = _bind_unix(listener)
-                    sockets[name] = undo.enter_context(bound)
-                    if bound.file is not None:
-                        undo.callback(bound.file.remove)
-                    continue
-                socket = bind_socket(
-                    listener.listen,
-                    backlog=listener.backlog,
-                    dual_stack=listener.dual_stack,
-                    receive_buffer=listener.receive_buffer,
-                    options=stream_options(listener.tcp),
-                    fastopen=listener.tcp.fastopen,
-                    mptcp=listener.tcp.mptcp,
-                    groups=listener.multicast,
-                    group_interface=listener.multicast_interface,
-                    marks=listener_marks(listener),
-                )
-            except MarkError as error:
-                raise OptionError(f"listener.{name}", error) from error
-            except OSError as error:
-                raise BindError(f"listener.{name}", str(listener.listen), error) from error
-            sockets[name] = undo.enter_context(socket)
+            socket = undo.enter_context(bind_listener(name, listener))
+            if isinstance(socket, UnixListenSocket) and socket.file is not None:
+                undo.callback(socket.file.remove)
+            sockets[name] = socket
         undo.pop_all()
     return sockets
+
+
+def bind_listener(name: str, listener: Listener, beside: Sequence[Socket] = ()) -> Socket:
+    """Bind the socket of one listener; the caller owns it.
+
+    Args:
+        name: of the listener.
+        listener: what it is to be.
+        beside: sockets of ours that are about to close, and may be in the way; of streams.
+
+    Raises:
+        BindError: it could not be bound.
+        OptionError: the kernel refuses an option.
+
+    """
+    with option_errors(name, listener):
+        if listener.listen.transport.is_unix:
+            return _bind_unix(listener)
+        try:
+            return _bind_ip(listener)
+        except OSError as error:
+            if error.errno != errno.EADDRINUSE or not beside:
+                raise
+        with _sharing(beside):
+            return _bind_ip(listener, shared=True)
+
+
+@contextmanager
+def option_errors(name: str, listener: Listener) -> Iterator[None]:
+    """Tell what the kernel refuses of a listener in the words of its configuration."""
+    try:
+        yield
+    except MarkError as error:
+        raise OptionError(f"listener.{name}", error) from error
+    except OSError as error:
+        raise BindError(f"listener.{name}", str(listener.listen), error) from error
+
+
+@contextmanager
+def _sharing(sockets: Sequence[Socket]) -> Iterator[None]:
+    """Let other sockets of ours be bound to the ports of these."""
+    try:
+        for socket in sockets:
+            socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
+        yield
+    finally:
+        for socket in sockets:
+            socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 0)
+
+
+def _bind_ip(listener: Listener, *, shared: bool = False) -> Socket:
+    return bind_socket(
+        listener.listen,
+        backlog=listener.backlog,
+        dual_stack=listener.dual_stack,
+        receive_buffer=listener.receive_buffer,
+        options=stream_options(listener.tcp),
+        fastopen=listener.tcp.fastopen,
+        mptcp=listener.tcp.mptcp,
+        groups=listener.multicast,
+        group_interface=listener.multicast_interface,
+        marks=listener_marks(listener),
+        shared=shared,
+    )
 
 
 def _bind_unix(listener: Listener) -> UnixListenSocket:
@@ -198,6 +243,7 @@ def bind_socket(
     groups: Sequence[str] = (),
     group_interface: str | None = None,
     marks: Marks = UNMARKED,
+    shared: bool = False,
 ) -> Socket:
     """Bind one listening socket; the caller owns it.
 
@@ -212,6 +258,7 @@ def bind_socket(
         groups: multicast groups to join (UDP).
         group_interface: where to join them; None leaves it to routing.
         marks: of what is sent to clients; accepted connections inherit them.
+        shared: bind beside another socket of ours that allows it for now, SO_REUSEPORT.
 
     Raises:
         OSError: it could not be bound; nothing is left open then.
@@ -235,10 +282,14 @@ def bind_socket(
             if fastopen:
                 socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, fastopen)
         marks.set(socket)
+        if shared:
+            socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         socket.bind(scoped(listen.host, listen.port))
         join_groups(socket, groups, group_interface)
         if not datagrams:
             socket.listen(backlog)
+        if shared:
+            socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 0)
     except OSError:
         socket.close()
         raise

@@ -1,7 +1,7 @@
 """From the upstreams of the configuration to upstreams with socket addresses.
 
-Names are resolved once, at the start, each with a bound; the resolver runs in a thread, so it never
-blocks the relay.
+Names are resolved at the start and at each reload, all at the same time, each with a bound; the
+resolver runs in threads, so it never blocks the relay.
 """
 
 from __future__ import annotations
@@ -14,41 +14,82 @@ import trio
 from proxy.config.unix import UnixEndpoint
 from proxy.control.outbound import is_original
 from proxy.core.address import Address, HostPort, parse_address
+from proxy.core.source import ANY_PORT
 from proxy.core.unix import unix_address
-from proxy.core.upstream import Endpoint, MulticastPath, OriginalUpstream, Upstream
+from proxy.core.upstream import MulticastPath
+from proxy.engine.marks import Marks
 from proxy.engine.sockaddr import scoped
+from proxy.engine.specs import EndpointSpec, SourceSpec, UpstreamSpec
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config
+    from proxy.config.model import Config, Upstream
 
 RESOLVE_TIMEOUT: Final = 10.0
 """Seconds for one name; longer than any resolver's own retries are worth waiting for."""
 
 
 class ResolveError(Exception):
-    """A name has no address. Its text is one line for people."""
+    """Names have no address.
+
+    Attributes:
+        problems: one line for people about each.
+
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("\n".join(problems))
+        self.problems = problems
 
 
-async def resolve_upstreams(config: Config) -> dict[str, Upstream]:
+async def resolve_upstreams(config: Config) -> dict[str, UpstreamSpec]:
     """Resolve every endpoint of the configuration; of a name's addresses the first is taken.
 
     Raises:
-        ResolveError: a name could not be resolved.
+        ResolveError: with every name that could not be resolved.
 
     """
+    wanted = {
+        (name, endpoint): None
+        for name, upstream in config.upstream.items()
+        if not is_original(upstream)
+        for endpoint in upstream.endpoints
+    }
+    found: dict[tuple[str, HostPort], Address] = {}
+    problems: dict[tuple[str, HostPort], str] = {}
+
+    async def resolve(key: tuple[str, HostPort]) -> None:
+        try:
+            found[key] = await _resolve(f"upstream.{key[0]}", key[1])
+        except ResolveError as error:
+            problems[key] = str(error)
+
+    async with trio.open_nursery() as nursery:
+        for key in wanted:
+            nursery.start_soon(resolve, key)
+    if problems:
+        raise ResolveError(*(problems[key] for key in wanted if key in problems))
     return {
-        name: OriginalUpstream(name)
-        if is_original(upstream)
-        else Upstream(
-            name,
-            [
-                Endpoint(name, str(endpoint), await _resolve(f"upstream.{name}", endpoint))
-                for endpoint in upstream.endpoints
-            ],
-            MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
+        name: _upstream_spec(
+            name, upstream, [(each, found.get((name, each))) for each in upstream.endpoints]
         )
         for name, upstream in config.upstream.items()
     }
+
+
+def _upstream_spec(
+    name: str, upstream: Upstream, addresses: list[tuple[HostPort, Address | None]]
+) -> UpstreamSpec:
+    source = None
+    if upstream.source is not None or upstream.source_ports is not None:
+        source = SourceSpec(tuple(upstream.source or ()), upstream.source_ports or ANY_PORT)
+    return UpstreamSpec(
+        name=name,
+        endpoints=tuple(EndpointSpec(str(each), found) for each, found in addresses if found),
+        original=is_original(upstream),
+        multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
+        marks=Marks(upstream.mark, upstream.dscp, upstream.interface),
+        source=source,
+    )
 
 
 async def _resolve(place: str, endpoint: HostPort) -> Address:

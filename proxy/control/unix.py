@@ -105,6 +105,22 @@ def socket_files(sockets: Iterable[Socket]) -> list[SocketFile]:
     return [file for file in files if file is not None]
 
 
+def give_file(path: str, mode: int, owner: str | None, group: str | None) -> None:
+    """Give a socket's file these permissions, and these owners; None leaves one as it is.
+
+    Raises:
+        OSError: it may not be done, or there is no such account.
+
+    """
+    _give(path, mode, _user(owner), _group(group))
+
+
+def _give(path: str, mode: int, user: int, group: int) -> None:
+    if (user, group) != (UNCHANGED, UNCHANGED):
+        os.chown(path, user, group, follow_symlinks=False)
+    Path(path).chmod(mode)
+
+
 def remove_stale(path: str) -> None:
     """Remove a socket's file that no socket has any more.
 
@@ -136,9 +152,7 @@ def _bind_file(socket: UnixListenSocket, path: str, mode: int, user: int, group:
     finally:
         os.umask(before)
     socket.file = SocketFile.at(path)
-    if (user, group) != (UNCHANGED, UNCHANGED):
-        os.chown(path, user, group, follow_symlinks=False)
-    Path(path).chmod(mode)
+    _give(path, mode, user, group)
 
 
 def _user(name: str | None) -> int:

@@ -109,6 +109,16 @@ class ListenerCounters:
         self.duration = Histogram(DURATION_BOUNDS)
         self.connect_duration = Histogram(CONNECT_BOUNDS)
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether any flow is live."""
+        return self.flows > 0
+
+    @property
+    def flows(self) -> int:
+        """How many are live."""
+        return sum(self.live.values())
+
     def flow_opened(self, state: State) -> None:
         """Count a flow that was admitted."""
         self.opened += 1
@@ -148,17 +158,27 @@ class EndpointCounters:
 
     An endpoint whose last attempt failed counts as down for ``DOWN`` seconds, and then as up until
     somebody has tried it again: otherwise one without traffic could never come back.
+
+    Attributes:
+        draining: whether it gets no new flows: by order, or because no upstream has it any more.
+
     """
 
-    __slots__ = ("attempts", "down_until", "endpoint", "failures", "flows", "upstream")
+    __slots__ = ("attempts", "down_until", "draining", "endpoint", "failures", "flows", "upstream")
 
     def __init__(self, upstream: str, endpoint: str) -> None:
         self.upstream = upstream
         self.endpoint = endpoint
         self.down_until = 0.0
+        self.draining = False
         self.flows = 0
         self.attempts = 0
         self.failures = dict.fromkeys(CONNECT_FAILURES, 0)
+
+    @property
+    def is_busy(self) -> bool:
+        """Whether any flow is live."""
+        return self.flows > 0
 
     def attempt_failed(self, reason: CloseReason, now: float) -> None:
         """Count a connection attempt that ended without a connection."""
@@ -179,6 +199,7 @@ class EndpointCounters:
             "upstream": self.upstream,
             "endpoint": self.endpoint,
             "up": self.up(now),
+            "draining": self.draining,
             "flows": self.flows,
             "attempts": self.attempts,
             "failures": {reason.value: count for reason, count in self.failures.items()},
@@ -246,6 +267,7 @@ class EndpointSnapshot(TypedDict):
     upstream: str
     endpoint: str
     up: bool
+    draining: bool
     flows: int
     attempts: int
     failures: dict[str, int]

@@ -163,7 +163,8 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
     return {
         "id": flow.id,
         "listener": counters.listener,
-        "upstream": counters.upstream,
+        # A reload may have given the listener another upstream since.
+        "upstream": flow.endpoint.counters.upstream if flow.endpoint else counters.upstream,
         "transport": counters.transport,
         "state": flow.state,
         "client": {

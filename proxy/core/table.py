@@ -57,6 +57,12 @@ class FlowTable:
         """Whether no further flow may be added."""
         return len(self._by_id) >= self.limit
 
+    def resize(self, limit: int, recent: int) -> None:
+        """Set other bounds; live flows beyond the limit stay, and only further ones are refused."""
+        self.limit = limit
+        if recent != self.recent.maxlen:
+            self.recent = deque(self.recent, maxlen=recent)
+
     def take_id(self) -> int:
         """Give an id to a flow that is about to be added."""
         taken = self._next_id

@@ -67,7 +67,8 @@ class Upstream:
     """A named set of endpoints, taken in turn.
 
     One cursor serves all listeners that share the upstream, so that the endpoints' shares are
-    even over all of them.
+    even over all of them. What drains is not among the endpoints, so that choosing one costs the
+    same whether any drains or none.
     """
 
     __slots__ = ("_next", "endpoints", "multicast", "name")
@@ -79,6 +80,15 @@ class Upstream:
         self.endpoints = tuple(endpoints)
         self.multicast = multicast
         self._next = 0
+
+    def become(self, endpoints: Sequence[Endpoint], multicast: MulticastPath) -> None:
+        """Have these endpoints from now on; the turn goes on where it is."""
+        self.endpoints = tuple(endpoints)
+        self.multicast = multicast
+
+    def drain(self, name: str) -> None:
+        """Choose an endpoint no more, until ``become`` brings it back."""
+        self.endpoints = tuple(each for each in self.endpoints if each.name != name)
 
     def pick(self, tried: Collection[Endpoint] = ()) -> Endpoint | None:
         """The endpoint whose turn it is, those already tried for this flow left out."""
@@ -96,10 +106,9 @@ class OriginalUpstream(Upstream):
 
     __slots__ = ()
 
-    def __init__(self, name: str) -> None:
-        super().__init__(
-            name, [Endpoint(name, ORIGINAL, NOWHERE, OriginalCounters(name, ORIGINAL))]
-        )
+    def __init__(self, name: str, counters: EndpointCounters | None = None) -> None:
+        counters = counters or OriginalCounters(name, ORIGINAL)
+        super().__init__(name, [Endpoint(name, ORIGINAL, NOWHERE, counters)])
 
     def towards(self, address: Address) -> Upstream:
         """The upstream of one flow: its destination is the only endpoint."""

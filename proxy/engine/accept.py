@@ -10,7 +10,7 @@ next, so a burst of connections cannot hold up the flows that exist.
 from __future__ import annotations
 
 import errno
-from select import EPOLLIN
+from select import EPOLLIN, POLLIN, poll
 from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, SOCK_STREAM
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
@@ -36,6 +36,9 @@ if TYPE_CHECKING:
     from proxy.engine.relay import Relay
 
 ACCEPTS_PER_TURN: Final = 16
+
+LAST_TURNS: Final = 4096
+"""Turns in which a listener that closes accepts who has connected already: any backlog."""
 
 PAUSE: Final = 0.1
 """Seconds without accepting when a resource has run out; clients wait in the backlog."""
@@ -92,17 +95,30 @@ class StreamListener:
     ) -> None:
         self.relay = relay
         self.socket = socket
-        self.counters = counters
-        self.limits = limits
-        self.upstream = upstream
-        self.connect = connect
-        self._original = upstream if isinstance(upstream, OriginalUpstream) else None
+        self.address: Address = canonical(socket.getsockname())
+        self.is_open = True
+        self.serve(counters, limits, upstream, connect)
         self.slot: Slot | None = None
         self._fd = socket.fileno()
         self._family = int(socket.family)
         self._mapped = self._family == AF_INET6
         self._local = _only_address(socket)
+        relay.own(self.address)
         relay.pump.register(self._fd, self, EPOLLIN)
+
+    def serve(
+        self,
+        counters: ListenerCounters,
+        limits: FlowLimits,
+        upstream: Upstream,
+        connect: Connect,
+    ) -> None:
+        """Treat flows like this from the next one on."""
+        self.counters = counters
+        self.limits = limits
+        self.upstream = upstream
+        self.connect = connect
+        self._original = upstream if isinstance(upstream, OriginalUpstream) else None
 
     def ready(self, mask: int, now: float) -> None:
         """Accept what waits, within a turn."""
@@ -121,10 +137,26 @@ class StreamListener:
                 return
             self._admit(Socket(self._family, SOCK_STREAM, 0, fd), address, now)
 
+    def retire(self, now: float) -> None:
+        """Accept who has connected already, and then no more.
+
+        The kernel resets what waits in the queue of a socket that is closed.
+        """
+        waiting = poll()
+        waiting.register(self._fd, POLLIN)
+        for _ in range(LAST_TURNS):
+            if self.slot is not None or not waiting.poll(0):
+                break
+            self.ready(EPOLLIN, now)
+        self.close()
+
     def close(self) -> None:
         """Accept no more."""
-        self.relay.wheel.cancel(self)
-        self.relay.pump.bury(self.socket)
+        if self.is_open:
+            self.is_open = False
+            self.relay.wheel.cancel(self)
+            self.relay.disown(self.address)
+            self.relay.pump.bury(self.socket)
 
     def expire(self, now: float) -> None:
         """The pause is over."""

@@ -167,6 +167,7 @@ class DatagramFlow(Flow):
         relay.files.used += FILES_PER_FLOW
         relay.wheel.schedule(self, now + self.listener.limits.datagram_look)
         self.listener.flows[self.key] = self
+        self.listener.live += 1
         failure = self._connect(upstream, now)
         if failure is not None:
             self.abort(failure, side_of(failure), now)
@@ -199,6 +200,13 @@ class DatagramFlow(Flow):
             self.counters.dropped[Drop.KERNEL] += kernel_drops(self.socket)
             relay.pump.bury(self.socket)
             self.socket = CLOSED
+        self.listener.live -= 1
+        self.listener.close_if_done()
+
+    def look_again(self, limits: FlowLimits, now: float) -> None:
+        """Have other clocks from now on, as all flows of its listener."""
+        self.listener.limits = limits
+        self.listener.relay.wheel.schedule(self, next_look(self, self.limits, now))
 
     def leave_index(self) -> None:
         """Take no more datagrams; the client's next one opens another flow."""

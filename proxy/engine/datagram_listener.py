@@ -7,7 +7,7 @@ a wildcard bind, the local address it was sent to) and passed on by its flow.
 from __future__ import annotations
 
 from select import EPOLLIN
-from socket import AF_INET6, SOCK_DGRAM
+from socket import AF_INET6, AF_UNIX, SOCK_DGRAM
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
@@ -62,6 +62,10 @@ class DatagramListener:
         kind: the class of its flows, which follows from the options.
         connect: makes the sockets to endpoints.
 
+    Attributes:
+        live: its flows, those included that have left the index.
+        draining: whether it opens no more; then it closes with the last one.
+
     """
 
     _tells_local = False
@@ -85,23 +89,40 @@ class DatagramListener:
         self.fd = socket.fileno()
         self.serve_batch(relay.requests)
         self.replies = relay.replies
+        self.flows: dict[bytes, DatagramFlow] = {}
+        self.live = 0
+        self.draining = False
+        self.is_open = True
+        self.address: Address = canonical(socket.getsockname())
+        self._kernel_drops = 0
+        self._local = self.address
+        self._wildcard = self._tells_local or self._local[0] in WILDCARDS
+        self._lone_control = LONGEST_INFO if self._wildcard or socket.family == AF_UNIX else 0
+        self._mapped = socket.family == AF_INET6
+        self.serve(counters, limits, upstream, options, kind, connect)
+        relay.own(self.address)
+        relay.pump.register(self.fd, self, EPOLLIN)
+
+    def serve(
+        self,
+        counters: ListenerCounters,
+        limits: FlowLimits,
+        upstream: Upstream,
+        options: DatagramOptions,
+        kind: type[DatagramFlow],
+        connect: Connect,
+    ) -> None:
+        """Treat flows like this from now on; the clocks, and the counts of ``options``, at once."""
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
         self.options = options
-        self.flows: dict[bytes, DatagramFlow] = {}
         self.connect = connect
         self._kind = kind
         self.trains = kind is DatagramFlow and can_segment()  # others look at each datagram
-        if self.trains:
-            ask_for_trains(socket)
-        self._kernel_drops = 0
-        self._local: Address = canonical(socket.getsockname())
-        self._wildcard = self._tells_local or self._local[0] in WILDCARDS
-        self._lone_control = LONGEST_INFO if self._wildcard or not self.trains else 0
-        self._mapped = socket.family == AF_INET6
-        set_pmtu(socket, options.pmtu)
-        relay.pump.register(self.fd, self, EPOLLIN)
+
+        ask_for_trains(self.socket, wanted=self.trains)
+        set_pmtu(self.socket, options.pmtu)
 
     def ready(self, mask: int, now: float) -> None:
         """Receive a batch and pass it on; what else waits is told again in the next round."""
@@ -151,9 +172,22 @@ class DatagramListener:
         self.counters.dropped[Drop.KERNEL] += drops - self._kernel_drops
         self._kernel_drops = drops
 
+    def retire(self, now: float) -> None:
+        """Open no more flows, and receive only for those there are."""
+        self.draining = True
+        self.close_if_done()
+
+    def close_if_done(self) -> None:
+        """Receive no more, if nothing is to come for anybody."""
+        if self.draining and not self.live:
+            self.close()
+
     def close(self) -> None:
         """Receive no more."""
-        self.relay.pump.bury(self.socket)
+        if self.is_open:
+            self.is_open = False
+            self.relay.disown(self.address)
+            self.relay.pump.bury(self.socket)
 
     def crashed(self, error: Exception, now: float) -> None:
         """Report a fault of ours; the listener lives on."""
@@ -179,6 +213,8 @@ class DatagramListener:
         return flow if flow.start(self.upstream, now) else None
 
     def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
+        if self.draining:
+            return Refusal.DRAINING
         if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
             return Refusal.LOOP
         if self.relay.table.comes_round(self.counters, remote, local):

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from socket import AF_INET6, IPPROTO_IP, IPPROTO_IPV6
+from socket import AF_INET6, AF_UNIX, IPPROTO_IP, IPPROTO_IPV6
 from socket import SocketType as Socket
 from typing import Final
 
@@ -54,7 +54,7 @@ ORDINARY: Final = DatagramOptions()
 def set_pmtu(socket: Socket, pmtu: Pmtu) -> None:
     """Set the policy; an IPv6 socket may carry IPv4 too, and has one for each."""
     value = DISCOVER.get(pmtu)
-    if value is None:
+    if value is None or socket.family == AF_UNIX:
         return
     if socket.family == AF_INET6:
         socket.setsockopt(IPPROTO_IPV6, IPV6_MTU_DISCOVER, value)

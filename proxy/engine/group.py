@@ -25,11 +25,13 @@ from socket import (
     AF_INET6,
     INADDR_ANY,
     IP_ADD_MEMBERSHIP,
+    IP_DROP_MEMBERSHIP,
     IP_MULTICAST_IF,
     IP_MULTICAST_TTL,
     IPPROTO_IP,
     IPPROTO_IPV6,
     IPV6_JOIN_GROUP,
+    IPV6_LEAVE_GROUP,
     IPV6_MULTICAST_HOPS,
     IPV6_MULTICAST_IF,
     SO_BROADCAST,
@@ -169,6 +171,18 @@ def join_groups(socket: Socket, groups: Sequence[str], interface: str | None) ->
             socket.setsockopt(IPPROTO_IPV6, IPV6_JOIN_GROUP, request)
         else:
             socket.setsockopt(IPPROTO_IP, IP_ADD_MEMBERSHIP, _mreqn(group, index))
+
+
+def leave_groups(socket: Socket, groups: Sequence[str], interface: str | None) -> None:
+    """Receive no more what is sent to these groups, joined with the same arguments."""
+    index = interface_index(interface) if interface else 0
+    for group in groups:
+        with suppress(OSError):  # its interface has gone, and the membership with it
+            if socket.family == AF_INET6:
+                request = inet_pton(AF_INET6, group) + struct.pack("=I", index)
+                socket.setsockopt(IPPROTO_IPV6, IPV6_LEAVE_GROUP, request)
+            else:
+                socket.setsockopt(IPPROTO_IP, IP_DROP_MEMBERSHIP, _mreqn(group, index))
 
 
 def only_joined_groups(socket: Socket) -> None:

@@ -11,11 +11,15 @@ relay between slices.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Protocol, TypedDict
+from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
 from proxy.core.query import FlowQuery, FlowRow
 from proxy.core.row_json import ClosedFlow
+
+if TYPE_CHECKING:
+    from proxy.config.plan import StepRow
+    from proxy.engine.specs import Change, DrainOrder
 
 
 class ListenRow(TypedDict):
@@ -52,6 +56,23 @@ class RelayCounters(TypedDict):
     log_dropped: int
 
 
+class DrainRow(TypedDict):
+    """A drain, for those who watch it.
+
+    ``listener``, or ``upstream`` and ``endpoint``, name its target; all are None where everything
+    drains. ``flows`` are left, ``ended`` were ended by the drain, ``seconds_left`` until the last
+    flow is ended; None when it is over.
+    """
+
+    listener: str | None
+    upstream: str | None
+    endpoint: str | None
+    phase: str
+    flows: int
+    ended: int
+    seconds_left: float | None
+
+
 class RelayStatus(TypedDict):
     """Answers "is it alive, and is it ready": every listener bound, its upstream usable."""
 
@@ -59,6 +80,7 @@ class RelayStatus(TypedDict):
     pid: int
     started: float
     draining: bool
+    drains: list[DrainRow]
     listening: list[ListenRow]
     flows: int
     table_limit: int
@@ -67,8 +89,75 @@ class RelayStatus(TypedDict):
     not_ready: list[str]
 
 
+class ReloadRecord(TypedDict):
+    """How the last reload went, and when (Unix seconds) one last succeeded; the start counts."""
+
+    successful: bool
+    success_timestamp: float
+
+
+class ReloadAnswer(TypedDict):
+    """What a reload did, or would do.
+
+    ``problems`` say why it did nothing; ``lines`` and ``steps`` are the plan, for people and
+    programs.
+    """
+
+    reloaded: bool
+    dry_run: bool
+    problems: list[str]
+    warnings: list[str]
+    lines: list[str]
+    steps: list[StepRow]
+
+
+class DrainAnswer(TypedDict):
+    """What began to drain, and how long (seconds) its flows may take to end by themselves."""
+
+    draining: list[dict[str, str]]
+    timeout: float
+
+
+class StewardPort(Protocol):
+    """What may be asked of the house as a whole."""
+
+    def last_reload(self) -> ReloadRecord:
+        """Say how the last reload went."""
+        ...
+
+    async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
+        """Read the configuration again, and do what it says; or only say what would be done."""
+        ...
+
+    async def drain(
+        self,
+        listener: str | None = None,
+        endpoint: str | None = None,
+        upstream: str | None = None,
+        patience: float | None = None,
+        by: str = "",
+    ) -> DrainAnswer:
+        """Begin to drain a listener, or an endpoint; ``draining`` is empty if there is none."""
+        ...
+
+
 class RelayPort(Protocol):
     """What the rest of the house may ask of the relay."""
+
+    async def apply(self, change: Change) -> None:
+        """Be what the change says; it has been rehearsed, and does not fail."""
+        ...
+
+    async def drain(self, order: DrainOrder) -> bool:
+        """Begin to drain; false if there is no such listener or endpoint.
+
+        How it goes on is told by ``RelayStatus.drains``.
+        """
+        ...
+
+    async def wait_drained(self) -> None:
+        """Wait until the drain of everything, which was ordered, is over."""
+        ...
 
     async def flows(self, query: FlowQuery) -> FlowPage:
         """List live (or, with ``query.recent``, recently closed) flows: for short answers."""

@@ -5,7 +5,7 @@ Here a flow is admitted, and here it ends; the stream and datagram modules move 
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -53,7 +53,7 @@ class Relay:
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
         self.exits = Exits(self.pump, self.files)
-        self._own: set[tuple[str, int]] = set()
+        self._own: Counter[tuple[str, int]] = Counter()  # TCP and UDP may share one
 
     def refusal(self, files: int) -> Refusal | None:
         """Why a further flow, which needs so many descriptors, cannot be admitted; or None."""
@@ -67,11 +67,14 @@ class Relay:
 
     def own(self, address: Address) -> None:
         """Remember a listening address of ours."""
-        self._own.add((address[0], address[1]))
+        self._own[address[0], address[1]] += 1
 
     def disown(self, address: Address) -> None:
         """Forget an address that is ours no more."""
-        self._own.discard((address[0], address[1]))
+        key = (address[0], address[1])
+        self._own[key] -= 1
+        if not self._own[key]:
+            del self._own[key]
 
     def is_own(self, address: Address) -> bool:
         """Whether a datagram from this address is one of our own coming back."""

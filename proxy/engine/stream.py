@@ -180,6 +180,12 @@ class StreamFlow(Flow):
         else:
             self.abort(reason, CloseSide.PROXY, now)
 
+    def look_again(self, limits: FlowLimits, now: float) -> None:
+        """Have other clocks from now on."""
+        self.limits = limits
+        if self.state is not State.CLOSING:  # which is looked at all the time
+            self.relay.wheel.schedule(self, next_look(self, limits, now))
+
     def _await_sent(self, now: float) -> None:
         survivor = self.reply if self.original.socket is CLOSED else self.original
         owed = unsent(survivor.socket)

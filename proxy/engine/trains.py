@@ -46,10 +46,12 @@ def pass_train(listener: DatagramListener, index: int, now: float) -> None:
     flow = listener.flow_of(index, now)
     if flow is not None:
         data = batch.data[index][: batch.length(index)]
-        if segment:
-            send_run(flow, pieces(data, segment), now)
-        else:
-            flow.send(data, now)
+        parts = pieces(data, segment) if segment else [data]
+        if listener.trains:
+            send_run(flow, parts, now)
+        else:  # it came before a reload that has us look at each
+            for part in parts:
+                flow.send(part, now)
 
 
 class TrainReader:

@@ -64,7 +64,7 @@ class TransparentListener(DatagramListener):
         remote = canonical(decode(name))
         local = canonical(decode(original_of(batch.control(index))))
         fd = self.fd
-        refusal = self._diverted_refusal(remote, local)
+        refusal = Refusal.DRAINING if self.draining else self._diverted_refusal(remote, local)
         if refusal is None and local[1] != self._local[1]:
             try:
                 fd = self.relay.exits.take(self.socket, local, self.options.pmtu)

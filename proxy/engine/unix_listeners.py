@@ -18,7 +18,7 @@ from proxy.engine.accept import StreamListener
 from proxy.engine.counted import CountedFlow
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_listener import PLAIN_WAY, DatagramListener
-from proxy.engine.datagram_options import ORDINARY, DatagramOptions, Pmtu
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.drops import drop_of
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.sockaddr import CMSG
@@ -110,8 +110,7 @@ class UnixgramListener(DatagramListener):
         connect: Connect = PLAIN_WAY,
     ) -> None:
         socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
-        super().__init__(relay, socket, counters, limits, upstream, SYSTEM, UnixgramFlow, connect)
-        self.options = options
+        super().__init__(relay, socket, counters, limits, upstream, options, UnixgramFlow, connect)
         self.serve_batch(DatagramBatch(CONTROL_SIZE))
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
@@ -126,13 +125,11 @@ class UnixgramListener(DatagramListener):
         return flow if flow.start(self.upstream, now) else None
 
     def _unix_refusal(self, remote: UnixAddress) -> Refusal | None:
+        if self.draining:
+            return Refusal.DRAINING
         if same_address(remote, self._local) or self.relay.is_own(remote):
             return Refusal.LOOP
         return self.relay.refusal(FILES_PER_FLOW)
-
-
-SYSTEM: Final = DatagramOptions(pmtu=Pmtu.SYSTEM)
-"""Sets nothing on a socket: none of the options of IP is for this one."""
 
 
 def decode_unix(name: bytes) -> UnixAddress:

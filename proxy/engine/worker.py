@@ -10,47 +10,34 @@ from __future__ import annotations
 import heapq
 import os
 import resource
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from socket import SOCK_DGRAM, SOCK_STREAM
-from socket import SocketType as Socket
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import trio
 
 from proxy import __version__
-from proxy.core.address import Transport, format_address
-from proxy.core.counters import ListenerCounters
 from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
-from proxy.engine.accept import StreamListener
-from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram import DatagramFlow
-from proxy.engine.datagram_listener import DatagramListener
-from proxy.engine.datagram_options import ORDINARY, DatagramOptions
-from proxy.engine.options import NODELAY, SocketOptions
-from proxy.engine.outbound import PLAIN, Outbound
+from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.relay import Relay
-from proxy.engine.sockaddr import canonical
+from proxy.engine.roster import Roster
+from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget
 from proxy.engine.stream import StreamFlow
-from proxy.engine.transparent import TransparentListener
-from proxy.engine.unix_listeners import UnixgramListener, UnixListener
 
 if TYPE_CHECKING:
+    from proxy.core.counters import ListenerCounters
     from proxy.core.upstream import Upstream
-    from proxy.engine.port import FlowIds, FlowPage, ListenRow, RelayCounters, RelayStatus
-
-SLICE: Final = 100
-"""Flows looked at between two turns of the pump: a fraction of a millisecond."""
+    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
 
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
 
 Description = TypeVar("Description")
-Listener: TypeAlias = StreamListener | DatagramListener
 
 
 class Worker:
@@ -64,8 +51,8 @@ class Worker:
 
     def __init__(self, table_limit: int, recent: int) -> None:
         self._relay = Relay(table_limit, recent, monotonic())
-        self._listeners: list[Listener] = []
-        self._upstreams: dict[str, Upstream] = {}
+        self._roster = Roster(self._relay)
+        self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
         self._started = time()
         self._offset = self._started - monotonic()
@@ -76,70 +63,57 @@ class Worker:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._relay.pump.run)
                 nursery.start_soon(self._relay.keep_time)
+                nursery.start_soon(self._drains.run)
         finally:
             self._relay.pipes.close()
 
-    def open_listener(
-        self,
-        name: str,
-        transport: Transport,
-        upstream: Upstream,
-        limits: FlowLimits,
-        sockets: Sequence[Socket],
-        options: SocketOptions = NODELAY,
-        outbound: Outbound = PLAIN,
-        datagrams: DatagramOptions = ORDINARY,
-        transparent: bool = False,
-    ) -> None:
-        """Relay what comes in on these bound sockets, which the worker owns from now on.
+    async def apply(self, change: Change) -> None:
+        """Be what the change says, at once for new flows; then tell live ones of other clocks."""
+        now = monotonic()
+        relay, roster = self._relay, self._roster
+        relay.table.resize(change.table_limit, change.recent)
+        changed = roster.apply(change, now)
+        self._drains.cancel(roster.is_wanted)
+        for name in change.closed:
+            target = DrainTarget(listener=name)
+            if target not in self._drains:
+                self._drains.start(DrainOrder(target, change.pace), now, stays=False)
+        if changed:
+            await self._look_again(changed)
 
-        Args:
-            name: of the listener.
-            transport: of the sockets.
-            upstream: where its flows go.
-            limits: the clocks of its flows.
-            sockets: bound, non-blocking.
-            options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
-            outbound: how flows leave for the endpoints.
-            datagrams: how datagram flows are treated.
-            transparent: whether datagrams tell where they were sent to before they were diverted.
+    async def drain(self, order: DrainOrder) -> bool:
+        """Begin to drain; false if there is no such listener or endpoint."""
+        await trio.lowlevel.checkpoint()
+        now, target, roster = monotonic(), order.target, self._roster
+        if target == EVERYTHING:
+            roster.retire_all(now)
+            self._relay.draining = True
+        elif not roster.knows(target):
+            return False
+        elif target.listener is not None:
+            roster.retire(target.listener, now)
+        else:
+            assert target.upstream is not None
+            assert target.endpoint is not None
+            roster.retire_endpoint(target.upstream, target.endpoint)
+        self._drains.start(order, now)
+        return True
 
-        """
-        counters = ListenerCounters(name, transport, upstream.name)
-        self._upstreams[upstream.name] = upstream
-        listener: Listener
-        connect, way = outbound.way(SOCK_STREAM, options), outbound.way(SOCK_DGRAM)
-        kind = flow_type_of(datagrams)
-        for socket in sockets:
-            self._relay.own(canonical(socket.getsockname()))
-            if transport is Transport.UNIX:
-                listener = UnixListener(self._relay, socket, counters, limits, upstream, connect)
-            elif transport is Transport.UNIXGRAM:
-                listener = UnixgramListener(
-                    self._relay, socket, counters, limits, upstream, datagrams, way
-                )
-            elif transport is Transport.TCP:
-                listener = StreamListener(self._relay, socket, counters, limits, upstream, connect)
-            else:
-                serve = TransparentListener if transparent else DatagramListener
-                listener = serve(
-                    self._relay, socket, counters, limits, upstream, datagrams, kind, way
-                )
-            self._listeners.append(listener)
+    async def wait_drained(self) -> None:
+        """Wait until the drain of everything is over."""
+        await self._drains.wait_all_done()
 
     def stop(self) -> int:
         """Accept no more, and end every flow as ``drained``; return how many there were."""
         self._relay.draining = True
-        for listener in self._listeners:
-            listener.close()
-        self._listeners.clear()
+        self._roster.close()
         return self._end(list(self._relay.table), CloseReason.DRAINED)
 
     async def flows(self, query: FlowQuery) -> FlowPage:
         """List live or recently closed flows: for short answers."""
         matching, matched = await self._find(query)
         rows: list[FlowRow] = []
-        for part in _slices(matching):
+        for part in slices(matching):
             rows += self._rows(part)
             await trio.lowlevel.checkpoint()
         return {"rows": rows, "matched": matched}
@@ -164,7 +138,7 @@ class Worker:
         """End matching live flows as ``killed``."""
         killed = 0
         matching, _ = await self._find(query)
-        for part in _slices(matching):
+        for part in slices(matching):
             killed += self._end(part, CloseReason.KILLED)
             await trio.lowlevel.checkpoint()
         return killed
@@ -173,16 +147,10 @@ class Worker:
         """Read every running aggregate at once."""
         await trio.lowlevel.checkpoint()
         relay, now = self._relay, monotonic()
-        for listener in self._listeners:
-            if isinstance(listener, DatagramListener):
-                listener.count_kernel_drops()
+        self._roster.count_kernel_drops()
         return {
-            "listeners": [listener.counters.snapshot() for listener in self._listeners],
-            "endpoints": [
-                endpoint.counters.snapshot(now)
-                for upstream in self._upstreams.values()
-                for endpoint in upstream.endpoints
-            ],
+            "listeners": [counters.snapshot() for counters in self._roster.counters],
+            "endpoints": [counters.snapshot(now) for counters in self._roster.endpoint_counters],
             "table_entries": len(relay.table),
             "table_limit": relay.table.limit,
             "recent_entries": len(relay.table.recent),
@@ -198,7 +166,8 @@ class Worker:
             "pid": os.getpid(),
             "started": round(self._started, 3),
             "draining": relay.draining,
-            "listening": [_listen_row(listener) for listener in self._listeners],
+            "drains": self._drains.rows(monotonic()),
+            "listening": self._roster.listening(),
             "flows": len(relay.table),
             "table_limit": relay.table.limit,
             "file_descriptors": open_files(),
@@ -218,7 +187,7 @@ class Worker:
         async with self._searching:
             order = SORTS[query.sort]
             matched, parts = 0, []
-            for part in _slices(self._candidates(query)):
+            for part in slices(self._candidates(query)):
                 fitting = sorted(filter(query.matches, part), key=order)
                 matched += len(fitting)
                 parts.append(fitting)
@@ -259,11 +228,26 @@ class Worker:
 
     def _not_ready(self) -> list[str]:
         now = monotonic()
+        closed = [] if self._relay.draining else self._roster.closed_listeners()
         return [
-            f'upstream "{upstream.name}": no endpoint answered the last attempt'
-            for upstream in self._upstreams.values()
-            if not any(endpoint.counters.up(now) for endpoint in upstream.endpoints)
+            *(f'listener "{name}": drained; a reload opens it again' for name in closed),
+            *(
+                f'upstream "{upstream.name}": {_unusable(upstream)}'
+                for upstream in self._roster.upstreams
+                if not any(endpoint.counters.up(now) for endpoint in upstream.endpoints)
+            ),
         ]
+
+    async def _look_again(self, changed: dict[ListenerCounters, FlowLimits]) -> None:
+        """Tell the live flows of these listeners that their clocks are others."""
+        for part in slices(list(self._relay.table)):
+            now = monotonic()
+            for flow in part:
+                limits = changed.get(flow.counters)
+                if limits is not None and flow.close_reason is None:
+                    assert isinstance(flow, StreamFlow | DatagramFlow)
+                    flow.look_again(limits, now)
+            await trio.lowlevel.checkpoint()
 
     def _wall_offset(self) -> float:
         """Unix time less monotonic time: the same value, so that times do not waver, until set."""
@@ -297,16 +281,7 @@ def _limits_of(flow: Flow) -> FlowLimits:
     return flow.limits
 
 
-def _listen_row(listener: Listener) -> ListenRow:
-    counters = listener.counters
-    return {
-        "listener": counters.listener,
-        "transport": counters.transport.value,
-        "local": format_address(canonical(listener.socket.getsockname())),
-        "upstream": counters.upstream,
-    }
-
-
-def _slices(flows: Sequence[Flow]) -> Iterator[Sequence[Flow]]:
-    for start in range(0, len(flows), SLICE):
-        yield flows[start : start + SLICE]
+def _unusable(upstream: Upstream) -> str:
+    if not upstream.endpoints:
+        return "every endpoint drains; a reload brings them back"
+    return "no endpoint answered the last attempt"

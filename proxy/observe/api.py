@@ -22,12 +22,15 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from proxy.core.address import Transport
+from proxy.observe.catalogue import Reading
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
 from proxy.observe.metrics import render
 from proxy.observe.params import (
+    DRAINING,
     FINDING,
     KILLING,
     LISTING,
+    RELOADING,
     ParamError,
     flow_query,
     read_params,
@@ -38,7 +41,7 @@ if TYPE_CHECKING:
 
     from proxy.core.counters import ListenerSnapshot
     from proxy.core.query import FlowQuery
-    from proxy.engine.port import RelayCounters, RelayPort
+    from proxy.engine.port import RelayCounters, RelayPort, StewardPort
 
 SLICE_ROWS: Final = 100
 """Rows encoded before the relay gets its turn: half a millisecond."""
@@ -54,6 +57,7 @@ class Api:
 
     Args:
         port: the relay.
+        steward: reloads and drains the house.
         log_dropped: log lines that were thrown away outside the relay.
 
     Attributes:
@@ -61,8 +65,11 @@ class Api:
 
     """
 
-    def __init__(self, port: RelayPort, log_dropped: Callable[[], int] = lambda: 0) -> None:
+    def __init__(
+        self, port: RelayPort, steward: StewardPort, log_dropped: Callable[[], int] = lambda: 0
+    ) -> None:
         self._port = port
+        self._steward = steward
         self._log_dropped = log_dropped
         self.admin_refused = 0
 
@@ -89,7 +96,8 @@ class Api:
         counters["log_dropped"] += self._log_dropped()
         status = await self._port.status()
         accept = request.headers.get("accept", "")
-        content_type, body = render(counters, status, accept, admin_refused=self.admin_refused)
+        reading = Reading(counters, status, self.admin_refused, self._steward.last_reload())
+        content_type, body = render(reading, accept)
         return Response(body, content_type)
 
     async def healthz(self, _request: Request, _word: str) -> Response:
@@ -181,6 +189,36 @@ class Api:
         await self._check_listener(values)
         return json_response({"killed": await self._kill(request, flow_query(values))})
 
+    async def reload(self, request: Request, _word: str) -> Response:
+        """Read the configuration again, and do what it says."""
+        values = _params(request, RELOADING)
+        answer = await self._steward.reload(request.peer, dry_run=values.get("dry_run", False))
+        if answer["problems"]:
+            raise HttpError(409, "nothing was changed; see the problems", **answer)
+        return json_response(answer)
+
+    async def drain(self, request: Request, _word: str) -> Response:
+        """Begin to drain a listener, or an endpoint; the status tells how it goes on."""
+        values = _params(request, DRAINING, verbatim=("endpoint",))
+        listener, endpoint = values.get("listener"), values.get("endpoint")
+        if (listener is None) == (endpoint is None):
+            raise HttpError(400, 'say what to drain: "?listener=web" or "?endpoint=192.0.2.1:80"')
+        answer = await self._steward.drain(
+            listener, endpoint, values.get("upstream"), values.get("timeout"), by=request.peer
+        )
+        if not answer["draining"]:
+            raise HttpError(404, await self._no_target(listener, endpoint))
+        return json_response(answer)
+
+    async def _no_target(self, listener: str | None, endpoint: str | None) -> str:
+        """Name what there is in place of what there is not."""
+        counters = await self._port.counters()
+        if listener is not None:
+            there = sorted({row["listener"] for row in counters["listeners"]})
+            return f'there is no listener "{listener}"; there are: {", ".join(there)}'
+        there = sorted({row["endpoint"] for row in counters["endpoints"]})
+        return f'no upstream has the endpoint "{endpoint}"; there are: {", ".join(there)}'
+
     async def _row_slices(
         self, ids: list[int], matched: int, *, recent: bool
     ) -> AsyncGenerator[bytes, None]:
@@ -225,6 +263,8 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/upstreams": {"GET": Api.upstreams},
     "/api/v1/find": {"GET": Api.find},
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
+    "/api/v1/reload": {"POST": Api.reload},
+    "/api/v1/drain": {"POST": Api.drain},
     FLOW_PATH: {"GET": Api.flow, "DELETE": Api.kill_flow},
 }
 
@@ -240,7 +280,9 @@ INDEX: Final = f"""sockpair
 /api/v1/flows/ID    one flow
 /api/v1/find        ?address=HOST:PORT or ?port=PORT: the flows that own it on either pair
 
-On the admin socket also DELETE /api/v1/flows/ID, and DELETE /api/v1/flows with filters.
+On the admin socket also DELETE /api/v1/flows/ID, DELETE /api/v1/flows with filters,
+POST /api/v1/reload, with dry_run=true to see what it would do, and POST /api/v1/drain with
+listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps timeout=30s.
 """
 
 
@@ -275,8 +317,10 @@ def _no_path(path: str) -> str:
 
 def _not_allowed(request: Request, methods: dict[str, Method]) -> HttpError:
     """405, with the methods that this client may use."""
-    allowed = ["GET", "HEAD", *(name for name in methods if name != "GET" and request.control)]
-    error = HttpError(405, f"{request.method} is not for {request.path}; use {', '.join(allowed)}")
+    reading = ["GET", "HEAD"] if "GET" in methods else []
+    allowed = [*reading, *(name for name in methods if name != "GET" and request.control)]
+    use = ", ".join(allowed) or f"the admin Unix socket, and {', '.join(methods)}"
+    error = HttpError(405, f"{request.method} is not for {request.path}; use {use}")
     error.headers = (("Allow", ", ".join(allowed)),)
     return error
 
@@ -299,9 +343,11 @@ def _is_own_host(host: str) -> bool:
     return True
 
 
-def _params(request: Request, known: Collection[str]) -> dict[str, Any]:
+def _params(
+    request: Request, known: Collection[str], verbatim: Collection[str] = ()
+) -> dict[str, Any]:
     try:
-        return read_params(request.query, known)
+        return read_params(request.query, known, verbatim)
     except ParamError as exc:
         raise _refused(exc) from exc
     except ValueError as exc:

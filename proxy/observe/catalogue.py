@@ -28,7 +28,7 @@ from proxy.core.address import DATAGRAMS, STREAMS, Transport
 
 if TYPE_CHECKING:
     from proxy.core.counters import EndpointSnapshot, HistogramSnapshot, ListenerSnapshot
-    from proxy.engine.port import RelayCounters, RelayStatus
+    from proxy.engine.port import RelayCounters, RelayStatus, ReloadRecord
 
 EVERY: Final = tuple(Transport)
 
@@ -44,6 +44,13 @@ class Reading:
     counters: RelayCounters
     status: RelayStatus
     admin_refused: int
+    reload: ReloadRecord
+
+    @property
+    def has_twins(self) -> bool:
+        """Whether two sets of counters belong to one listener."""
+        rows = self.counters["listeners"]
+        return len({row["listener"] for row in rows}) < len(rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -336,6 +343,20 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         (),
         "Connections to the admin server that were over its bound.",
         _whole(lambda reading: reading.admin_refused),
+    ),
+    MetricEntry(
+        "sockpair_config_last_reload_successful",
+        "gauge",
+        (),
+        "1 if the last reload of the configuration succeeded, 0 if it changed nothing.",
+        _whole(lambda reading: int(reading.reload["successful"])),
+    ),
+    MetricEntry(
+        "sockpair_config_last_reload_success_timestamp_seconds",
+        "gauge",
+        (),
+        "When a configuration was last put to work, in Unix seconds; the start counts.",
+        _whole(lambda reading: reading.reload["success_timestamp"]),
     ),
     MetricEntry(
         "process_cpu_seconds_total",

@@ -77,15 +77,21 @@ def configure(
         The sink. Until somebody runs it, lines wait in its queue.
 
     """
-    log_format: LogFormat = JsonFormat()
+    sink = FlowSink(fd, JsonFormat())
+    set_up(sink, format, level)
+    return sink
+
+
+def set_up(sink: FlowSink, format: Literal["json", "text"], level: str) -> None:
+    """Have a sink's lines in this format, from this level on."""
+    sink.format = JsonFormat()
     if format == "text":
-        log_format = TextFormat(_wants_colour(fd), terminal=os.isatty(fd))
-    sink = FlowSink(fd, log_format)
+        sink.format = TextFormat(_wants_colour(sink.fd), terminal=os.isatty(sink.fd))
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
-            lambda _logger, _method, event: log_format.event({"time": time.time(), **event}),
+            lambda _logger, _method, event: sink.format.event({"time": time.time(), **event}),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
@@ -93,7 +99,6 @@ def configure(
         logger_factory=lambda *_: _SinkLogger(sink),
         cache_logger_on_first_use=False,
     )
-    return sink
 
 
 async def write_flow_log(port: RelayPort, sink: FlowSink, flows: FlowLogs) -> None:
@@ -106,16 +111,18 @@ async def write_flow_log(port: RelayPort, sink: FlowSink, flows: FlowLogs) -> No
         port: the relay.
         sink: where the lines go.
         flows: ``errors`` leaves out what ``is_quiet``; ``off`` takes the rows from the relay and
-            writes none, so that they are not counted as dropped.
+            writes none, so that they are not counted as dropped. ``sink.flows`` may be set to
+            another word while this runs.
 
     """
+    sink.flows = flows
     try:
         while True:
-            await _write_rows(await port.wait_closed_flows(), sink, flows)
+            await _write_rows(await port.wait_closed_flows(), sink, sink.flows)
     finally:
         with trio.move_on_after(LAST_SECONDS, shield=True) as scope:
             while True:  # the relay has stopped, so there is an end to them
-                await _write_rows(await port.wait_closed_flows(), sink, flows)
+                await _write_rows(await port.wait_closed_flows(), sink, sink.flows)
                 scope.deadline = trio.current_time() + LAST_SECONDS
 
 
@@ -129,11 +136,12 @@ def is_quiet(reason: CloseReason, transport: Transport) -> bool:
 
 
 class FlowSink(LogSink):
-    """A log sink that knows in which format its lines are."""
+    """A log sink that knows in which format its lines are, and which flows have one."""
 
     def __init__(self, fd: int, log_format: LogFormat) -> None:
         super().__init__(fd, self._tell_dropped)
         self.format = log_format
+        self.flows: FlowLogs = "all"
 
     def put_flow(self, flow: ClosedFlow) -> None:
         """Queue the line of a flow that ended."""

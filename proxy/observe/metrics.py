@@ -31,21 +31,17 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
 
     from proxy.core.counters import HistogramSnapshot
-    from proxy.engine.port import RelayCounters, RelayStatus
+    from proxy.observe.catalogue import Labels, Samples
 
 END: Final = b"# EOF\n"  # the last line of OpenMetrics, once
 
 
-def render(
-    counters: RelayCounters, status: RelayStatus, accept: str, *, admin_refused: int = 0
-) -> tuple[str, Iterator[bytes]]:
+def render(reading: Reading, accept: str) -> tuple[str, Iterator[bytes]]:
     """Write all metrics in the format that the scraper prefers.
 
     Args:
-        counters: one reading of the relay.
-        status: its status, for the build and the process.
+        reading: of everything, at one moment.
         accept: the request's ``Accept`` header, or an empty string.
-        admin_refused: connections to the admin server that were over its bound.
 
     Returns:
         The content type, and the body in slices.
@@ -55,7 +51,7 @@ def render(
         encode, content_type = choose_encoder(accept)
     except (TypeError, ValueError):  # a version that is no number; everybody reads plain text
         encode, content_type = choose_encoder("")
-    return content_type, _slices(encode, Reading(counters, status, admin_refused))
+    return content_type, _slices(encode, reading)
 
 
 def _slices(encode: Callable[[Collector], bytes], reading: Reading) -> Iterator[bytes]:
@@ -84,21 +80,21 @@ def _family(entry: MetricEntry, reading: Reading) -> Metric:
 
 def _counter(entry: MetricEntry, reading: Reading) -> Metric:
     family = CounterMetricFamily(entry.name, entry.help, labels=entry.labels)
-    for labels, value in entry.read(reading):
+    for labels, value in _samples(entry, reading):
         family.add_metric(labels, _number(value))
     return family
 
 
 def _gauge(entry: MetricEntry, reading: Reading) -> Metric:
     family = GaugeMetricFamily(entry.name, entry.help, labels=entry.labels)
-    for labels, value in entry.read(reading):
+    for labels, value in _samples(entry, reading):
         family.add_metric(labels, _number(value))
     return family
 
 
 def _histogram(entry: MetricEntry, reading: Reading) -> Metric:
     family = HistogramMetricFamily(entry.name, entry.help, labels=entry.labels)
-    for labels, value in entry.read(reading):
+    for labels, value in _samples(entry, reading):
         assert isinstance(value, dict), entry.name
         bounds = [*map(str, value["bounds"]), "+Inf"]
         buckets = list(zip(bounds, accumulate(value["counts"]), strict=True))
@@ -108,9 +104,32 @@ def _histogram(entry: MetricEntry, reading: Reading) -> Metric:
 
 def _info(entry: MetricEntry, reading: Reading) -> Metric:
     family = InfoMetricFamily(entry.name.removesuffix("_info"), entry.help)
-    for labels, _ in entry.read(reading):
+    for labels, _ in _samples(entry, reading):
         family.add_metric((), dict(zip(entry.labels, labels, strict=True)))
     return family
+
+
+def _samples(entry: MetricEntry, reading: Reading) -> Samples:
+    """The samples of an entry, no two of which have the same labels.
+
+    A listener that a reload gave another transport has two sets of counters as long as flows of
+    the former are left.
+    """
+    if not reading.has_twins:
+        return entry.read(reading)
+    summed: dict[Labels, float | HistogramSnapshot] = {}
+    for labels, value in entry.read(reading):
+        summed[labels] = _sum(summed[labels], value) if labels in summed else value
+    return summed.items()
+
+
+def _sum(
+    one: float | HistogramSnapshot, other: float | HistogramSnapshot
+) -> float | HistogramSnapshot:
+    if isinstance(one, dict) and isinstance(other, dict):
+        counts = [sum(pair) for pair in zip(one["counts"], other["counts"], strict=True)]
+        return {"bounds": one["bounds"], "counts": counts, "sum": one["sum"] + other["sum"]}
+    return _number(one) + _number(other)
 
 
 def _number(value: float | HistogramSnapshot) -> float:

@@ -20,7 +20,7 @@ from urllib.parse import parse_qsl
 from proxy.core.address import PORT_MAX, Address, Network, Transport, parse_address
 from proxy.core.flow import State
 from proxy.core.query import SORTS, FlowQuery
-from proxy.core.units import SIZE_UNITS, parse_size
+from proxy.core.units import SIZE_UNITS, parse_duration, parse_size
 
 FIELDS_MAX: Final = 32
 """Parameters of one URL, at most: twice what exists."""
@@ -77,7 +77,7 @@ def _transport(text: str) -> Transport:
 
 
 def _flag(text: str) -> bool:
-    return _one_of(("true", "false"))(text) == "true"
+    return _one_of(("true", "1", "false", "0"))(text) in {"true", "1"}
 
 
 _PLACE: Final = (
@@ -101,6 +101,9 @@ PARAMS: Final[dict[str, Param]] = {
     "sort": Param(_one_of(SORTS), ", ".join(SORTS)),
     "limit": Param(_natural, "a whole number; 0 is no limit"),
     "all": Param(_flag, "true or false"),
+    "dry_run": Param(_flag, "true or false"),
+    "upstream": Param(str, "the name of an upstream"),
+    "timeout": Param(parse_duration, 'a duration such as "30s"; "0s" is at once'),
 }
 
 FILTERS: Final = (
@@ -115,6 +118,8 @@ FILTERS: Final = (
 )
 LISTING: Final = (*FILTERS, "recent", "sort", "limit")
 KILLING: Final = (*FILTERS, "all")
+RELOADING: Final = ("dry_run",)
+DRAINING: Final = ("listener", "endpoint", "upstream", "timeout")
 FINDING: Final = ("address", "port", "limit")
 
 
@@ -130,12 +135,15 @@ class ParamError(ValueError):
         self.reason = reason
 
 
-def read_params(query: str, known: Collection[str]) -> dict[str, Any]:
+def read_params(
+    query: str, known: Collection[str], verbatim: Collection[str] = ()
+) -> dict[str, Any]:
     """Read the query part of a URL.
 
     Args:
         query: without its question mark, percent-encoded.
         known: the parameters of this path.
+        verbatim: those that are taken as they stand, because they name something here.
 
     Raises:
         ParamError: a value is not allowed.
@@ -148,7 +156,7 @@ def read_params(query: str, known: Collection[str]) -> dict[str, Any]:
             raise ValueError(_unknown(name, known))
         if name in values:
             raise ValueError(f'parameter "{name}" is given twice')
-        values[name] = _read(name, text)
+        values[name] = text if name in verbatim else _read(name, text)
     return values
 
 

@@ -21,7 +21,7 @@ import structlog
 import trio
 
 from proxy.core.address import format_address
-from proxy.engine.port import RelayPort
+from proxy.engine.port import RelayPort, StewardPort
 from proxy.observe.api import Api
 from proxy.observe.http import Bounds, HttpConnection
 
@@ -37,6 +37,7 @@ log = structlog.get_logger()
 
 async def serve_admin(
     port: RelayPort,
+    steward: StewardPort,
     listeners: Sequence[trio.SocketListener],
     *,
     log_dropped: Callable[[], int] = lambda: 0,
@@ -47,6 +48,7 @@ async def serve_admin(
 
     Args:
         port: the relay.
+        steward: reloads and drains the house.
         listeners: sockets that listen; a Unix socket gives full control, TCP is read-only.
         log_dropped: log lines that the log sink has thrown away so far, for the metrics.
         bounds: what a client may cost.
@@ -56,7 +58,7 @@ async def serve_admin(
     whoever made it.
 
     """
-    api = Api(port, log_dropped)
+    api = Api(port, steward, log_dropped)
     async with trio.open_nursery() as nursery:
         for listener in listeners:
             nursery.start_soon(_Entrance(listener, api, bounds).accept_forever)

@@ -209,6 +209,9 @@ SOCKPAIR: Final = """\
 socket = "{folder}/admin.sock"
 http = "{admin}"
 
+[engine]
+drain_timeout = "1ms"
+
 [log]
 format = "json"
 flows = "all"

@@ -22,7 +22,7 @@ from proxy.core.flow import CloseReason
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
 from tests.observe.admin import unix_listener
-from tests.observe.fake_relay import WALL, FakeRelay
+from tests.observe.fake_relay import WALL, FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -35,6 +35,7 @@ class House:
     def __init__(self, path: Path) -> None:
         self.path = str(path)
         self.relay = FakeRelay()
+        self.steward = FakeSteward()
         self.relay.open_tcp(("192.0.2.7", 51000), original=1300, reply=36_000_000)
         self.relay.open_udp()
         self.relay.end(self.relay.open_tcp(("192.0.2.8", 53000)), CloseReason.CLIENT_RESET)
@@ -55,7 +56,7 @@ class House:
     async def _serve_admin(self, *, task_status: trio.TaskStatus[None]) -> None:
         with self._scope:
             listeners = [unix_listener(self.path)]
-            await serve_admin(self.relay, listeners, task_status=task_status)
+            await serve_admin(self.relay, self.steward, listeners, task_status=task_status)
 
     def __enter__(self) -> House:
         self._thread.start()

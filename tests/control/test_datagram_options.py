@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from proxy.config.load import parse
-from proxy.control.house import datagram_options
 from proxy.control.names import resolve_upstreams
+from proxy.control.specs import datagram_options
 from proxy.core.upstream import MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, Pmtu
 

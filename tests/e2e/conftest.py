@@ -23,7 +23,7 @@ class Stage:
         self._stack = stack
 
     async def sockpair(
-        self, *forwards: Forward, descriptor_limit: int | None = None, **engine: int
+        self, *forwards: Forward, descriptor_limit: int | None = None, **engine: int | str
     ) -> Sockpair:
         """Run sockpair with these listeners, and keys of [engine]."""
         settings = self.settings(*forwards, **engine)
@@ -31,7 +31,7 @@ class Stage:
             subject.sockpair(settings, descriptor_limit=descriptor_limit)
         )
 
-    def settings(self, *forwards: Forward, **engine: int) -> Settings:
+    def settings(self, *forwards: Forward, **engine: int | str) -> Settings:
         """A configuration that nobody has been started with yet."""
         return Settings(self._folder("sockpair"), forwards, engine)
 

@@ -75,7 +75,7 @@ class Settings:
 
     folder: Path
     forwards: Sequence[Forward]
-    engine: Mapping[str, int] = field(default_factory=dict)
+    engine: Mapping[str, int | str] = field(default_factory=dict)
     admin_port: int = field(default_factory=free_port)
 
     @property
@@ -87,7 +87,8 @@ class Settings:
         return self.folder / "sockpair.toml"
 
     def write(self) -> None:
-        engine = "".join(f"{key} = {value}\n" for key, value in self.engine.items())
+        keys = {"drain_timeout": "1ms", "drain_spread": "1ms", **self.engine}
+        engine = "".join(f"{key} = {json.dumps(value)}\n" for key, value in keys.items())
         self.file.write_text(
             f'[admin]\nsocket = "{self.admin}"\nhttp = "127.0.0.1:{self.admin_port}"\n'
             f'[engine]\n{engine}[log]\nformat = "json"\n'

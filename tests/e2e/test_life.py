@@ -46,15 +46,13 @@ async def test_signal_stops_it_cleanly(stage: Stage, number: signal.Signals) -> 
     assert bindable(game)
 
 
-async def test_hangup_is_a_line_in_the_log_and_ends_nothing(stage: Stage) -> None:
+async def test_hangup_reloads_and_ends_nothing(stage: Stage) -> None:
     web = Forward("web", "tcp", [await listen(stage.nursery, echo)])
     sockpair = await stage.sockpair(web)
     async with await connect(web.address) as client:
         await say(client, b"hello")
         sockpair.program.process.send_signal(signal.SIGHUP)
-        await until(
-            lambda: len(sockpair.log_records("reload_not_supported")) == 1, "the answer to SIGHUP"
-        )
+        await until(lambda: len(sockpair.log_records("reloaded")) == 1, "the reload")
         await say(client, b"still here")
     assert await sockpair.stop() == 0
 

@@ -13,6 +13,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from socket import AF_INET, AF_INET6, SO_LINGER, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET
 from socket import socket as Socket
+from typing import Any
+from weakref import WeakKeyDictionary
 
 import trio
 from trio.socket import SocketType
@@ -21,16 +23,26 @@ from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
 from proxy.core.address import Address, Transport
 from proxy.core.expiry import FlowLimits
+from proxy.core.pace import Pace
 from proxy.core.query import FlowQuery, FlowRow
-from proxy.core.upstream import Endpoint, Upstream
+from proxy.core.upstream import HOME, MulticastPath
+from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
+from proxy.engine.options import NODELAY, SocketOptions
 from proxy.engine.port import RelayCounters
+from proxy.engine.specs import Change, EndpointSpec, ListenerSpec, OpenListener, UpstreamSpec
 from proxy.engine.worker import Worker
 
 opened: list[SocketType] = []
 """Every socket the peers of a test opened; the fixture in conftest.py closes them."""
 
 PATIENCE = 10.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
+
+
+PACE = Pace(timeout=30.0, rate=1000.0, spread=10.0)
+
+UPSTREAMS: WeakKeyDictionary[Worker, dict[str, UpstreamSpec]] = WeakKeyDictionary()
+"""What each worker has been given so far: a change names all of them."""
 
 
 @dataclass
@@ -46,6 +58,13 @@ class Lab:
     worker: Worker
     address: Address
     transport: Transport
+
+    @property
+    def listener(self) -> DatagramListener:
+        """The first, if it is one of datagrams."""
+        ((listener,), *_) = self.worker._roster._listeners.values()
+        assert isinstance(listener, DatagramListener)
+        return listener
 
     async def live(self) -> list[FlowRow]:
         return (await self.worker.flows(FlowQuery()))["rows"]
@@ -87,10 +106,7 @@ async def relaying(
     """A worker with one listener in front of these endpoints, for as long as ``PATIENCE``."""
     worker = Worker(table_limit, recent=10_000)
     socket = bind_socket(ListenAddress(transport, host, 0))
-    upstream = Upstream("origin", [Endpoint("origin", f"e{n}", e) for n, e in enumerate(endpoints)])
-    worker.open_listener(
-        "lab", transport, upstream, limits or FlowLimits(), [socket], datagrams=datagrams
-    )
+    await open_listener(worker, "lab", socket, endpoints, transport, limits, datagrams=datagrams)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
@@ -99,6 +115,48 @@ async def relaying(
             finally:
                 worker.stop()
                 nursery.cancel_scope.cancel()
+
+
+async def open_listener(
+    worker: Worker,
+    name: str,
+    socket: Socket,
+    endpoints: Sequence[Address],
+    transport: Transport = Transport.TCP,
+    limits: FlowLimits | None = None,
+    options: SocketOptions = NODELAY,
+    datagrams: DatagramOptions = ORDINARY,
+    multicast: MulticastPath = HOME,
+) -> None:
+    """One more listener, with an upstream of its own; the endpoints are called e0, e1 and so on."""
+    upstream = upstream_spec(name, endpoints, multicast)
+    known = UPSTREAMS.setdefault(worker, {})
+    known[name] = upstream
+    spec = ListenerSpec(
+        name=name,
+        transport=transport,
+        upstream=name,
+        limits=limits or FlowLimits(),
+        options=options,
+        datagrams=datagrams,
+    )
+    opened = OpenListener(spec, (socket,))
+    table = worker._relay.table
+    bounds = {"table_limit": table.limit, "recent": table.recent.maxlen}
+    await worker.apply(change(*known.values(), opened=(opened,), **bounds))
+
+
+def upstream_spec(
+    name: str, endpoints: Sequence[Address], multicast: MulticastPath = HOME
+) -> UpstreamSpec:
+    named = tuple(EndpointSpec(f"e{n}", endpoint) for n, endpoint in enumerate(endpoints))
+    return UpstreamSpec(name=name, endpoints=named, multicast=multicast)
+
+
+def change(*upstreams: UpstreamSpec, **parts: Any) -> Change:
+    """A change; what is not named is as the lab has it."""
+    whole = {"pace": PACE, "table_limit": 10_000, "recent": 10_000, **parts}
+    return Change(upstreams=upstreams, **whole)
 
 
 def family_of(address: Address) -> int:

@@ -81,7 +81,7 @@ async def housed(text: str) -> AsyncIterator[Lab]:
     with await open_house(config) as house, trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(house.worker.run)
-            listener = house.worker._listeners[0]
+            ((listener,), *_) = house.worker._roster._listeners.values()
             try:
                 yield Lab(house.worker, listener.socket.getsockname(), listener.counters.transport)
             finally:

@@ -99,7 +99,7 @@ async def test_with_both_the_flow_is_finished_when_spent_and_answered() -> None:
         assert await exchange(client, endpoint, b"second") == one
         (row,) = await lab.wait_ended()
         assert (row["close_reason"], row["original"]["packets"]) == ("finished", 2)
-        assert lab.worker._listeners[0].flows == {}
+        assert lab.listener.flows == {}
 
 
 async def test_killing_a_spent_flow_leaves_the_clients_next_one_alone() -> None:

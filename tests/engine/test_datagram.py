@@ -13,9 +13,8 @@ from proxy.control.listen import bind_socket
 from proxy.core.address import Address, Transport
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery
-from proxy.core.upstream import Endpoint, Upstream
 from proxy.engine.port import RelayCounters
-from tests.engine.lab import Lab, closed_port, datagram_socket, relaying
+from tests.engine.lab import Lab, closed_port, datagram_socket, open_listener, relaying
 
 UDP = Transport.UDP
 
@@ -106,8 +105,7 @@ async def test_a_dual_stack_wildcard_shows_ipv4_clients_as_ipv4() -> None:
     async with relaying([endpoint.getsockname()], UDP) as lab:
         socket = bind_socket(ListenAddress(UDP, "::", 0), dual_stack=True)
         port = socket.getsockname()[1]
-        upstream = Upstream("dual", [Endpoint("dual", "e", endpoint.getsockname())])
-        lab.worker.open_listener("dual", UDP, upstream, FlowLimits(), [socket])
+        await open_listener(lab.worker, "dual", socket, [endpoint.getsockname()], UDP)
         client = datagram_socket()
         await client.connect(("127.0.0.2", port))
         await exchange(client, endpoint, b"four through six")
@@ -191,7 +189,7 @@ async def test_a_full_table_refuses_new_clients_and_serves_the_old() -> None:
 async def test_a_datagram_from_ourselves_is_a_loop() -> None:
     endpoint = datagram_socket()
     async with relaying([endpoint.getsockname()], UDP) as lab:
-        listener = lab.worker._listeners[0].socket
+        listener = lab.listener.socket
         listener.sendto(b"x", lab.address)
         await lab.wait_counter(lambda c: c["listeners"][0]["refused"]["loop"], 1)
         assert await lab.live() == []
@@ -200,7 +198,7 @@ async def test_a_datagram_from_ourselves_is_a_loop() -> None:
 async def test_what_the_kernel_drops_is_seen() -> None:
     endpoint = datagram_socket()
     async with relaying([endpoint.getsockname()], UDP) as lab:
-        lab.worker._listeners[0].socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 2048)
+        lab.listener.socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 2048)
         client = await client_of(lab)
         for _ in range(50):
             client._sock.send(b"x" * 1000)  # without a checkpoint, so that the pump cannot read
@@ -225,7 +223,7 @@ async def test_a_burst_of_many_sizes_and_senders_arrives_datagram_by_datagram(ho
     endpoint = datagram_socket(loopback)
     endpoint.setsockopt(SOL_SOCKET, SO_RCVBUF, 8 << 20)
     async with relaying([endpoint.getsockname()], UDP, host) as lab:
-        lab.worker._listeners[0].socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 8 << 20)
+        lab.listener.socket.setsockopt(SOL_SOCKET, SO_RCVBUF, 8 << 20)
         clients = [await client_of(lab, loopback) for _ in range(2)]
         sizes = [100, 100, 100, 40, 0, 0, 0, *[1400] * 40, 30000, 30000, 30000, 9, 65000, 9, 9]
         for client in clients:
@@ -273,9 +271,7 @@ async def test_listeners_that_feed_each_other_in_a_ring_do_not_go_round() -> Non
     addresses = [socket.getsockname() for socket in sockets]
     async with relaying([addresses[0]], UDP) as lab:
         for number, socket in enumerate(sockets):
-            towards = addresses[1 - number]
-            upstream = Upstream(f"u{number}", [Endpoint(f"u{number}", "e", towards)])
-            lab.worker.open_listener(f"ring{number}", UDP, upstream, FlowLimits(), [socket])
+            await open_listener(lab.worker, f"ring{number}", socket, [addresses[1 - number]], UDP)
         client = await client_of(lab)
         await client.send(b"round and round")
         await lab.wait_counter(lambda c: sum(row["refused"]["loop"] for row in c["listeners"]), 1)

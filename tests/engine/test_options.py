@@ -27,8 +27,6 @@ from proxy.config.model import TcpOptions
 from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
-from proxy.core.expiry import FlowLimits
-from proxy.core.upstream import Endpoint, Upstream
 from proxy.engine.options import stream_options
 from proxy.engine.stream import StreamFlow
 from tests.engine.lab import (
@@ -36,6 +34,7 @@ from tests.engine.lab import (
     accept,
     connect,
     listening,
+    open_listener,
     receive_exactly,
     relaying,
     send_all,
@@ -74,8 +73,7 @@ async def test_options_are_on_both_sides(level: int, option: int, value: int) ->
     async with relaying([endpoint.getsockname()]) as lab:
         options = stream_options(EVERYTHING)
         socket = bind_socket(LOOPBACK, options=options)
-        upstream = Upstream("o", [Endpoint("o", "e", endpoint.getsockname())])
-        lab.worker.open_listener("o", Transport.TCP, upstream, FlowLimits(), [socket], options)
+        await open_listener(lab.worker, "o", socket, [endpoint.getsockname()], options=options)
         await connect(socket.getsockname())
         await accept(endpoint)
         await lab.wait_live("established")
@@ -96,8 +94,7 @@ async def test_multipath_tcp_is_accepted_and_relayed() -> None:
             if error.errno in {errno.EPROTONOSUPPORT, errno.ENOPROTOOPT}:
                 pytest.skip("this kernel has no Multipath TCP")
             raise
-        upstream = Upstream("m", [Endpoint("m", "e", endpoint.getsockname())])
-        lab.worker.open_listener("m", Transport.TCP, upstream, FlowLimits(), [socket])
+        await open_listener(lab.worker, "m", socket, [endpoint.getsockname()])
         client = trio.socket.from_stdlib_socket(Socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP))
         with client:
             await client.connect(socket.getsockname())
@@ -119,8 +116,7 @@ async def test_data_in_the_syn_is_relayed() -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         socket = bind_socket(LOOPBACK, fastopen=16)
-        upstream = Upstream("f", [Endpoint("f", "e", endpoint.getsockname())])
-        lab.worker.open_listener("f", Transport.TCP, upstream, FlowLimits(), [socket])
+        await open_listener(lab.worker, "f", socket, [endpoint.getsockname()])
         for _ in range(2):  # the first fetches the cookie
             with trio.socket.socket() as client:
                 try:

@@ -18,7 +18,6 @@ from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery
-from proxy.core.upstream import Endpoint, Upstream
 from proxy.engine.leg import LARGEST_CHUNK
 from tests.engine.lab import (
     accept,
@@ -27,6 +26,7 @@ from tests.engine.lab import (
     is_refused,
     is_reset,
     listening,
+    open_listener,
     pair,
     receive_all,
     receive_exactly,
@@ -559,11 +559,7 @@ async def test_listeners_that_feed_each_other_in_a_ring_do_not_go_round() -> Non
     addresses = [socket.getsockname() for socket in sockets]
     async with relaying([addresses[0]]) as lab:
         for number, socket in enumerate(sockets):
-            towards = addresses[1 - number]
-            upstream = Upstream(f"u{number}", [Endpoint(f"u{number}", "e", towards)])
-            lab.worker.open_listener(
-                f"ring{number}", Transport.TCP, upstream, FlowLimits(), [socket]
-            )
+            await open_listener(lab.worker, f"ring{number}", socket, [addresses[1 - number]])
         assert await is_refused(lab.address)
         await lab.wait_ended(3)
         refused = [row["refused"]["loop"] for row in (await lab.counters())["listeners"]]

@@ -16,11 +16,11 @@ from proxy.control.listen import bind_socket
 from proxy.core.address import Address, Transport
 from proxy.core.expiry import FlowLimits
 from proxy.core.flow import CloseReason, CloseSide
-from proxy.core.upstream import Endpoint, MulticastPath, Upstream
+from proxy.core.upstream import MulticastPath
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.sockaddr import scoped
 from proxy.engine.worker import Worker
-from tests.engine.lab import PATIENCE, Lab
+from tests.engine.lab import PATIENCE, Lab, open_listener
 from tests.engine.udp_network import Network, index_of, require_namespaces
 
 SSDP = "239.255.255.250"
@@ -64,18 +64,15 @@ async def relaying(
     """The relay on the host ``proxy``."""
     worker = Worker(1000, recent=1000)
     socket = bind_socket(parse_listen(listen), groups=groups, group_interface="eth0")
-    upstream = Upstream(
-        "origin",
-        [Endpoint("origin", f"e{n}", e) for n, e in enumerate(endpoints)],
-        path or MulticastPath(),
-    )
-    worker.open_listener(
+    await open_listener(
+        worker,
         "lab",
+        socket,
+        endpoints,
         Transport.UDP,
-        upstream,
-        limits or FlowLimits(),
-        [socket],
+        limits,
         datagrams=options or DatagramOptions(),
+        multicast=path or MulticastPath(),
     )
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
@@ -236,7 +233,7 @@ async def test_a_datagram_that_the_path_cannot_carry_whole(
         await client.connect(("10.0.1.1", 53))
 
         def too_big() -> int:
-            return lab.worker._listeners[0].counters.dropped["too_big"]
+            return lab.listener.counters.dropped["too_big"]
 
         await client.send(b"x" * 1400)
         if pmtu is Pmtu.ALLOW and version == 4:

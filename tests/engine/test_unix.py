@@ -33,7 +33,6 @@ from proxy.core.address import Address, Transport, parse_address
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery
 from proxy.core.unix import unix_address
-from proxy.core.upstream import Endpoint, Upstream
 from proxy.engine.mmsg import LARGEST_DATAGRAM
 from proxy.engine.worker import Worker
 from tests.engine.lab import (
@@ -44,6 +43,7 @@ from tests.engine.lab import (
     datagram_socket,
     is_reset,
     listening,
+    open_listener,
     opened,
     receive_all,
     receive_exactly,
@@ -65,8 +65,7 @@ async def relaying(
     socket = bind_unix(address, backlog=128, mode=0o600) if unix else bind_socket(address)
     bound = unix_address(address.host) if unix else socket.getsockname()
     worker = Worker(10_000, recent=10_000)
-    upstream = Upstream("origin", [Endpoint("origin", f"e{n}", e) for n, e in enumerate(endpoints)])
-    worker.open_listener("lab", address.transport, upstream, limits or FlowLimits(), [socket])
+    await open_listener(worker, "lab", socket, endpoints, address.transport, limits)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
@@ -499,7 +498,7 @@ async def test_a_missing_datagram_endpoint_ends_the_flow(tmp_path: Path) -> None
 async def test_a_datagram_from_our_own_listener_is_a_loop(tmp_path: Path) -> None:
     endpoint = datagram_socket()
     async with relaying(f"unixgram://{tmp_path}/door", [endpoint.getsockname()]) as lab:
-        listener = lab.worker._listeners[0].socket
+        listener = lab.listener.socket
         listener.sendto(b"x", str(tmp_path / "door"))
         await lab.wait_counter(lambda c: c["listeners"][0]["refused"]["loop"], 1)
         assert await lab.live() == []
@@ -512,8 +511,8 @@ async def test_replies_of_udp_and_unix_listeners_do_not_mix(tmp_path: Path) -> N
     async with relaying(f"unixgram://{tmp_path}/door", [endpoint.getsockname()]) as lab:
         socket = bind_socket(parse_listen("udp://127.0.0.1:0"))
         address = socket.getsockname()
-        upstream = Upstream("udp", [Endpoint("udp", "e", endpoint.getsockname())])
-        lab.worker.open_listener("udp", Transport.UDP, upstream, FlowLimits(), [socket])
+        endpoints = [endpoint.getsockname()]
+        await open_listener(lab.worker, "udp", socket, endpoints, Transport.UDP)
         clients = []
         for number in range(4):
             udp = datagram_socket()

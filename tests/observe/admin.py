@@ -13,12 +13,13 @@ import trio
 from proxy.observe.http import Bounds
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
+from tests.observe.fake_relay import FakeSteward
 
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator
     from pathlib import Path
 
-    from proxy.engine.port import RelayPort
+    from proxy.engine.port import RelayPort, StewardPort
 
 
 class Answer(NamedTuple):
@@ -58,14 +59,18 @@ class Admin(NamedTuple):
 
 @asynccontextmanager
 async def admin_server(
-    relay: RelayPort, folder: Path, bounds: Bounds | None = None
+    relay: RelayPort,
+    folder: Path,
+    bounds: Bounds | None = None,
+    steward: StewardPort | None = None,
 ) -> AsyncIterator[Admin]:
     path = str(folder / "admin.sock")
     tcp = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
     async with trio.open_nursery() as nursery:
         listeners = [tcp, unix_listener(path)]
         address = tcp.socket.getsockname()
-        await nursery.start(lambda **kwargs: _serve(relay, listeners, bounds, kwargs))
+        asked = steward or FakeSteward()
+        await nursery.start(lambda **kwargs: _serve(relay, asked, listeners, bounds, kwargs))
         with trio.fail_after(PATIENCE):
             yield Admin(address, path)
         nursery.cancel_scope.cancel()
@@ -73,11 +78,14 @@ async def admin_server(
 
 async def _serve(
     relay: RelayPort,
+    steward: StewardPort,
     listeners: list[trio.SocketListener],
     bounds: Bounds | None,
     kwargs: dict[str, Any],
 ) -> None:
-    await serve_admin(relay, listeners, bounds=bounds or Bounds(), log_dropped=lambda: 4, **kwargs)
+    await serve_admin(
+        relay, steward, listeners, bounds=bounds or Bounds(), log_dropped=lambda: 4, **kwargs
+    )
 
 
 def unix_listener(path: str) -> trio.SocketListener:

@@ -14,7 +14,16 @@ from proxy.core.query import SORTS, FlowQuery, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 
 if TYPE_CHECKING:
-    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.port import (
+        DrainAnswer,
+        FlowIds,
+        FlowPage,
+        RelayCounters,
+        RelayStatus,
+        ReloadAnswer,
+        ReloadRecord,
+    )
+    from proxy.engine.specs import Change, DrainOrder
 
 WALL = 1_700_000_000.0  # Unix time less monotonic time of every fake flow
 ENDPOINT: Address = ("10.0.0.1", 80)
@@ -70,6 +79,15 @@ class FakeRelay:
         self.closed.append(flow)
         return closed_flow(flow, WALL, "{}")
 
+    async def apply(self, change: Change) -> None:
+        raise NotImplementedError  # nobody here changes anything
+
+    async def drain(self, order: DrainOrder) -> bool:
+        raise NotImplementedError
+
+    async def wait_drained(self) -> None:
+        raise NotImplementedError
+
     async def flows(self, query: FlowQuery) -> FlowPage:
         await self._answer()
         source = self.closed if query.recent else self.live
@@ -111,6 +129,7 @@ class FakeRelay:
             "pid": 4242,
             "started": WALL,
             "draining": self.draining,
+            "drains": [],
             "listening": [
                 {
                     "listener": "web",
@@ -142,3 +161,45 @@ class FakeRelay:
         await trio.lowlevel.checkpoint()
         if self.failure is not None:
             raise self.failure
+
+
+class FakeSteward:
+    """A house that does what it is told, and remembers it.
+
+    Attributes:
+        problems: what reloads fail with.
+        asked: every call, in order.
+
+    """
+
+    def __init__(self) -> None:
+        self.problems: list[str] = []
+        self.asked: list[tuple[object, ...]] = []
+
+    def last_reload(self) -> ReloadRecord:
+        return {"successful": not self.problems, "success_timestamp": WALL}
+
+    async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("reload", dry_run))
+        return {
+            "reloaded": not (dry_run or self.problems),
+            "dry_run": dry_run,
+            "problems": self.problems,
+            "warnings": [],
+            "lines": [] if self.problems else ["~ engine.recent: 1 -> 2"],
+            "steps": [],
+        }
+
+    async def drain(
+        self,
+        listener: str | None = None,
+        endpoint: str | None = None,
+        upstream: str | None = None,
+        patience: float | None = None,
+        by: str = "",
+    ) -> DrainAnswer:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("drain", listener, endpoint, upstream, patience))
+        known = listener == "web" or endpoint == "10.0.0.1:80"
+        return {"draining": [{"listener": "web"}] if known else [], "timeout": patience or 30.0}

@@ -10,7 +10,7 @@ import structlog.testing
 import trio
 
 from proxy.core.flow import CloseReason
-from proxy.observe.params import KILLING, LISTING, PARAMS, read_params
+from proxy.observe.params import DRAINING, KILLING, LISTING, PARAMS, RELOADING, read_params
 from tests.observe.admin import Answer, admin_server, ask
 from tests.observe.fake_relay import FakeRelay
 
@@ -131,7 +131,7 @@ async def test_a_refused_value_is_told_apart_from_its_parameter(
 
 
 def test_every_parameter_can_be_read() -> None:
-    assert {*LISTING, *KILLING} == {*PARAMS}
+    assert {*LISTING, *KILLING, *RELOADING, *DRAINING} == {*PARAMS}
     assert read_params("", ()) == {}
 
 

@@ -17,7 +17,7 @@ from proxy.observe.http import Bounds, HttpConnection, Request, Response
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
 from tests.observe.admin import admin_server, ask, read_all
-from tests.observe.fake_relay import FakeRelay
+from tests.observe.fake_relay import FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -271,7 +271,7 @@ async def test_accepting_survives_named_errors_and_no_others(
     raises = pytest.RaisesGroup(pytest.RaisesGroup(pytest.RaisesExc(OSError, match="named")))
     async with far:
         with structlog.testing.capture_logs() as logs, raises:
-            await serve_admin(FakeRelay(), [listener])  # type: ignore[list-item]
+            await serve_admin(FakeRelay(), FakeSteward(), [listener])  # type: ignore[list-item]
     assert [entry["event"] for entry in logs] == ["admin_accept_paused"]
     assert listener.script == []
 
@@ -309,7 +309,7 @@ def test_any_bytes_are_answered_or_closed_and_the_server_goes_on() -> None:
 
 
 async def fuzz_once(data: bytes) -> None:
-    api = Api(FakeRelay())
+    api = Api(FakeRelay(), FakeSteward())
     with trio.fail_after(PATIENCE):
         for sent in (data, b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n"):
             near, far = await stream_pair()

@@ -10,16 +10,18 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.core.flow import CloseReason, CloseSide, Drop, Refusal
-from proxy.observe.catalogue import catalogue
+from proxy.observe.catalogue import Reading, catalogue
 from proxy.observe.metrics import render
 from tests.e2e.program import peer
-from tests.observe.fake_relay import FakeRelay
+from tests.observe.fake_relay import FakeRelay, FakeSteward
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 async def scrape(relay: FakeRelay, accept: str = "") -> tuple[str, str]:
-    content_type, slices = render(await relay.counters(), await relay.status(), accept)
+    counters, status = await relay.counters(), await relay.status()
+    reading = Reading(counters, status, 0, FakeSteward().last_reload())
+    content_type, slices = render(reading, accept)
     return content_type, b"".join(slices).decode()
 
 

@@ -1,0 +1,226 @@
+"""What a reload would do: the difference between two configurations, for people and programs.
+
+A plan decides nothing that it does not show. Each of its steps is one line with a sign before it::
+
+    + listener api: tcp://0.0.0.0:8081 to api
+    - listener old: accepts no more, its flows drain
+    ~ listener.web.limits.per_flow.idle: 2h4m -> 10m; live flows too
+    + endpoint 10.0.0.3:80 of upstream web
+    - endpoint 10.0.0.2:80 of upstream web: no new flows, those it has live on
+    ! admin.http: 127.0.0.1:9600 -> 127.0.0.1:9700; needs a restart
+
+Whatever can be applied to a running relay is. Only the addresses of the admin need a restart: who
+asks for the reload may be connected there. Until then they stay as they are, and every further
+plan names them again.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterator, Mapping
+from enum import StrEnum
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+
+from pydantic import BaseModel
+
+from proxy.core.units import format_duration, format_size
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config, Listener, Upstream
+
+LINES_MAX: Final = 1000
+"""Steps shown; a plan of more is another file. The rest is counted."""
+
+
+class Act(StrEnum):
+    """What a step does."""
+
+    ADD = "add"
+    REMOVE = "remove"
+    CHANGE = "change"
+    REOPEN = "reopen"  # what was drained by hand
+    RESTART = "restart"  # nothing, until the program is started again
+
+
+SIGNS: Final = {
+    Act.ADD: "+",
+    Act.REMOVE: "-",
+    Act.CHANGE: "~",
+    Act.REOPEN: "+",
+    Act.RESTART: "!",
+}
+
+
+class Step(NamedTuple):
+    """One step of a plan.
+
+    Attributes:
+        act: what is done.
+        subject: to what, as people call it.
+        note: how, or from what to what.
+        live: whether flows that exist are affected.
+
+    """
+
+    act: Act
+    subject: str
+    note: str = ""
+    live: bool = False
+
+    def __str__(self) -> str:
+        text = f"{SIGNS[self.act]} {self.subject}"
+        return f"{text}: {self.note}" if self.note else text
+
+
+class StepRow(TypedDict):
+    """A step, for programs."""
+
+    act: str
+    subject: str
+    note: str
+    affects_live_flows: bool
+
+
+class Drained(NamedTuple):
+    """What was drained by hand, and a reload brings back."""
+
+    listeners: Collection[str] = ()
+    endpoints: Collection[tuple[str, str]] = ()  # of an upstream
+
+
+class Plan(NamedTuple):
+    """What leads from one configuration to another."""
+
+    steps: tuple[Step, ...]
+
+    def lines(self) -> list[str]:
+        """For people; bounded."""
+        lines = [str(step) for step in self.steps[:LINES_MAX]]
+        if len(self.steps) > LINES_MAX:
+            lines.append(f"and {len(self.steps) - LINES_MAX} more")
+        return lines
+
+    def rows(self) -> list[StepRow]:
+        """For programs; bounded."""
+        return [
+            {
+                "act": step.act.value,
+                "subject": step.subject,
+                "note": step.note,
+                "affects_live_flows": step.live,
+            }
+            for step in self.steps[:LINES_MAX]
+        ]
+
+
+NOTHING_DRAINED: Final = Drained()
+
+
+def plan(old: Config, new: Config, drained: Drained = NOTHING_DRAINED) -> Plan:
+    """Find what changes.
+
+    Args:
+        old: what is at work.
+        new: what shall be.
+        drained: what of the old was drained by hand.
+
+    """
+    steps = [
+        *_listener_steps(old.listener, new.listener, drained.listeners),
+        *_upstream_steps(old.upstream, new.upstream, drained.endpoints),
+        *_key_steps("engine", old.engine, new.engine),
+        *_key_steps("log", old.log, new.log),
+        *(
+            step._replace(act=Act.RESTART, note=f"{step.note}; needs a restart")
+            for step in _key_steps("admin", old.admin, new.admin)
+        ),
+    ]
+    return Plan(tuple(steps))
+
+
+def applicable(old: Config, new: Config) -> Config:
+    """What of a new configuration can be at work without a restart."""
+    return new.model_copy(update={"admin": old.admin})
+
+
+def _listener_steps(
+    old: Mapping[str, Listener], new: Mapping[str, Listener], drained: Collection[str]
+) -> Iterator[Step]:
+    for name, listener in new.items():
+        if name not in old:
+            yield Step(Act.ADD, f"listener {name}", f"{listener.listen} to {listener.upstream}")
+            continue
+        if name in drained:
+            yield Step(Act.REOPEN, f"listener {name}", "it was drained, and opens again")
+        yield from _key_steps(f"listener.{name}", old[name], listener)
+    for name in old.keys() - new.keys():
+        note = "accepts no more, its flows drain"
+        yield Step(Act.REMOVE, f"listener {name}", note, live=True)
+
+
+def _upstream_steps(
+    old: Mapping[str, Upstream],
+    new: Mapping[str, Upstream],
+    drained: Collection[tuple[str, str]],
+) -> Iterator[Step]:
+    for name, upstream in new.items():
+        if name not in old:
+            yield Step(Act.ADD, f"upstream {name}", _text("endpoints", upstream.endpoints))
+            continue
+        yield from _endpoint_steps(name, old[name], upstream, drained)
+        yield from _key_steps(f"upstream.{name}", old[name], upstream, without="endpoints")
+    for name in old.keys() - new.keys():
+        yield Step(Act.REMOVE, f"upstream {name}", "no new flows, those it has live on")
+
+
+def _endpoint_steps(
+    name: str, old: Upstream, new: Upstream, drained: Collection[tuple[str, str]]
+) -> Iterator[Step]:
+    before, after = [str(each) for each in old.endpoints], [str(each) for each in new.endpoints]
+    for endpoint in after:
+        subject = f"endpoint {endpoint} of upstream {name}"
+        if endpoint not in before:
+            yield Step(Act.ADD, subject)
+        elif (name, endpoint) in drained:
+            yield Step(Act.REOPEN, subject, "it was drained, and is chosen again")
+    for endpoint in before:
+        if endpoint not in after:
+            subject = f"endpoint {endpoint} of upstream {name}"
+            yield Step(Act.REMOVE, subject, "no new flows, those it has live on")
+
+
+def _key_steps(path: str, old: BaseModel, new: BaseModel, without: str = "") -> Iterator[Step]:
+    """The keys of a table that differ, those of tables in it included."""
+    for key in type(new).model_fields:
+        before, after = getattr(old, key), getattr(new, key)
+        if before == after or key == without:
+            continue
+        place = f"{path}.{key}"
+        if isinstance(before, BaseModel):
+            yield from _key_steps(place, before, after)
+        else:
+            live = ".limits." in place
+            note = f"{_text(key, before)} -> {_text(key, after)}"
+            yield Step(Act.CHANGE, place, f"{note}; live flows too" if live else note, live)
+
+
+def _text(key: str, value: Any) -> str:
+    """A value, nearly as the file has it."""
+    match value:
+        case None:
+            return "not set"
+        case bool():
+            return "true" if value else "false"
+        case float():
+            return f"{value:g}/s" if key.endswith("rate") else format_duration(value, parts=5)
+        case int() if key == "mode":
+            return f"{value:04o}"
+        case int() if key.endswith("buffer"):
+            return format_size(value)
+        case range():
+            return f"{value[0]}-{value[-1]}"
+        case tuple() if hasattr(value, "_fields"):  # an address
+            return str(value)
+        case tuple() | list():
+            return ", ".join(str(each) for each in value) or "none"
+        case _:
+            return str(value) or "off"

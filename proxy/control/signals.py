@@ -1,0 +1,83 @@
+"""Signals: what SIGHUP, SIGTERM and SIGINT do to the house.
+
+=================  ============================================================================
+SIGHUP             reload the configuration; while one is under way, once more after it
+SIGTERM, SIGINT    stop: accept no more, drain, end; a second one ends at once
+=================  ============================================================================
+"""
+
+from __future__ import annotations
+
+import signal
+from collections.abc import AsyncIterator
+from typing import TYPE_CHECKING
+
+import structlog
+import trio
+
+from proxy.engine.specs import EVERYTHING
+
+if TYPE_CHECKING:
+    from proxy.control.house import House
+    from proxy.control.steward import Steward
+
+log = structlog.get_logger()
+
+
+async def obey_signals(house: House, steward: Steward) -> None:
+    """Do what signals say, until every flow has ended, or somebody insists."""
+    hangup = Bell()
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_reload_at, hangup, steward)
+            reason = await _wait_stop(signals, hangup)
+            await _begin_stop(house, reason)
+            nursery.start_soon(_end_at_second, signals, nursery.cancel_scope)
+            await house.worker.wait_drained()
+            nursery.cancel_scope.cancel()
+
+
+async def _reload_at(hangup: Bell, steward: Steward) -> None:
+    while True:
+        await hangup.wait()
+        await steward.reload("SIGHUP")
+
+
+async def _wait_stop(signals: AsyncIterator[int], hangup: Bell) -> signal.Signals:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            return signal.Signals(number)
+        hangup.pull()
+    raise AssertionError("the receiver never ends by itself")
+
+
+async def _begin_stop(house: House, reason: signal.Signals) -> None:
+    flows = (await house.worker.status())["flows"]
+    timeout = house.config.engine.drain_timeout
+    log.info("stopping", reason=reason.name, flows=flows, timeout=timeout)
+    await house.drain(EVERYTHING)
+
+
+async def _end_at_second(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
+    async for number in signals:
+        if number != signal.SIGHUP:
+            log.warning("ending_at_once", reason=signal.Signals(number).name)
+            scope.cancel()
+            return
+        log.warning("reload_refused", reason="stopping")
+
+
+class Bell:
+    """Rings once for any number of pulls before it is heard."""
+
+    def __init__(self) -> None:
+        self._pulled = trio.Event()
+
+    def pull(self) -> None:
+        """Ring, unless it is ringing."""
+        self._pulled.set()
+
+    async def wait(self) -> None:
+        """Wait until it rings, and silence it."""
+        await self._pulled.wait()
+        self._pulled = trio.Event()

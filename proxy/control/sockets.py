@@ -1,0 +1,247 @@
+"""The listening sockets through a reload: which stay, which change hands, which are new.
+
+A socket is bound for good to its address and to the few keys of ``binding_of``; as long as these
+stay, so does the socket, with the connections in its queue, and whatever else is said of it is set
+on it as it is. A listener with another name may take it over. New sockets are bound before any old
+one closes.
+
+A new socket may have to stand beside an old one that is about to close and is in its way: the
+wildcard beside one address, IPv6 beside dual stack. For streams SO_REUSEPORT lets both be bound for
+that moment, and is taken off again, so that no other program may share the port. For datagrams it
+would not do: the old socket goes on serving its flows, and the kernel would give it new clients.
+
+The sockets belong to the worker; here they are known by name. One that is closed (its listener was
+drained) has no descriptor any more.
+
+Source: socket(7) SO_REUSEPORT; inet_csk_bind_conflict in net/ipv4/inet_connection_sock.c.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack, suppress
+from pathlib import Path
+from socket import (
+    AF_INET6,
+    IP_TOS,
+    IPPROTO_IP,
+    IPPROTO_IPV6,
+    IPPROTO_TCP,
+    IPV6_TCLASS,
+    SO_BINDTODEVICE,
+    SO_KEEPALIVE,
+    SO_RCVBUF,
+    SOL_SOCKET,
+    TCP_FASTOPEN,
+    TCP_NODELAY,
+    TCP_USER_TIMEOUT,
+)
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
+
+from proxy.control.listen import bind_listener, option_errors
+from proxy.control.outbound import listener_marks
+from proxy.control.unix import UnixListenSocket, give_file
+from proxy.engine.datagram_options import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, Pmtu, set_pmtu
+from proxy.engine.group import join_groups, leave_groups
+from proxy.engine.marks import SO_MARK
+from proxy.engine.options import SocketOptions, set_options, stream_options
+
+if TYPE_CHECKING:
+    from proxy.config.model import Listener
+
+PMTUDISC_WANT: Final = 1  # uapi/linux/in.h; what a socket has that was told nothing
+
+RMEM_DEFAULT: Final = Path("/proc/sys/net/core/rmem_default")
+
+Undo = Callable[[], None]
+
+
+class Bound(NamedTuple):
+    """A listening socket, and the listener it was last set up for."""
+
+    listener: Listener
+    socket: Socket
+
+    @property
+    def is_open(self) -> bool:
+        """Whether the worker still serves it."""
+        return self.socket.fileno() >= 0
+
+
+class Arrangement(NamedTuple):
+    """The sockets as they shall be, by listener; and those that nobody has any more."""
+
+    bound: dict[str, Bound]
+    leaving: list[Bound]
+
+
+def binding_of(listener: Listener) -> tuple[Any, ...]:
+    """What a socket must be bound anew for."""
+    return (listener.listen, listener.dual_stack, listener.tcp.mptcp, listener.transparent)
+
+
+def arrange(
+    listeners: Mapping[str, Listener],
+    before: Mapping[str, Bound],
+    others: Iterable[Bound],
+    undo: ExitStack,
+) -> Arrangement:
+    """Find or bind the socket of every listener, and set it up as the listener says.
+
+    Args:
+        listeners: as they shall be.
+        before: the sockets by the names they have now.
+        others: sockets that serve their last flows, and have no name.
+        undo: is given whatever takes everything back.
+
+    Raises:
+        BindError: one could not be bound, or set up.
+        OptionError: the kernel refuses an option.
+
+    """
+    free = {name: each for name, each in before.items() if each.is_open}
+    nameless = [each for each in others if each.is_open]
+    found = _own(listeners, free)
+    for name, listener in listeners.items():
+        if name not in found and (taken := _taken(listener, free, nameless)):
+            found[name] = taken
+    for name, former in found.items():
+        with option_errors(name, listeners[name]):
+            _adjust(former, listeners[name], undo)
+    leaving = [*free.values(), *nameless]
+    bound: dict[str, Bound] = {}
+    for name, listener in listeners.items():
+        kept = found.get(name)
+        socket = kept.socket if kept else _bind(name, listener, leaving, undo)
+        bound[name] = Bound(listener, socket)
+    return Arrangement(bound, leaving)
+
+
+def _own(listeners: Mapping[str, Listener], free: dict[str, Bound]) -> dict[str, Bound]:
+    """The sockets that stay with their names; they are free no more."""
+    return {
+        name: free.pop(name)
+        for name, listener in listeners.items()
+        if name in free and binding_of(free[name].listener) == binding_of(listener)
+    }
+
+
+def _taken(listener: Listener, free: dict[str, Bound], nameless: list[Bound]) -> Bound | None:
+    """The socket that another name had, at the same address; it is free no more."""
+    if not listener.listen.port and not listener.listen.transport.is_unix:
+        return None  # the kernel chose
+    wanted = binding_of(listener)
+    for name, each in free.items():
+        if binding_of(each.listener) == wanted:
+            return free.pop(name)
+    for index, each in enumerate(nameless):
+        if binding_of(each.listener) == wanted:
+            return nameless.pop(index)
+    return None
+
+
+def _bind(name: str, listener: Listener, leaving: Iterable[Bound], undo: ExitStack) -> Socket:
+    transport = listener.listen.transport
+    beside = [
+        each.socket
+        for each in leaving
+        if not transport.is_datagram
+        and each.listener.listen.transport is transport
+        and each.listener.listen.port == listener.listen.port
+    ]
+    socket = bind_listener(name, listener, () if transport.is_unix else beside)
+    undo.callback(socket.close)
+    if isinstance(socket, UnixListenSocket) and socket.file is not None:
+        undo.callback(socket.file.remove)
+    return socket
+
+
+def _adjust(former: Bound, new: Listener, undo: ExitStack) -> None:
+    """Set on a socket what is said of it now and was not before.
+
+    Raises:
+        OSError: the kernel refuses it; what was set before is taken back by ``undo``.
+
+    """
+    old, socket = former.listener, former.socket
+    for differs, setter in _SETTERS:
+        if differs(old) != differs(new):
+            undo.callback(_quietly, setter, socket, new, old)
+            setter(socket, old, new)
+
+
+def _quietly(setter: Callable[..., None], socket: Socket, old: Listener, new: Listener) -> None:
+    with suppress(OSError):  # it was so before
+        setter(socket, old, new)
+
+
+def _set_backlog(socket: Socket, _old: Listener, new: Listener) -> None:
+    """listen(2) again: the length of the queue changes, and nothing in it is lost."""
+    if not new.listen.transport.is_datagram:
+        socket.listen(new.backlog)
+
+
+def _set_buffer(socket: Socket, _old: Listener, new: Listener) -> None:
+    size = new.receive_buffer
+    if size is None:  # socket(7): the kernel doubles what it is told, not what it has by default
+        size = int(RMEM_DEFAULT.read_text()) // 2
+    socket.setsockopt(SOL_SOCKET, SO_RCVBUF, size)
+
+
+def _set_stream_options(socket: Socket, _old: Listener, new: Listener) -> None:
+    if new.listen.transport.is_unix or new.listen.transport.is_datagram:
+        return
+    off: SocketOptions = (
+        (IPPROTO_TCP, TCP_NODELAY, 0),
+        (SOL_SOCKET, SO_KEEPALIVE, 0),
+        (IPPROTO_TCP, TCP_USER_TIMEOUT, 0),
+    )
+    set_options(socket, off + stream_options(new.tcp))
+    socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, new.tcp.fastopen)
+
+
+def _set_marks(socket: Socket, old: Listener, new: Listener) -> None:
+    if new.listen.transport.is_unix:
+        return
+    if old.mark is not None and new.mark is None:
+        socket.setsockopt(SOL_SOCKET, SO_MARK, 0)
+    if old.interface is not None and new.interface is None:
+        socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, b"")
+    if old.dscp is not None and new.dscp is None:
+        socket.setsockopt(IPPROTO_IP, IP_TOS, 0)
+        if socket.family == AF_INET6:
+            socket.setsockopt(IPPROTO_IPV6, IPV6_TCLASS, 0)
+    listener_marks(new).set(socket)
+
+
+def _set_groups(socket: Socket, old: Listener, new: Listener) -> None:
+    leave_groups(socket, old.multicast, old.multicast_interface)
+    join_groups(socket, new.multicast, new.multicast_interface)
+
+
+def _set_pmtu(socket: Socket, _old: Listener, new: Listener) -> None:
+    set_pmtu(socket, Pmtu(new.pmtu))
+    if new.pmtu == "system":
+        if socket.family == AF_INET6:
+            socket.setsockopt(IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_WANT)
+        socket.setsockopt(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)
+
+
+def _set_file(socket: Socket, _old: Listener, new: Listener) -> None:
+    if isinstance(socket, UnixListenSocket) and socket.file is not None:
+        owner, group = new.owner or str(os.geteuid()), new.group or str(os.getegid())
+        give_file(socket.file.path, new.mode, owner, group)
+
+
+_SETTERS: Final[tuple[tuple[Callable[[Listener], Any], Callable[..., None]], ...]] = (
+    (lambda one: one.backlog, _set_backlog),
+    (lambda one: one.receive_buffer, _set_buffer),
+    (lambda one: one.tcp, _set_stream_options),
+    (lambda one: (one.mark, one.dscp, one.interface), _set_marks),
+    (lambda one: (one.multicast, one.multicast_interface), _set_groups),
+    (lambda one: one.pmtu, _set_pmtu),
+    (lambda one: (one.mode, one.owner, one.group), _set_file),
+)
+"""What of a listener is set by which function; it is called when that has changed."""

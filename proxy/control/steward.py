@@ -1,0 +1,212 @@
+"""The steward: reloads, drains and stops the house, as signals and the admin ask for it.
+
+A reload is all or nothing. The file is read and checked as a whole, the plan is made, names are
+resolved, sockets bound; only then is anything changed, which cannot fail and cannot be interrupted.
+Who asked may leave at any time: a reload that has begun to change something ends as it should, and
+one that has not is as if it had never been asked for.
+
+Reloads are done one after the other, and at most ``WAITING_MAX`` wait for their turn.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from time import time
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from proxy.config.load import STDIN, load
+from proxy.config.plan import Drained, Plan, applicable, plan
+from proxy.config.problem import ConfigError, Problem
+from proxy.control.listen import BindError
+from proxy.control.names import ResolveError
+from proxy.control.outbound import OptionError
+from proxy.control.specs import pace_of
+from proxy.engine.specs import DrainTarget
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from proxy.config.model import Config
+    from proxy.control.house import House
+    from proxy.engine.port import DrainAnswer, ReloadAnswer, ReloadRecord
+
+WAITING_MAX: Final = 16
+"""Reloads that wait while one is under way; whoever asks for more is told so."""
+
+LOGGED_MAX: Final = 100
+"""Problems, or steps of a plan, in one line of the log."""
+
+
+class ReloadError(Exception):
+    """A reload that changed nothing.
+
+    Attributes:
+        problems: why, one line for people each.
+
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Steward:
+    """Changes a house that is at work.
+
+    Args:
+        house: the house.
+        file: where its configuration came from; None if from no file.
+        adopt: told of a configuration that has been put to work.
+
+    """
+
+    def __init__(
+        self, house: House, file: str | None, adopt: Callable[[Config], object] = lambda _: None
+    ) -> None:
+        self._house = house
+        self._file = file
+        self._adopt = adopt
+        self._turn = trio.Lock()
+        self._successful = True
+        self._success_at = time()
+
+    def last_reload(self) -> ReloadRecord:
+        """How the last reload went; the start counts as one."""
+        return {"successful": self._successful, "success_timestamp": self._success_at}
+
+    async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
+        """Read the file again, and do what it says; or only say what would be done.
+
+        Args:
+            by: who asks, for the log.
+            dry_run: change nothing.
+
+        """
+        try:
+            with self._queue():
+                async with self._turn:
+                    return await self._reload(by, dry_run=dry_run)
+        except ReloadError as error:
+            return self._failed(error, by, dry_run=dry_run)
+
+    async def drain(
+        self,
+        listener: str | None = None,
+        endpoint: str | None = None,
+        upstream: str | None = None,
+        patience: float | None = None,
+        by: str = "",
+    ) -> DrainAnswer:
+        """Begin to drain a listener, or an endpoint of an upstream or of all that have it.
+
+        Args:
+            listener: its name; or
+            endpoint: as the configuration writes it, and
+            upstream: the one to drain it of; None is all.
+            patience: seconds for flows to end by themselves; None is the configured time.
+            by: who asks, for the log.
+
+        """
+        targets = [DrainTarget(listener=listener)] if listener else []
+        if endpoint:
+            targets = [
+                DrainTarget(upstream=name, endpoint=endpoint)
+                for name, each in self._house.config.upstream.items()
+                if upstream in {None, name} and endpoint in map(str, each.endpoints)
+            ]
+        pace = pace_of(self._house.config.engine, patience)
+        draining = [target for target in targets if await self._house.drain(target, pace)]
+        for target in draining:
+            log.warning("drain_begun", **_named(target), timeout=pace.timeout, by=by)
+        return {"draining": [_named(target) for target in draining], "timeout": pace.timeout}
+
+    @contextmanager
+    def _queue(self) -> Iterator[None]:
+        if self._turn.statistics().tasks_waiting >= WAITING_MAX:
+            raise ReloadError(f"{WAITING_MAX} reloads are waiting already; try again later")
+        yield
+
+    async def _reload(self, by: str, *, dry_run: bool) -> ReloadAnswer:
+        house = self._house
+        if house.is_stopping:
+            raise ReloadError("sockpair is stopping, and reloads no more")
+        warnings: list[Problem] = []
+        wanted = await self._read(warnings)
+        drained = Drained(house.drained_listeners, house.drained_endpoints)
+        steps = plan(house.config, wanted, drained)
+        config = applicable(house.config, wanted)
+        await self._put_to_work(config, dry_run=dry_run)
+        lines = steps.lines()
+        if not dry_run:
+            self._successful, self._success_at = True, time()
+            log.info("reloaded", by=by, changes=lines[:LOGGED_MAX], warnings=_texts(warnings))
+        return _answer(dry_run, steps, warnings=_texts(warnings))
+
+    async def _read(self, warnings: list[Problem]) -> Config:
+        """Read and check the file, in a thread: it may be large, or on a slow disk."""
+        if self._file is None or self._file == STDIN:
+            raise ReloadError("the configuration came from no file; name one with -c to reload it")
+        try:
+            return await trio.to_thread.run_sync(load, self._file, warnings.append)
+        except ConfigError as error:
+            raise ReloadError(*map(str, error.problems)) from error
+
+    async def _put_to_work(self, config: Config, *, dry_run: bool) -> None:
+        house = self._house
+        try:
+            upstreams = await house.rehearse(config)
+            if dry_run:
+                return
+            if house.is_stopping:  # while names were resolved
+                raise ReloadError("sockpair is stopping, and reloads no more")
+            with trio.CancelScope(shield=True):
+                await house.put_to_work(config, upstreams)
+                self._adopt(config)
+        except ResolveError as error:
+            raise ReloadError(*error.problems) from error
+        except (BindError, OptionError) as error:
+            raise ReloadError(str(error)) from error
+
+    def _failed(self, error: ReloadError, by: str, *, dry_run: bool) -> ReloadAnswer:
+        if not dry_run:
+            self._successful = False
+            log.error(
+                "reload_failed",
+                by=by,
+                problems=list(error.problems[:LOGGED_MAX]),
+                count=len(error.problems),
+            )
+        return _answer(dry_run, Plan(()), problems=list(error.problems))
+
+
+log = structlog.get_logger()
+
+
+def _answer(
+    dry_run: bool,
+    steps: Plan,
+    *,
+    problems: list[str] | None = None,
+    warnings: list[str] | None = None,
+) -> ReloadAnswer:
+    return {
+        "reloaded": not dry_run and not problems,
+        "dry_run": dry_run,
+        "problems": problems or [],
+        "warnings": warnings or [],
+        "lines": steps.lines(),
+        "steps": list(steps.rows()),
+    }
+
+
+def _texts(warnings: list[Problem]) -> list[str]:
+    return [str(warning) for warning in warnings[:LOGGED_MAX]]
+
+
+def _named(target: DrainTarget) -> dict[str, str]:
+    """What of a target is set."""
+    return {name: value for name, value in target._asdict().items() if value is not None}

@@ -1,0 +1,294 @@
+"""The listeners and upstreams of a worker: what the last change made of them.
+
+A listener here is one socket. A name may have had another socket before: that one accepts no more,
+and a datagram socket is still served until the last of its flows has ended, because their clients
+send to it. What a flow needs of its listener it holds itself, so a stream listener can go at once.
+
+Counters go by name and transport, for the life of the process; see ``core.ledger``.
+
+``apply`` changes the books and awaits nothing; it returns what remains to be told to live flows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import astuple, dataclass
+from socket import SOCK_DGRAM, SOCK_STREAM
+from typing import TYPE_CHECKING, TypeAlias
+
+from proxy.core.address import Transport, format_address
+from proxy.core.counters import EndpointCounters, ListenerCounters
+from proxy.core.ledger import Ledger
+from proxy.core.source import SourcePool
+from proxy.core.upstream import ORIGINAL, Endpoint, OriginalCounters, OriginalUpstream, Upstream
+from proxy.engine.accept import StreamListener
+from proxy.engine.counted import flow_type_of
+from proxy.engine.datagram_listener import DatagramListener
+from proxy.engine.outbound import Outbound
+from proxy.engine.specs import OpenListener, cookie_of
+from proxy.engine.transparent import TransparentListener
+from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener
+
+if TYPE_CHECKING:
+    from socket import SocketType as Socket
+
+    from proxy.core.expiry import FlowLimits
+    from proxy.engine.outbound import Connect
+    from proxy.engine.port import ListenRow
+    from proxy.engine.relay import Relay
+    from proxy.engine.specs import Change, DrainTarget, ListenerSpec, UpstreamSpec
+
+Listener: TypeAlias = StreamListener | DatagramListener
+ListenerKey: TypeAlias = tuple[str, Transport]
+EndpointKey: TypeAlias = tuple[str, str]
+
+
+@dataclass(slots=True)
+class _Route:
+    """An upstream, the spec it is made from, and the sources of its flows, taken in turn."""
+
+    spec: UpstreamSpec
+    upstream: Upstream
+    pool: SourcePool | None
+
+
+class Roster:
+    """Listeners and upstreams of one worker.
+
+    Args:
+        relay: where flows live.
+
+    """
+
+    def __init__(self, relay: Relay) -> None:
+        self._relay = relay
+        self._listeners: dict[str, list[Listener]] = {}
+        self._specs: dict[str, ListenerSpec] = {}
+        self._retired: list[Listener] = []  # datagram sockets that serve their last flows
+        self._routes: dict[str, _Route] = {}
+        self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
+            lambda key: ListenerCounters(*key, upstream="")
+        )
+        self._endpoints: Ledger[EndpointKey, EndpointCounters] = Ledger(_endpoint_counters)
+
+    @property
+    def counters(self) -> list[ListenerCounters]:
+        """Those of every listener, and of former ones that have flows."""
+        return self._ledger.shown()
+
+    @property
+    def endpoint_counters(self) -> list[EndpointCounters]:
+        """Those of every endpoint, and of former ones that have flows."""
+        return self._endpoints.shown()
+
+    @property
+    def upstreams(self) -> list[Upstream]:
+        """Every upstream."""
+        return [route.upstream for route in self._routes.values()]
+
+    def listening(self) -> list[ListenRow]:
+        """Every socket that new flows may come by."""
+        return [_listen_row(each) for each in self._accepting() if not _is_draining(each)]
+
+    def closed_listeners(self) -> list[str]:
+        """The names that nothing listens for, since they were drained."""
+        return [
+            name
+            for name, listeners in self._listeners.items()
+            if not any(each.is_open and not _is_draining(each) for each in listeners)
+        ]
+
+    def count_kernel_drops(self) -> None:
+        """Learn what the kernel has dropped on the datagram sockets."""
+        self._retired = [each for each in self._retired if each.is_open]
+        for listener in (*self._accepting(), *self._retired):
+            if isinstance(listener, DatagramListener):
+                listener.count_kernel_drops()
+
+    def apply(self, change: Change, now: float) -> dict[ListenerCounters, FlowLimits]:
+        """Be what the change says; return the listeners whose clocks are others, with them.
+
+        Sockets that go to another name are known before any listener retires, so that one that
+        is wanted again is not closed in between.
+        """
+        self._use_upstreams(change.upstreams)
+        specs = {name: spec for name, spec in self._specs.items() if name not in change.closed}
+        specs |= {each.spec.name: each.spec for each in change.opened}
+        specs |= {spec.name: spec for spec in change.changed}
+        before, self._specs = self._specs, specs
+        self._ledger.use((spec.name, spec.transport) for spec in specs.values())
+        self._exchange(change.opened, change.closed, now)
+        for name, listeners in self._listeners.items():
+            for listener in listeners:
+                if listener.is_open:
+                    self._serve(listener, specs[name])
+        return {
+            self.counters_of(spec): spec.limits
+            for name, spec in specs.items()
+            if name in before and astuple(before[name].limits) != astuple(spec.limits)
+        }
+
+    def counters_of(self, spec: ListenerSpec) -> ListenerCounters:
+        """The counters of a listener in use."""
+        return self._ledger[spec.name, spec.transport]
+
+    def retire(self, name: str, now: float) -> None:
+        """Accept no more for this name; it stays configured."""
+        for listener in self._listeners[name]:
+            if listener.is_open:
+                listener.retire(now)
+
+    def retire_all(self, now: float) -> None:
+        """Accept no more."""
+        for name in self._listeners:
+            self.retire(name, now)
+
+    def retire_endpoint(self, upstream: str, endpoint: str) -> None:
+        """Choose an endpoint for no further flow."""
+        self._routes[upstream].upstream.drain(endpoint)
+        self._endpoints[upstream, endpoint].draining = True
+
+    def close(self) -> None:
+        """Close every listening socket at once."""
+        for listener in (*self._accepting(), *self._retired):
+            listener.close()
+        self._listeners.clear()
+        self._retired.clear()
+
+    def knows(self, target: DrainTarget) -> bool:
+        """Whether there is such a listener or endpoint."""
+        if target.listener is not None:
+            return target.listener in self._listeners
+        route = self._routes.get(target.upstream or "")
+        return route is not None and target.endpoint in {each.name for each in route.spec.endpoints}
+
+    def is_wanted(self, target: DrainTarget) -> bool:
+        """Whether flows of a target may be opened: what drained it is over."""
+        if target.listener is not None:
+            return any(row["listener"] == target.listener for row in self.listening())
+        route = self._routes.get(target.upstream or "")
+        return route is not None and target.endpoint in {
+            each.name for each in route.upstream.endpoints
+        }
+
+    def _accepting(self) -> Iterator[Listener]:
+        return (
+            each for listeners in self._listeners.values() for each in listeners if each.is_open
+        )
+
+    def _use_upstreams(self, specs: Iterable[UpstreamSpec]) -> None:
+        specs = tuple(specs)
+        self._endpoints.use(
+            (spec.name, name)
+            for spec in specs
+            for name in ([ORIGINAL] if spec.original else [each.name for each in spec.endpoints])
+        )
+        for counters in self._endpoints.shown():
+            counters.draining = True
+        self._routes = {spec.name: self._route(spec) for spec in specs}
+
+    def _route(self, spec: UpstreamSpec) -> _Route:
+        """The same upstream with other endpoints, where that can be, so that the turn goes on."""
+        before = self._routes.get(spec.name)
+        pool = before.pool if before and before.spec.source == spec.source else _pool(spec)
+        if spec.original:
+            counters = self._endpoints[spec.name, ORIGINAL]
+            counters.draining = False
+            return _Route(spec, OriginalUpstream(spec.name, counters), pool)
+        endpoints = [self._endpoint(spec.name, *each) for each in spec.endpoints]
+        if before is None or before.spec.original:
+            return _Route(spec, Upstream(spec.name, endpoints, spec.multicast), pool)
+        before.upstream.become(endpoints, spec.multicast)
+        return _Route(spec, before.upstream, pool)
+
+    def _endpoint(self, upstream: str, name: str, address: object) -> Endpoint:
+        counters = self._endpoints[upstream, name]
+        counters.draining = False
+        return Endpoint(upstream, name, address, counters)  # type: ignore[arg-type]
+
+    def _exchange(self, opened: Iterable[OpenListener], closed: Iterable[str], now: float) -> None:
+        """Retire the sockets that no name has any more, and serve those that came."""
+        opened = tuple(opened)
+        leaving = {each.spec.name for each in opened} | set(closed)
+        known = {
+            cookie_of(listener.socket): listener
+            for name in leaving
+            for listener in self._listeners.pop(name, ())
+            if listener.is_open
+        }
+        known |= {cookie_of(each.socket): each for each in self._retired if each.is_open}
+        for spec, sockets in opened:
+            self._listeners[spec.name] = [
+                _again(known.pop(cookie_of(socket), None)) or self._open(spec, socket)
+                for socket in sockets
+            ]
+        for listener in known.values():
+            listener.retire(now)
+        self._retired = [each for each in known.values() if each.is_open]
+
+    def _open(self, spec: ListenerSpec, socket: Socket) -> Listener:
+        relay, counters = self._relay, self.counters_of(spec)
+        upstream, connect = self._routes[spec.upstream].upstream, self._way(spec)
+        limits, datagrams = spec.limits, spec.datagrams
+        match spec.transport:
+            case Transport.UNIX:
+                return UnixListener(relay, socket, counters, limits, upstream, connect)
+            case Transport.UNIXGRAM:
+                return UnixgramListener(
+                    relay, socket, counters, limits, upstream, datagrams, connect
+                )
+            case Transport.TCP:
+                return StreamListener(relay, socket, counters, limits, upstream, connect)
+        serve = TransparentListener if spec.transparent else DatagramListener
+        kind = flow_type_of(datagrams)
+        return serve(relay, socket, counters, limits, upstream, datagrams, kind, connect)
+
+    def _serve(self, listener: Listener, spec: ListenerSpec) -> None:
+        """Have a listener do what its spec says; one that drains goes on draining."""
+        counters, upstream = self.counters_of(spec), self._routes[spec.upstream].upstream
+        counters.upstream = spec.upstream
+        connect = self._way(spec)
+        if isinstance(listener, StreamListener):
+            listener.serve(counters, spec.limits, upstream, connect)
+            return
+        kind = UnixgramFlow if spec.transport.is_unix else flow_type_of(spec.datagrams)
+        listener.serve(counters, spec.limits, upstream, spec.datagrams, kind, connect)
+
+    def _way(self, spec: ListenerSpec) -> Connect:
+        route = self._routes[spec.upstream]
+        as_client = spec.transparent and route.pool is None
+        marks = route.spec.marks._replace(transparent=as_client)
+        outbound = Outbound(marks, route.pool, as_client)
+        if spec.transport.is_datagram:
+            return outbound.way(SOCK_DGRAM)
+        return outbound.way(SOCK_STREAM, spec.options)
+
+
+def _endpoint_counters(key: EndpointKey) -> EndpointCounters:
+    make = OriginalCounters if key[1] == ORIGINAL else EndpointCounters
+    return make(*key)
+
+
+def _pool(spec: UpstreamSpec) -> SourcePool | None:
+    return None if spec.source is None else SourcePool(*spec.source)
+
+
+def _again(listener: Listener | None) -> Listener | None:
+    """A listener that was known, open for flows whatever it was before."""
+    if isinstance(listener, DatagramListener):
+        listener.draining = False
+    return listener
+
+
+def _is_draining(listener: Listener) -> bool:
+    return isinstance(listener, DatagramListener) and listener.draining
+
+
+def _listen_row(listener: Listener) -> ListenRow:
+    counters = listener.counters
+    return {
+        "listener": counters.listener,
+        "transport": counters.transport.value,
+        "local": format_address(listener.address),
+        "upstream": counters.upstream,
+    }

@@ -1,0 +1,148 @@
+"""What the worker is told: listeners, upstreams and how they change, as plain values.
+
+A spec says what shall be; from it the worker makes what runs. Everything here is frozen and can be
+pickled, because a worker may live in another process; sockets travel beside it, and are known by
+their cookie, a number that the kernel gives to each and that all duplicates of a socket share.
+
+A change has been rehearsed before it is sent: names are resolved, sockets bound, options tried.
+So the worker applies it as a whole, and does not fail.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from socket import SOL_SOCKET
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.core.upstream import HOME, MulticastPath
+from proxy.engine.datagram_options import ORDINARY, DatagramOptions
+from proxy.engine.marks import UNMARKED, Marks
+from proxy.engine.options import NODELAY, SocketOptions
+
+if TYPE_CHECKING:
+    from proxy.core.address import Address, Transport
+    from proxy.core.expiry import FlowLimits
+    from proxy.core.pace import Pace
+
+SO_COOKIE: Final = 57  # asm-generic/socket.h; Linux 4.12
+COOKIE_SIZE: Final = 8
+
+
+class EndpointSpec(NamedTuple):
+    """One endpoint: its name in the configuration, and where that is."""
+
+    name: str
+    address: Address
+
+
+class SourceSpec(NamedTuple):
+    """Where flows to an upstream leave from; see ``core.source``."""
+
+    hosts: tuple[str, ...]
+    ports: range
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class UpstreamSpec:
+    """An upstream as it shall be.
+
+    Attributes:
+        name: of the upstream.
+        endpoints: resolved; none where flows go to their original destination.
+        original: whether they do.
+        multicast: the way to endpoints that are groups.
+        marks: of the sockets to endpoints.
+        source: the addresses to leave from; None leaves them to the kernel.
+
+    """
+
+    name: str
+    endpoints: tuple[EndpointSpec, ...] = ()
+    original: bool = False
+    multicast: MulticastPath = HOME
+    marks: Marks = UNMARKED
+    source: SourceSpec | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ListenerSpec:
+    """A listener as it shall be.
+
+    Attributes:
+        name: of the listener.
+        transport: of its sockets.
+        upstream: the name of the upstream its flows go to.
+        limits: the clocks of its flows.
+        options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
+        datagrams: how datagram flows are treated.
+        transparent: whether it takes what was diverted, and leaves as the client if it may.
+
+    """
+
+    name: str
+    transport: Transport
+    upstream: str
+    limits: FlowLimits
+    options: SocketOptions = NODELAY
+    datagrams: DatagramOptions = ORDINARY
+    transparent: bool = False
+
+
+class OpenListener(NamedTuple):
+    """A listener and its bound, non-blocking sockets, which become the worker's.
+
+    A socket that the worker has already goes on serving its flows, now for this listener.
+    """
+
+    spec: ListenerSpec
+    sockets: tuple[Socket, ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """What the worker shall be from now on.
+
+    Attributes:
+        upstreams: all of them.
+        opened: listeners that are new, or have other sockets than before; the former sockets
+            of such a name accept no more, and their flows live on.
+        changed: listeners that keep their sockets.
+        closed: names of listeners that are no more: they accept no more, and their flows drain.
+        pace: how those drain.
+        table_limit: flows at once.
+        recent: ended flows remembered.
+
+    """
+
+    upstreams: tuple[UpstreamSpec, ...]
+    opened: tuple[OpenListener, ...] = ()
+    changed: tuple[ListenerSpec, ...] = ()
+    closed: tuple[str, ...] = ()
+    pace: Pace
+    table_limit: int
+    recent: int
+
+
+class DrainTarget(NamedTuple):
+    """What drains: a listener, an endpoint of an upstream, or (all None) everything."""
+
+    listener: str | None = None
+    upstream: str | None = None
+    endpoint: str | None = None
+
+
+EVERYTHING: Final = DrainTarget()
+
+
+class DrainOrder(NamedTuple):
+    """Open no more flows of the target, let those there are finish, and end what is left."""
+
+    target: DrainTarget
+    pace: Pace
+
+
+def cookie_of(socket: Socket) -> int:
+    """The number by which the kernel knows a socket, whoever holds it."""
+    return int.from_bytes(socket.getsockopt(SOL_SOCKET, SO_COOKIE, COOKIE_SIZE), sys.byteorder)
