@@ -7,8 +7,9 @@ one closes.
 
 A new socket may have to stand beside an old one that is about to close and is in its way: the
 wildcard beside one address, IPv6 beside dual stack. For streams SO_REUSEPORT lets both be bound for
-that moment, and is taken off again, so that no other program may share the port. For datagrams it
-would not do: the old socket goes on serving its flows, and the kernel would give it new clients.
+that moment, and is taken off again. (The kernel goes on allowing a program of the same user that
+asks for it, too, to bind the port.) For datagrams it would not do: the old socket goes on serving
+its flows, and the kernel would give it new clients.
 
 The sockets belong to the worker; here they are known by name. One that is closed (its listener was
 drained) has no descriptor any more.
