@@ -152,7 +152,7 @@ def _listener_steps(
         if name in drained:
             yield Step(Act.REOPEN, f"listener {name}", "it was drained, and opens again")
         yield from _key_steps(f"listener.{name}", old[name], listener)
-    for name in old.keys() - new.keys():
+    for name in [name for name in old if name not in new]:
         note = "accepts no more, its flows drain"
         yield Step(Act.REMOVE, f"listener {name}", note, live=True)
 
@@ -168,7 +168,7 @@ def _upstream_steps(
             continue
         yield from _endpoint_steps(name, old[name], upstream, drained)
         yield from _key_steps(f"upstream.{name}", old[name], upstream, without="endpoints")
-    for name in old.keys() - new.keys():
+    for name in [name for name in old if name not in new]:
         yield Step(Act.REMOVE, f"upstream {name}", "no new flows, those it has live on")
 
 

@@ -12,7 +12,7 @@ import trio
 from proxy.core.flow import CloseReason
 from proxy.observe.params import DRAINING, KILLING, LISTING, PARAMS, RELOADING, read_params
 from tests.observe.admin import Answer, admin_server, ask
-from tests.observe.fake_relay import FakeRelay
+from tests.observe.fake_relay import FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -286,3 +286,55 @@ async def test_encoding_gives_way_to_others(tmp_path: Path) -> None:
         nursery.cancel_scope.cancel()
     assert answer.json["matched"] == 5000
     assert turns > 5000 / 100
+
+
+async def test_reload_and_drain_are_for_the_admin_socket(relay: FakeRelay, tmp_path: Path) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        for path in ("/api/v1/reload", "/api/v1/drain?listener=web"):
+            async with await admin.by_tcp() as stream:
+                assert (await ask(stream, "POST", path)).status == 403
+            assert (await admin.get(path)).status == 405
+            assert (await admin.control("GET", path)).status == 405
+    assert steward.asked == []
+
+
+async def test_reload_answers_with_the_plan_or_the_problems(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        assert (await admin.control("POST", "/api/v1/reload")).json["reloaded"]
+        for flag in ("1", "true"):
+            answer = await admin.control("POST", f"/api/v1/reload?dry_run={flag}")
+            assert answer.json["lines"] == ["~ engine.recent: 1 -> 2"]
+        steward.problems = ["f:1: no"]
+        answer = await admin.control("POST", "/api/v1/reload")
+        assert (answer.status, answer.json["problems"]) == (409, ["f:1: no"])
+        assert (await admin.control("POST", "/api/v1/reload?x=1")).status == 400
+        assert "sockpair_config_last_reload_successful 0.0" in (
+            (await admin.get("/metrics")).body.decode()
+        )
+    assert [dry_run for _, dry_run in steward.asked] == [False, True, True, False]
+
+
+async def test_drain_names_its_target_or_what_there_is(relay: FakeRelay, tmp_path: Path) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+
+        async def drain(query: str) -> Answer:
+            return await admin.control("POST", f"/api/v1/drain{query}")
+
+        answer = await drain("?listener=web&timeout=5s")
+        assert answer.json == {"draining": [{"listener": "web"}], "timeout": 5.0}
+        assert (await drain("?endpoint=10.0.0.1:80&upstream=web")).status == 200
+        for wrong in ("", "?listener=web&endpoint=10.0.0.1:80", "?listener=web&timeout=soon"):
+            assert (await drain(wrong)).status == 400
+        answer = await drain("?listener=wbe")
+        assert answer.status == 404
+        assert 'there is no listener "wbe"; there are: dns, web' in answer.json["error"]
+        assert "10.0.0.53:53" in (await drain("?endpoint=1.2.3.4:5")).json["error"]
+    assert steward.asked[:2] == [
+        ("drain", "web", None, None, 5.0),
+        ("drain", None, "10.0.0.1:80", "web", None),
+    ]
