@@ -19,6 +19,7 @@ Source: socket(7) SO_REUSEPORT; inet_csk_bind_conflict in net/ipv4/inet_connecti
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack, suppress
@@ -41,7 +42,7 @@ from socket import (
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
-from proxy.control.listen import bind_listener, option_errors
+from proxy.control.listen import BindError, bind_listener, option_errors
 from proxy.control.outbound import listener_marks
 from proxy.control.unix import UnixListenSocket, give_file
 from proxy.engine.datagram_options import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, Pmtu, set_pmtu
@@ -53,6 +54,11 @@ if TYPE_CHECKING:
     from proxy.config.model import Listener
 
 PMTUDISC_WANT: Final = 1  # uapi/linux/in.h; what a socket has that was told nothing
+
+STILL_SERVING: Final = (
+    "a socket of ours that gives up this port still serves its flows; "
+    "choose another port, or restart"
+)
 
 RMEM_DEFAULT: Final = Path("/proc/sys/net/core/rmem_default")
 
@@ -144,19 +150,30 @@ def _taken(listener: Listener, free: dict[str, Bound], nameless: list[Bound]) ->
 
 
 def _bind(name: str, listener: Listener, leaving: Iterable[Bound], undo: ExitStack) -> Socket:
-    transport = listener.listen.transport
-    beside = [
-        each.socket
-        for each in leaving
-        if not transport.is_datagram
-        and each.listener.listen.transport is transport
-        and each.listener.listen.port == listener.listen.port
-    ]
-    socket = bind_listener(name, listener, () if transport.is_unix else beside)
+    beside = [each.socket for each in leaving if _in_the_way(each.listener, listener)]
+    datagrams = listener.listen.transport.is_datagram
+    try:
+        socket = bind_listener(name, listener, () if datagrams else beside)
+    except BindError as error:
+        if datagrams and beside and _is_in_use(error):
+            busy = OSError(errno.EBUSY, STILL_SERVING)
+            raise BindError(f"listener.{name}", str(listener.listen), busy) from error
+        raise
     undo.callback(socket.close)
     if isinstance(socket, UnixListenSocket) and socket.file is not None:
         undo.callback(socket.file.remove)
     return socket
+
+
+def _in_the_way(old: Listener, new: Listener) -> bool:
+    """Whether the kernel may refuse an address because of a socket that has the other's."""
+    one, other = old.listen, new.listen
+    return one.transport is other.transport and 0 != one.port == other.port
+
+
+def _is_in_use(error: BindError) -> bool:
+    cause = error.__cause__
+    return isinstance(cause, OSError) and cause.errno == errno.EADDRINUSE
 
 
 def _adjust(former: Bound, new: Listener, undo: ExitStack) -> None:

@@ -147,7 +147,11 @@ class StreamListener:
         for _ in range(LAST_TURNS):
             if self.slot is not None or not waiting.poll(0):
                 break
-            self.ready(EPOLLIN, now)
+            try:
+                self.ready(EPOLLIN, now)
+            except Exception as error:  # whoever retires us must not fail for it
+                self.crashed(error, now)
+                break
         self.close()
 
     def close(self) -> None:

@@ -204,8 +204,12 @@ class DatagramFlow(Flow):
         self.listener.close_if_done()
 
     def look_again(self, limits: FlowLimits, now: float) -> None:
-        """Have other clocks from now on, as all flows of its listener."""
-        self.listener.limits = limits
+        """Have other clocks from now on, as all flows of its listener, which has them already.
+
+        A former socket of the listener is told nothing else.
+        """
+        if self.listener.draining:
+            self.listener.limits = limits
         self.listener.relay.wheel.schedule(self, next_look(self, self.limits, now))
 
     def leave_index(self) -> None:

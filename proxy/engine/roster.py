@@ -36,7 +36,13 @@ if TYPE_CHECKING:
     from proxy.engine.outbound import Connect
     from proxy.engine.port import ListenRow
     from proxy.engine.relay import Relay
-    from proxy.engine.specs import Change, DrainTarget, ListenerSpec, UpstreamSpec
+    from proxy.engine.specs import (
+        Change,
+        DrainTarget,
+        EndpointSpec,
+        ListenerSpec,
+        UpstreamSpec,
+    )
 
 Listener: TypeAlias = StreamListener | DatagramListener
 ListenerKey: TypeAlias = tuple[str, Transport]
@@ -195,16 +201,22 @@ class Roster:
             counters = self._endpoints[spec.name, ORIGINAL]
             counters.draining = False
             return _Route(spec, OriginalUpstream(spec.name, counters), pool)
-        endpoints = [self._endpoint(spec.name, *each) for each in spec.endpoints]
+        known = {each.name: each for each in before.upstream.endpoints} if before else {}
+        endpoints = [
+            self._endpoint(spec.name, each, known.get(each.name)) for each in spec.endpoints
+        ]
         if before is None or before.spec.original:
             return _Route(spec, Upstream(spec.name, endpoints, spec.multicast), pool)
         before.upstream.become(endpoints, spec.multicast)
         return _Route(spec, before.upstream, pool)
 
-    def _endpoint(self, upstream: str, name: str, address: object) -> Endpoint:
-        counters = self._endpoints[upstream, name]
+    def _endpoint(self, upstream: str, spec: EndpointSpec, before: Endpoint | None) -> Endpoint:
+        """The same object where it is the same: attempts under way know what they have tried."""
+        counters = self._endpoints[upstream, spec.name]
         counters.draining = False
-        return Endpoint(upstream, name, address, counters)  # type: ignore[arg-type]
+        if before is not None and before.address == spec.address:
+            return before
+        return Endpoint(upstream, spec.name, spec.address, counters)
 
     def _exchange(self, opened: Iterable[OpenListener], closed: Iterable[str], now: float) -> None:
         """Retire the sockets that no name has any more, and serve those that came."""

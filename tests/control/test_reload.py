@@ -252,3 +252,12 @@ async def test_nothing_is_reloaded_while_it_stops(tmp_path: Path) -> None:
     async with town(tmp_path, WEB) as here:
         here.house.is_stopping = True
         assert "stopping" in (await here.reload(WEB))["problems"][0]
+
+
+async def test_a_datagram_socket_does_not_give_way_and_says_so(tmp_path: Path) -> None:
+    port = free_port()
+    async with town(tmp_path, listener("u", f"udp://127.0.0.1:{port}")) as here:
+        answer = await here.reload(listener("u", f"udp://0.0.0.0:{port}"))
+        (problem,) = answer["problems"]
+        assert problem.startswith(f"listener.u: cannot listen on udp://0.0.0.0:{port}: a socket of")
+        assert await here.listening() == {"u": f"127.0.0.1:{port}"}

@@ -262,3 +262,18 @@ async def test_hundreds_of_reloads_leave_nothing_behind(
     await until(lambda: sockpair.descriptors() <= files, "all sockets to be closed")
     assert memory[2] - memory[1] < 2048
     measured(f"300 reloads: memory in KiB after each hundred {memory}")
+
+
+async def test_the_log_changes_at_once(stage: Stage) -> None:
+    web = Forward("web", "tcp", [await listen(stage.nursery, echo)])
+    sockpair = await stage.sockpair(web)
+    file = sockpair.settings.file
+    usual = file.read_text()
+    for text in (usual.replace("[log]", '[log]\nflows = "off"'), usual):
+        file.write_text(text)
+        await command(sockpair, "reload")
+        async with await connect(web.address) as client:
+            await say(client, b"hello")
+        await sockpair.wait_flows(0)
+    await until(lambda: sockpair.logged("web"), "the second flow")
+    assert [row["id"] for row in sockpair.logged("web")] == [2]

@@ -289,3 +289,23 @@ async def test_changes_leave_nothing_behind() -> None:
         assert lab.worker._roster._retired == []
         while (await lab.worker.status())["drains"]:
             await trio.sleep(0.01)
+
+
+async def test_names_that_change_places_keep_their_own_clocks() -> None:
+    endpoint = datagram_socket()
+    async with relaying([endpoint.getsockname()], UDP) as lab:
+        upstream, other = upstreams(endpoint.getsockname()), bound(UDP)
+        first = OpenListener(spec(name="other", transport=UDP), (other,))
+        await lab.worker.apply(change(upstream, opened=(first,)))
+        client = await client_of(lab)
+        await exchange(client, endpoint, b"hello")
+        socket, clocks = lab.listener.socket, FlowLimits(idle=1000.0)
+        swapped = (
+            OpenListener(spec(transport=UDP, limits=clocks), (other,)),
+            OpenListener(spec(name="other", transport=UDP), (socket,)),
+        )
+        await lab.worker.apply(change(upstream, opened=swapped))
+        stranger = await client_of(lab)
+        await exchange(stranger, endpoint, b"hello")
+        (row,) = [row for row in await lab.live() if row["listener"] == "other"]
+        assert row["limits"]["idle"] == FlowLimits().idle

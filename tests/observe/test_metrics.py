@@ -141,3 +141,16 @@ async def test_promtool_has_no_complaint() -> None:
         check=False,
     )
     assert (done.returncode, done.stdout, done.stderr) == (0, b"", b"")
+
+
+async def test_a_listener_with_two_transports_is_one_series() -> None:
+    relay = FakeRelay()
+    relay.dns.listener = "web"
+    relay.open_tcp(original=5)
+    relay.open_udp()
+    _, text = await scrape(relay)
+    found = samples(text)
+    assert len(found) == len(text.splitlines()) - text.count("# ")
+    assert found['sockpair_flows_opened_total{listener="web"}'] == 2
+    states = [found[name] for name in found if name.startswith("sockpair_flows{")]
+    assert sum(states) == 2
