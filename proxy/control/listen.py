@@ -9,6 +9,7 @@ import errno
 import os
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 from socket import (
     AF_INET,
@@ -33,8 +34,10 @@ from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.control.outbound import OptionError, listener_marks
-from proxy.control.unix import UnixListenSocket, bind_unix, remove_stale
+from proxy.control.steering import Share, after_listen, before_bind, bind_group, lone_reason
+from proxy.control.unix import UnixListenSocket, bind_unix, remove_stale, socket_files
 from proxy.core.address import HostPort, Transport
+from proxy.core.steering import steering_program
 from proxy.engine.group import join_groups, only_joined_groups
 from proxy.engine.marks import UNMARKED, MarkError, Marks
 from proxy.engine.options import NODELAY, SocketOptions, set_options, stream_options
@@ -92,30 +95,48 @@ def _remedy(value: str, number: int) -> str | None:
 
 
 def bind_listeners(config: Config) -> dict[str, Socket]:
-    """Bind the socket of every listener; the caller owns them.
+    """Bind one socket for every listener; the caller owns them.
 
     Raises:
         BindError: one could not be bound; none is left open then.
         OptionError: the kernel refuses an option; the same.
 
     """
-    sockets: dict[str, Socket] = {}
+    return {name: socket for name, (socket,) in bind_for_workers(config, 1).items()}
+
+
+def bind_for_workers(config: Config, workers: int) -> dict[str, list[Socket]]:
+    """Bind the sockets of every listener; the caller owns them.
+
+    There is one for each worker, in their order, which the caller keeps open as long as any of
+    them; or a single one, where there is a ``lone_reason``.
+
+    Raises:
+        BindError: one could not be bound; none is left open then.
+        OptionError: the kernel refuses an option; the same.
+
+    """
+    sockets: dict[str, list[Socket]] = {}
     with ExitStack() as undo:
         for name, listener in config.listener.items():
-            socket = undo.enter_context(bind_listener(name, listener))
-            if isinstance(socket, UnixListenSocket) and socket.file is not None:
-                undo.callback(socket.file.remove)
-            sockets[name] = socket
+            sockets[name] = bind_listener(name, listener, workers)
+            for socket in sockets[name]:
+                undo.enter_context(socket)
+            for file in socket_files(sockets[name]):
+                undo.callback(file.remove)
         undo.pop_all()
     return sockets
 
 
-def bind_listener(name: str, listener: Listener, beside: Sequence[Socket] = ()) -> Socket:
-    """Bind the socket of one listener; the caller owns it.
+def bind_listener(
+    name: str, listener: Listener, workers: int = 1, beside: Sequence[Socket] = ()
+) -> list[Socket]:
+    """Bind the sockets of one listener, as ``bind_for_workers`` does; the caller owns them.
 
     Args:
         name: of the listener.
         listener: what it is to be.
+        workers: how many share it, if they can.
         beside: sockets of ours that are about to close, and may be in the way; of streams.
 
     Raises:
@@ -125,14 +146,14 @@ def bind_listener(name: str, listener: Listener, beside: Sequence[Socket] = ()) 
     """
     with option_errors(name, listener):
         if listener.listen.transport.is_unix:
-            return _bind_unix(listener)
+            return [_bind_unix(listener)]
         try:
-            return _bind_ip(listener)
+            return _bind_ip(listener, workers)
         except OSError as error:
             if error.errno != errno.EADDRINUSE or not beside:
                 raise
         with _sharing(beside):
-            return _bind_ip(listener, shared=True)
+            return _bind_ip(listener, workers, beside=True)
 
 
 @contextmanager
@@ -158,9 +179,18 @@ def _sharing(sockets: Sequence[Socket]) -> Iterator[None]:
             socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 0)
 
 
-def _bind_ip(listener: Listener, *, shared: bool = False) -> Socket:
+def _bind_ip(listener: Listener, workers: int, *, beside: bool = False) -> list[Socket]:
+    bind = partial(_bind_shared, listener, beside=beside)
+    if workers == 1 or lone_reason(listener) is not None:
+        return [bind(listener.listen, Share.ALONE)]
+    return bind_group(bind, listener.listen, workers, steering_program(workers))
+
+
+def _bind_shared(
+    listener: Listener, listen: ListenAddress, share: Share, *, beside: bool
+) -> Socket:
     return bind_socket(
-        listener.listen,
+        listen,
         backlog=listener.backlog,
         dual_stack=listener.dual_stack,
         receive_buffer=listener.receive_buffer,
@@ -170,7 +200,8 @@ def _bind_ip(listener: Listener, *, shared: bool = False) -> Socket:
         groups=listener.multicast,
         group_interface=listener.multicast_interface,
         marks=listener_marks(listener),
-        shared=shared,
+        share=share,
+        beside=beside,
     )
 
 
@@ -243,7 +274,8 @@ def bind_socket(
     groups: Sequence[str] = (),
     group_interface: str | None = None,
     marks: Marks = UNMARKED,
-    shared: bool = False,
+    share: Share = Share.ALONE,
+    beside: bool = False,
 ) -> Socket:
     """Bind one listening socket; the caller owns it.
 
@@ -258,7 +290,8 @@ def bind_socket(
         groups: multicast groups to join (UDP).
         group_interface: where to join them; None leaves it to routing.
         marks: of what is sent to clients; accepted connections inherit them.
-        shared: bind beside another socket of ours that allows it for now, SO_REUSEPORT.
+        share: whether it is to have the address alone.
+        beside: whether another socket of ours is in the way, and lets us: SO_REUSEPORT.
 
     Raises:
         OSError: it could not be bound; nothing is left open then.
@@ -282,14 +315,16 @@ def bind_socket(
             if fastopen:
                 socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, fastopen)
         marks.set(socket)
-        if shared:
+        before_bind(socket, share)
+        if beside:
             socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
         socket.bind(scoped(listen.host, listen.port))
         join_groups(socket, groups, group_interface)
         if not datagrams:
             socket.listen(backlog)
-        if shared:
+        if beside and share is Share.ALONE:
             socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 0)
+        after_listen(socket, share)
     except OSError:
         socket.close()
         raise

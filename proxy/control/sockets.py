@@ -153,7 +153,7 @@ def _bind(name: str, listener: Listener, leaving: Iterable[Bound], undo: ExitSta
     beside = [each.socket for each in leaving if _in_the_way(each.listener, listener)]
     datagrams = listener.listen.transport.is_datagram
     try:
-        socket = bind_listener(name, listener, () if datagrams else beside)
+        (socket,) = bind_listener(name, listener, beside=() if datagrams else beside)
     except BindError as error:
         if datagrams and beside and _is_in_use(error):
             busy = OSError(errno.EBUSY, STILL_SERVING)

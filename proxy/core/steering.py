@@ -38,6 +38,7 @@ MODULO: Final = 0x94
 XOR_X: Final = 0xAC
 JUMP_IF_EQUAL: Final = 0x15
 RETURN_A: Final = 0x16
+RETURN_K: Final = 0x06
 
 NET: Final = 0xFFF00000
 """SKF_NET_OFF, -0x100000 as the kernel has it in 32 bits: offsets from the network header."""
