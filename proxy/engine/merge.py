@@ -1,0 +1,218 @@
+"""What several workers answer, as one.
+
+Each worker counts for itself; whoever asks the house gets sums. Counts only grow, and what a worker
+counted outlives it: its last reading is *retired*, and added from then on beside that of the worker
+that took its place, which begins at zero. So no sum ever falls, as long as what is retired is the
+last reading that anybody was shown, or a later one.
+
+Invariants, of one worker and so of any number, dead ones included: a listener's flows were opened
+as often as they were closed or are live; of the bytes of a direction none was sent that was not
+received. Adding is associative and, but for the order of rows, commutative; what is retired adds
+like anything else, and retiring again changes nothing.
+
+Rows stand in the order in which they are first seen. So the living come first among the parts, in
+the order of their configuration, and the retired, who may know an older one, last.
+"""
+
+from __future__ import annotations
+
+import heapq
+from collections.abc import Callable, Hashable, Iterable, Sequence
+from itertools import islice
+from operator import itemgetter
+from typing import TYPE_CHECKING, TypedDict, TypeVar
+
+from proxy.core.flow import CloseReason
+
+if TYPE_CHECKING:
+    from proxy.core.counters import (
+        DirectionSnapshot,
+        EndpointSnapshot,
+        HistogramSnapshot,
+        ListenerSnapshot,
+    )
+    from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
+
+Row = TypeVar("Row")
+
+
+class SortedIds(TypedDict):
+    """``FlowIds`` of one worker, and by what they are sorted, ascending.
+
+    Keys are those of ``query.SORTS``. Times among them are of the monotonic clock, which all
+    processes of a host share.
+    """
+
+    ids: list[int]
+    keys: list[float]
+    matched: int
+
+
+def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
+    """Add the readings of workers, and of those that are retired; of none it is all zero.
+
+    A listener is known by its name, transport and upstream, an endpoint by its upstream and
+    address.
+    """
+    return {
+        "listeners": _merge_rows(
+            (row for part in parts for row in part["listeners"]),
+            lambda row: (row["listener"], row["transport"], row["upstream"]),
+            _add_listeners,
+        ),
+        "endpoints": _merge_rows(
+            (row for part in parts for row in part["endpoints"]),
+            lambda row: (row["upstream"], row["endpoint"]),
+            _add_endpoints,
+        ),
+        "table_entries": sum(part["table_entries"] for part in parts),
+        "table_limit": sum(part["table_limit"] for part in parts),
+        "recent_entries": sum(part["recent_entries"] for part in parts),
+        "log_dropped": sum(part["log_dropped"] for part in parts),
+    }
+
+
+def retire_counters(last: RelayCounters) -> RelayCounters:
+    """Turn the last known reading of a worker that died into something to go on adding.
+
+    Levels are zero. Its live flows died with it: they are closed as ``internal``, the word for a
+    fault of ours. How long they had lived is not known, so no duration is observed for them. What
+    it held in its buffers was received, and will never have been sent.
+    """
+    return {
+        "listeners": [_retire_listener(row) for row in last["listeners"]],
+        "endpoints": [{**row, "up": True, "flows": 0} for row in last["endpoints"]],
+        "table_entries": 0,
+        "table_limit": 0,
+        "recent_entries": 0,
+        "log_dropped": last["log_dropped"],
+    }
+
+
+def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
+    """Say how the workers are together: there must be one.
+
+    The first gives version and process; the oldest, when it all started. Whoever speaks for the
+    whole house puts its own in their place. Flows, descriptors and their limits are sums, though a
+    source is met by one worker, which can reach its limit before the others do. What one worker
+    finds not ready is not ready.
+    """
+    first = parts[0]
+    return {
+        "version": first["version"],
+        "pid": first["pid"],
+        "started": min(part["started"] for part in parts),
+        "draining": any(part["draining"] for part in parts),
+        "listening": _merge_rows(
+            (row for part in parts for row in part["listening"]), _listen_key, _same
+        ),
+        "flows": sum(part["flows"] for part in parts),
+        "table_limit": sum(part["table_limit"] for part in parts),
+        "file_descriptors": sum(part["file_descriptors"] for part in parts),
+        "file_descriptor_limit": sum(part["file_descriptor_limit"] for part in parts),
+        "not_ready": list(dict.fromkeys(text for part in parts for text in part["not_ready"])),
+    }
+
+
+def merge_ids(parts: Sequence[SortedIds], limit: int = 0) -> FlowIds:
+    """Join the ids that workers found into one answer, in the query's order.
+
+    Args:
+        parts: of each worker, at least the first ``limit`` of what it found.
+        limit: at most so many ids; 0 is no limit. Where keys are equal, earlier parts come first.
+
+    """
+    pairs = [zip(part["keys"], part["ids"], strict=True) for part in parts]
+    merged = heapq.merge(*pairs, key=itemgetter(0))
+    return {
+        "ids": [id for _, id in islice(merged, limit or None)],
+        "matched": sum(part["matched"] for part in parts),
+    }
+
+
+def _merge_rows(
+    rows: Iterable[Row], key: Callable[[Row], Hashable], add: Callable[[Row, Row], Row]
+) -> list[Row]:
+    """One row for each key, in the order in which they are first seen."""
+    found: dict[Hashable, Row] = {}
+    for row in rows:
+        name = key(row)
+        found[name] = add(found[name], row) if name in found else row
+    return list(found.values())
+
+
+def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSnapshot:
+    return {
+        "listener": one["listener"],
+        "transport": one["transport"],
+        "upstream": one["upstream"],
+        "live": _add_counts(one["live"], other["live"]),
+        "opened": one["opened"] + other["opened"],
+        "closed": _add_counts(one["closed"], other["closed"]),
+        "refused": _add_counts(one["refused"], other["refused"]),
+        "dropped": _add_counts(one["dropped"], other["dropped"]),
+        "original": _add_directions(one["original"], other["original"]),
+        "reply": _add_directions(one["reply"], other["reply"]),
+        "duration": _add_histograms(one["duration"], other["duration"]),
+        "connect_duration": _add_histograms(one["connect_duration"], other["connect_duration"]),
+    }
+
+
+def _add_endpoints(one: EndpointSnapshot, other: EndpointSnapshot) -> EndpointSnapshot:
+    """Add up; it is down as soon as one worker's last attempt failed a moment ago.
+
+    A worker that has not tried it lately calls it up, because it knows nothing. Sources are
+    divided, so there often is only one that tries; if any worker's "up" counted, an endpoint that
+    is down would hardly ever be shown as such.
+    """
+    return {
+        "upstream": one["upstream"],
+        "endpoint": one["endpoint"],
+        "up": one["up"] and other["up"],
+        "flows": one["flows"] + other["flows"],
+        "attempts": one["attempts"] + other["attempts"],
+        "failures": _add_counts(one["failures"], other["failures"]),
+    }
+
+
+def _add_counts(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:
+    return {word: one.get(word, 0) + other.get(word, 0) for word in one | other}
+
+
+def _add_directions(one: DirectionSnapshot, other: DirectionSnapshot) -> DirectionSnapshot:
+    return {
+        "received": one["received"] + other["received"],
+        "sent": one["sent"] + other["sent"],
+        "buffered": one["buffered"] + other["buffered"],
+        "packets_received": one["packets_received"] + other["packets_received"],
+        "packets_sent": one["packets_sent"] + other["packets_sent"],
+    }
+
+
+def _add_histograms(one: HistogramSnapshot, other: HistogramSnapshot) -> HistogramSnapshot:
+    assert one["bounds"] == other["bounds"], "workers of different versions"
+    return {
+        "bounds": one["bounds"],
+        "counts": [a + b for a, b in zip(one["counts"], other["counts"], strict=True)],
+        "sum": one["sum"] + other["sum"],
+    }
+
+
+def _retire_listener(row: ListenerSnapshot) -> ListenerSnapshot:
+    lost = {CloseReason.INTERNAL.value: sum(row["live"].values())}
+    return {
+        **row,
+        "live": dict.fromkeys(row["live"], 0),
+        "closed": _add_counts(row["closed"], lost),
+        "original": {**row["original"], "buffered": 0},
+        "reply": {**row["reply"], "buffered": 0},
+    }
+
+
+def _listen_key(row: ListenRow) -> Hashable:
+    return row["listener"], row["transport"], row["local"], row["upstream"]
+
+
+def _same(one: ListenRow, _: ListenRow) -> ListenRow:
+    """A worker's socket of an address that another has a socket of, too."""
+    return one

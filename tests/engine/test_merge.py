@@ -1,0 +1,359 @@
+"""Answers of workers as one: the sums are true, and never fall, whoever dies."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from itertools import pairwise
+from typing import NamedTuple
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.core.address import Transport
+from proxy.core.counters import CONNECT_FAILURES, EndpointCounters, ListenerCounters
+from proxy.core.flow import TRANSITIONS, CloseReason, Drop, Refusal, State
+from proxy.engine.merge import SortedIds, merge_counters, merge_ids, merge_status, retire_counters
+from proxy.engine.port import ListenRow, RelayCounters, RelayStatus
+
+WORKERS = 3
+LISTENERS = [("web", Transport.TCP, "origin"), ("dns", Transport.UDP, "resolvers")]
+ENDPOINTS = [("origin", "10.0.0.1:80"), ("origin", "10.0.0.2:80"), ("resolvers", "10.0.0.3:53")]
+
+
+@pytest.fixture(autouse=True)
+def close_sockets() -> None:
+    """There are none here; and the folder's own fixture is for tests that are async."""
+
+
+class Books:
+    """The books of one worker, and the life that fills them."""
+
+    def __init__(self) -> None:
+        self.listeners = [ListenerCounters(*listener) for listener in LISTENERS]
+        self.endpoints = [EndpointCounters(*endpoint) for endpoint in ENDPOINTS]
+        self.log_dropped = 0
+        self.closed = 0
+
+    def live(self, event: Event, now: float) -> None:
+        """Have something happen, where it can."""
+        listener = self.listeners[event.listener]
+        direction = listener.reply if event.size % 2 else listener.original
+        endpoint = self.endpoints[event.size % len(ENDPOINTS)]
+        here = [state for state, count in listener.live.items() if count]
+        match event.what:
+            case "open":
+                listener.flow_opened(next(iter(listener.live)))
+                endpoint.flows += 1
+                endpoint.attempts += 1
+            case "move" if here and (after := TRANSITIONS.get(here[0])):
+                listener.flow_moved(here[0], min(after))
+                listener.connect_duration.observe(event.size / 8)
+            case "close" if here:
+                reasons = list(CloseReason)
+                listener.flow_closed(here[-1], reasons[event.size % len(reasons)], event.size / 4)
+                self.closed += 1
+            case "receive":
+                direction.received += event.size
+                direction.packets += 1
+            case "buffer":
+                direction.received += event.size
+                direction.buffered += event.size
+            case "send":
+                direction.buffered -= min(event.size, direction.buffered)
+            case "discard":
+                thrown = min(event.size, direction.buffered)
+                direction.buffered -= thrown
+                direction.discarded += thrown
+            case "fail":
+                endpoint.attempt_failed(CONNECT_FAILURES[0], now)
+            case "answer":
+                endpoint.answered()
+            case "refuse":
+                listener.refused[Refusal.ACCESS] += 1
+                listener.dropped[Drop.KERNEL] += event.size
+                self.log_dropped += 1
+
+    def reading(self, now: float) -> RelayCounters:
+        return {
+            "listeners": [listener.snapshot() for listener in self.listeners],
+            "endpoints": [endpoint.snapshot(now) for endpoint in self.endpoints],
+            "table_entries": sum(sum(listener.live.values()) for listener in self.listeners),
+            "table_limit": 100,
+            "recent_entries": min(self.closed, 10),
+            "log_dropped": self.log_dropped,
+        }
+
+
+class Event(NamedTuple):
+    worker: int
+    what: str
+    listener: int
+    size: int
+
+
+MOVES = ["receive", "buffer", "send", "discard"]
+HAPPENINGS = ["open", "open", "move", "close", *MOVES, "fail", "answer", "refuse", "die"]
+events = st.builds(
+    Event,
+    st.integers(0, WORKERS - 1),
+    st.sampled_from(HAPPENINGS),
+    st.integers(0, len(LISTENERS) - 1),
+    st.integers(0, 100),
+)
+lives = st.lists(events, max_size=60)
+
+
+@st.composite
+def readings(draw: st.DrawFn) -> RelayCounters:
+    books = Books()
+    for event in draw(st.lists(events, max_size=20)):
+        books.live(event, 0.0)
+    reading = books.reading(1.0)
+    if draw(st.booleans()):  # of another configuration
+        reading["listeners"].reverse()
+        del reading["endpoints"][draw(st.integers(0, 2)) :]
+    return reading
+
+
+def history(life: Sequence[Event]) -> list[RelayCounters]:
+    """What the house shows after each event of its workers' lives."""
+    workers = [Books() for _ in range(WORKERS)]
+    retired = merge_counters([])
+    shown = []
+    for now, event in enumerate(life):
+        if event.what == "die":
+            last = workers[event.worker].reading(now)
+            retired = merge_counters([retired, retire_counters(last)])
+            workers[event.worker] = Books()
+        else:
+            workers[event.worker].live(event, now)
+        shown.append(merge_counters([*(books.reading(now) for books in workers), retired]))
+    return shown
+
+
+def counts(reading: RelayCounters) -> dict[tuple[str, ...], float]:
+    """Everything in a reading that may only grow."""
+    found: dict[tuple[str, ...], float] = {("log",): reading["log_dropped"]}
+    for row in reading["listeners"]:
+        name = row["listener"]
+        found[name, "opened"] = row["opened"]
+        for words in ("closed", "refused", "dropped"):
+            found |= {(name, words, word): count for word, count in row[words].items()}
+        for side in ("original", "reply"):
+            for key, count in row[side].items():
+                if key != "buffered":
+                    found[name, side, key] = count
+        for histogram in ("duration", "connect_duration"):
+            found[name, histogram] = row[histogram]["sum"]
+            for bound, count in enumerate(row[histogram]["counts"]):
+                found[name, histogram, str(bound)] = count
+    for end in reading["endpoints"]:
+        found[end["endpoint"], "attempts"] = end["attempts"]
+        found |= {(end["endpoint"], word): count for word, count in end["failures"].items()}
+    return found
+
+
+def levels(reading: RelayCounters) -> list[int]:
+    """Everything that may fall."""
+    return [
+        reading["table_entries"],
+        reading["table_limit"],
+        reading["recent_entries"],
+        *(count for row in reading["listeners"] for count in row["live"].values()),
+        *(row[side]["buffered"] for row in reading["listeners"] for side in ("original", "reply")),
+        *(row["flows"] for row in reading["endpoints"]),
+    ]
+
+
+def balanced(reading: RelayCounters) -> bool:
+    """Whether every flow is live or closed, and nothing was sent that was not received."""
+    return all(
+        row["opened"] == sum(row["closed"].values()) + sum(row["live"].values())
+        and all(
+            0 <= row[side]["sent"] <= row[side]["received"] - row[side]["buffered"]
+            for side in ("original", "reply")
+        )
+        for row in reading["listeners"]
+    )
+
+
+def unordered(reading: RelayCounters) -> object:
+    return {
+        **reading,
+        "listeners": {row["listener"]: row for row in reading["listeners"]},
+        "endpoints": {row["endpoint"]: row for row in reading["endpoints"]},
+    }
+
+
+@given(lives)
+def test_no_count_falls_when_workers_die(life: list[Event]) -> None:
+    shown = [counts(reading) for reading in history(life)]
+    for before, after in pairwise(shown):
+        assert before.keys() == after.keys()
+        assert all(after[key] >= before[key] for key in before)
+
+
+@given(lives)
+def test_every_flow_is_live_or_closed(life: list[Event]) -> None:
+    assert all(balanced(reading) for reading in history(life))
+
+
+@given(lives)
+def test_table_holds_what_is_live(life: list[Event]) -> None:
+    for reading in history(life):
+        live = sum(count for row in reading["listeners"] for count in row["live"].values())
+        assert reading["table_entries"] == live
+        assert reading["table_limit"] == 100 * WORKERS
+
+
+@given(readings())
+def test_retired_has_counts_and_no_levels(last: RelayCounters) -> None:
+    retired = retire_counters(last)
+    assert not any(levels(retired))
+    assert balanced(retired)
+    before, after = counts(last), counts(retired)
+    lost = {key: after[key] - before[key] for key in before if after[key] != before[key]}
+    live = {row["listener"]: sum(row["live"].values()) for row in last["listeners"]}
+    assert lost == {(name, "closed", "internal"): count for name, count in live.items() if count}
+    assert all(row["up"] for row in retired["endpoints"])
+    assert retire_counters(retired) == retired
+
+
+@given(readings(), readings())
+def test_retiring_adds_up(one: RelayCounters, other: RelayCounters) -> None:
+    apart = merge_counters([retire_counters(one), retire_counters(other)])
+    assert retire_counters(merge_counters([one, other])) == apart
+
+
+@given(readings(), readings(), readings())
+def test_adding_is_associative(
+    one: RelayCounters, two: RelayCounters, three: RelayCounters
+) -> None:
+    at_once = merge_counters([one, two, three])
+    assert merge_counters([merge_counters([one, two]), three]) == at_once
+    assert merge_counters([one, merge_counters([two, three])]) == at_once
+
+
+@given(st.lists(readings(), max_size=4), st.randoms(use_true_random=False))
+def test_sums_do_not_depend_on_the_order(parts: list[RelayCounters], random: object) -> None:
+    mixed = list(parts)
+    random.shuffle(mixed)  # type: ignore[attr-defined]
+    assert unordered(merge_counters(mixed)) == unordered(merge_counters(parts))
+
+
+@given(readings())
+def test_one_stays_what_it_is(reading: RelayCounters) -> None:
+    assert merge_counters([reading]) == reading
+    assert merge_counters([reading, merge_counters([])]) == reading
+
+
+@given(st.lists(readings(), max_size=4))
+def test_rows_stand_as_first_seen(parts: list[RelayCounters]) -> None:
+    merged = merge_counters(parts)
+    seen = [row["listener"] for part in parts for row in part["listeners"]]
+    assert [row["listener"] for row in merged["listeners"]] == list(dict.fromkeys(seen))
+
+
+def test_merging_leaves_its_parts_alone() -> None:
+    books = Books()
+    books.live(Event(0, "open", 0, 1), 0.0)
+    one, other = books.reading(0.0), books.reading(0.0)
+    merged = merge_counters([one, other])
+    retire_counters(one)
+    assert one == other == books.reading(0.0)
+    assert merged["listeners"][0]["opened"] == 2
+
+
+def test_one_failure_lately_makes_an_endpoint_down() -> None:
+    tried, idle = Books(), Books()
+    tried.live(Event(0, "fail", 0, 0), 0.0)
+    merged = merge_counters([idle.reading(1.0), tried.reading(1.0)])
+    assert [row["up"] for row in merged["endpoints"]] == [False, True, True]
+    tried.live(Event(0, "answer", 0, 0), 2.0)
+    assert merge_counters([idle.reading(2.0), tried.reading(2.0)])["endpoints"][0]["up"]
+
+
+def test_lost_flows_have_a_reason_and_no_duration() -> None:
+    books = Books()
+    for _ in range(3):
+        books.live(Event(0, "open", 1, 0), 0.0)
+    (row,) = (
+        row for row in retire_counters(books.reading(0.0))["listeners"] if row["closed"]["internal"]
+    )
+    assert (row["listener"], row["closed"]["internal"], sum(row["duration"]["counts"])) == (
+        "dns",
+        3,
+        0,
+    )
+    assert row["live"] == {State.UNREPLIED: 0, State.ASSURED: 0}
+
+
+def test_what_was_buffered_was_never_sent() -> None:
+    books = Books()
+    books.live(Event(0, "receive", 0, 10), 0.0)
+    books.live(Event(0, "buffer", 0, 4), 0.0)
+    original = retire_counters(books.reading(0.0))["listeners"][0]["original"]
+    assert (original["received"], original["sent"], original["buffered"]) == (14, 10, 0)
+
+
+def status(number: int, not_ready: Sequence[str] = (), *, draining: bool = False) -> RelayStatus:
+    shared: ListenRow = {
+        "listener": "web",
+        "transport": "tcp",
+        "local": "0.0.0.0:80",
+        "upstream": "origin",
+    }
+    own: ListenRow = {**shared, "listener": "local", "transport": "unix", "local": "unix:/x"}
+    return {
+        "version": "1",
+        "pid": number,
+        "started": 100.0 - number,
+        "draining": draining,
+        "listening": [shared] if number else [shared, own],
+        "flows": 10 + number,
+        "table_limit": 1000,
+        "file_descriptors": 20 + number,
+        "file_descriptor_limit": 4096,
+        "not_ready": list(not_ready),
+    }
+
+
+def test_status_of_several() -> None:
+    merged = merge_status([status(0, ["a"]), status(1, ["b", "a"], draining=True), status(2)])
+    assert merged == {
+        "version": "1",
+        "pid": 0,
+        "started": 98.0,
+        "draining": True,
+        "listening": status(0)["listening"],
+        "flows": 33,
+        "table_limit": 3000,
+        "file_descriptors": 63,
+        "file_descriptor_limit": 3 * 4096,
+        "not_ready": ["a", "b"],
+    }
+
+
+def test_status_of_one() -> None:
+    assert merge_status([status(0, ["a"])]) == status(0, ["a"])
+
+
+@given(
+    st.lists(st.lists(st.integers(-9, 9).map(float), max_size=20).map(sorted), max_size=4),
+    st.integers(0, 30),
+)
+def test_ids_come_in_the_order_of_the_query(keys: list[list[float]], limit: int) -> None:
+    parts: list[SortedIds] = [
+        {
+            "ids": [100 * worker + n for n in range(len(part))][: limit or None],
+            "keys": part[: limit or None],
+            "matched": len(part),
+        }
+        for worker, part in enumerate(keys)
+    ]
+    every = [
+        (key, 100 * worker + n) for worker, part in enumerate(keys) for n, key in enumerate(part)
+    ]
+    expected = [id for _, id in sorted(every)][: limit or None]
+    assert merge_ids(parts, limit) == {"ids": expected, "matched": len(every)}
