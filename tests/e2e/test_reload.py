@@ -11,7 +11,7 @@ import trio
 
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import until
-from tests.e2e.program import free_port
+from tests.e2e.program import free_port, peer
 from tests.e2e.reloading import Load, command, reload, rewrite
 from tests.e2e.sockets import (
     connect,
@@ -277,3 +277,47 @@ async def test_the_log_changes_at_once(stage: Stage) -> None:
         await sockpair.wait_flows(0)
     await until(lambda: sockpair.logged("web"), "the second flow")
     assert [row["id"] for row in sockpair.logged("web")] == [2]
+
+
+@pytest.mark.slow
+@pytest.mark.peers("redis-server", "redis-benchmark")
+@pytest.mark.parametrize(
+    ("requests", "connections"), [(1_000_000, "keep"), (50_000, "new")], ids=["keep-alive", "new"]
+)
+async def test_a_million_requests_across_a_hundred_reloads(
+    stage: Stage, requests: int, connections: str, measured: Callable[[str], None]
+) -> None:
+    origin = await stage.redis()
+    cache = Forward("cache", "tcp", [origin.text])
+    spare = Forward("spare", "tcp", ["127.0.0.1:9"])
+    sockpair = await stage.sockpair(cache)
+    running = trio.Event()
+    reloads = 0
+
+    async def ask() -> None:
+        said = await trio.run_process(
+            [
+                *(peer("redis-benchmark"), "-h", cache.host, "-p", str(cache.port), "-c", "50"),
+                *("-n", str(requests), "-t", "ping_mbulk", "-q"),
+                *("-k", "1" if connections == "keep" else "0"),
+            ],
+            capture_stdout=True,
+            capture_stderr=True,
+        )
+        assert b"rror" not in said.stdout + said.stderr
+        running.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(ask)
+        while reloads < 100 or not running.is_set():
+            limits = {"idle": f"{60 + reloads % 100}s"}
+            rewrite(sockpair, replace(cache, limits=limits), *([spare] if reloads % 2 else []))
+            assert (await sockpair.ask("POST", "/api/v1/reload"))[0] == 200
+            reloads += 1
+            await trio.sleep(requests / 5_000_000)  # spread over the run, not all at its start
+    await sockpair.wait_flows(0)
+    metrics = await sockpair.metrics()
+    opened = metrics.sum("sockpair_flows_opened_total", listener="cache")
+    assert metrics.sum("sockpair_flows_closed_total", listener="cache", reason="finished") == opened
+    assert metrics.sum("sockpair_flows_refused_total", listener="cache") == 0
+    measured(f"{requests} requests, {opened} flows, {reloads} reloads")
