@@ -34,7 +34,8 @@ from tests.bench.peers import Peer, Route, all_peers, envoy_path, install_envoy
 from tests.bench.programs import ProgramError, free_port
 from tests.bench.report import Sample, summary, table
 from tests.bench.usage import quiet
-from tests.bench.workloads import WORKLOADS, Workload
+from tests.bench.workload import Workload
+from tests.bench.workloads import GROUPS, WORKLOADS
 
 Named = TypeVar("Named", Peer, Workload)
 Measurement: TypeAlias = tuple[int, Workload, Peer]
@@ -46,7 +47,7 @@ INTERRUPTED: Final = 130
 def main() -> None:
     """Run the benchmark as told on the command line."""
     options = parser().parse_args()
-    workloads = list(_ready_workloads(chosen(WORKLOADS, options.only, "workload")))
+    workloads = list(_ready_workloads(chosen(WORKLOADS, without_groups(options.only), "workload")))
     peers = list(_ready_peers(chosen(all_peers(options.sockpair), options.proxies, "proxy")))
     setting = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -70,7 +71,7 @@ def main() -> None:
 
 def parser() -> ArgumentParser:
     """What the command understands."""
-    names = ", ".join(workload.name for workload in WORKLOADS)
+    names = ", ".join([*(workload.name for workload in WORKLOADS), *GROUPS])
     known = ArgumentParser("tests/bench/run", description="sockpair beside its peers, on one core")
     known.add_argument("--rounds", type=_count, default=3, metavar="N", help="default 3")
     known.add_argument(
@@ -146,8 +147,9 @@ async def measure_one(
     with TemporaryDirectory(prefix="sockpair-bench-") as name:
         folder = Path(name)
         async with origin(workload.origin, load_cores, folder) as port:
-            route = Route(workload.transport, free_port(), port, free_port(), folder)
-            async with started(peer, route, [proxy_core], folder) as proxy:
+            ports = free_port(), port, free_port()
+            route = Route(workload.transport, *ports, folder, workload.settings)
+            async with started(peer, route, [proxy_core], prompt=workload.prompt) as proxy:
                 stand = Stand(proxy, route, seconds, proxy_core, load_cores, folder)
                 found = await workload.measure(stand)
     sample = partial(Sample, number, workload.name, proxy=peer.name)
@@ -175,6 +177,11 @@ def chosen(known: Sequence[Named], names: str, kind: str) -> list[Named]:
         known_names = ", ".join(item.name for item in known)
         sys.exit(f"tests/bench/run: no {kind} {min(unknown)!r}; there are: {known_names}")
     return [item for item in known if not wanted or item.name in wanted]
+
+
+def without_groups(names: str) -> str:
+    """The names, with the members of a group in the place of its name."""
+    return ",".join(",".join(GROUPS.get(name, (name,))) for name in names.split(","))
 
 
 def _ready_workloads(workloads: Sequence[Workload]) -> Iterator[Workload]:

@@ -74,6 +74,40 @@ async def scrape(port: int, seconds: float, cores: Cores, *, pause: float) -> Ou
     return await _pingpong("scrape", port, (seconds, pause), cores, seconds)
 
 
+async def listing(port: int, seconds: float, cores: Cores, *, pause: float) -> Outcome:
+    """Read the whole flow table, with a pause in milliseconds after each answer."""
+    return await _pingpong("list", port, (seconds, pause), cores, seconds)
+
+
+async def paced(
+    port: int, seconds: float, cores: Cores, *, flows: int, rate: float
+) -> dict[str, float]:
+    """Small messages on many flows at this rate in all; what ``paced`` prints."""
+    return await figures_of("paced", (port, seconds, flows, rate), cores, seconds)
+
+
+async def figures_of(
+    module: str, arguments: Sequence[float | str], cores: Cores, seconds: float
+) -> dict[str, float]:
+    """Run a load of ours, and read the last line it prints."""
+    command = [sys.executable, "-m", f"tests.bench.{module}", *map(str, arguments)]
+    return last_figures(await output_of(command, cores, seconds))
+
+
+def last_figures(text: str) -> dict[str, float]:
+    """The figures in the last line of an output.
+
+    Raises:
+        LoadError: there are none.
+
+    """
+    try:
+        found: dict[str, float] = json.loads(text.strip().rpartition("\n")[2])
+    except ValueError as error:
+        raise LoadError(f"a load printed no figures:\n{text[-1000:]}") from error
+    return found
+
+
 def pingpong(mode: str, port: int, numbers: Sequence[float]) -> list[str]:
     """The command of our own load generator."""
     return [sys.executable, "-m", "tests.bench.pingpong", mode, str(port), *map(str, numbers)]

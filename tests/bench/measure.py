@@ -20,7 +20,7 @@ import trio
 from tests.bench import load
 from tests.bench.load import Outcome
 from tests.bench.peers import Peer, Route
-from tests.bench.programs import Cores, Program, echoes, listens, running
+from tests.bench.programs import Cores, Program, echoes, first, listens, running
 from tests.bench.usage import Usage, core_seconds, usage_at_rest
 
 Figures: TypeAlias = dict[str, float]
@@ -90,11 +90,12 @@ class Stand:
 
 
 def started(
-    peer: Peer, route: Route, cores: Cores, folder: Path
+    peer: Peer, route: Route, cores: Cores, *, prompt: bool = False
 ) -> AbstractAsyncContextManager[Program]:
-    """Run a proxy for a route, ready to forward."""
+    """Run a proxy for a route, ready to forward; before all ordinary programs if ``prompt``."""
     ready = listens(route.listen) if route.transport == "tcp" else echoes(route.listen)
-    return running(peer.command(route), cores, folder, peer.name, ready)
+    command = peer.command(route)
+    return running(first(command) if prompt else command, cores, route.folder, peer.name, ready)
 
 
 async def worked(stand: Stand, apply: Load, scale: float) -> Figures:
@@ -199,10 +200,10 @@ def scrape_figures(scraped: Outcome, alone: Outcome, beside: Outcome) -> Figures
     }
 
 
-def held(stand: Stand, flows: int) -> AbstractAsyncContextManager[Program]:
+def held(stand: Stand, flows: int, *, http: bool = False) -> AbstractAsyncContextManager[Program]:
     """Hold so many flows open through the proxy; each has carried one message."""
     output = stand.folder / "hold.out"
-    command = load.pingpong("hold", stand.route.listen, (flows,))
+    command = load.pingpong("hold", stand.route.listen, (flows, int(http)))
     return running(command, stand.cores, stand.folder, "hold", lambda: has_line(output))
 
 

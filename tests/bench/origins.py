@@ -57,11 +57,21 @@ http {{
 """
 
 
+SELF_CONTAINED: Final = {
+    "greedy": ("tests.bench.greedy", "serve"),
+    "flood": ("tests.bench.flood", "origin"),
+}
+"""Origins that are written beside their load."""
+
+
 @asynccontextmanager
 async def origin(kind: str, cores: Cores, folder: Path) -> AsyncIterator[int]:
-    """Run the origin of this kind (http, iperf3, tcp, udp), and give the port it serves."""
+    """Run the origin of this kind, and give the port it serves.
+
+    Kinds are http, iperf3, tcp and udp, and those of ``greedy`` and ``flood``.
+    """
     port = free_port()
-    ready = echoes(port) if kind == "udp" else listens(port)
+    ready = echoes(port) if kind in {"udp", "flood"} else listens(port)
     async with running(_command(kind, port, folder), cores, folder, f"origin-{kind}", ready):
         yield port
 
@@ -73,6 +83,8 @@ def _command(kind: str, port: int, folder: Path) -> Command:
         return ["nginx", "-e", folder / "origin.log", "-c", file]
     if kind == "iperf3":
         return ["iperf3", "--server", "--bind", LOCAL, "--port", str(port)]
+    if kind in SELF_CONTAINED:
+        return [sys.executable, "-m", *SELF_CONTAINED[kind], str(port)]
     return [sys.executable, "-m", "tests.bench.origins", kind, str(port)]
 
 

@@ -36,6 +36,23 @@ ROOM: Final = 9000
 
 
 @dataclass(frozen=True)
+class Settings:
+    """Lines of sockpair's configuration that a workload wants.
+
+    Attributes:
+        engine: in its table ``[engine]``.
+        listener: in the listener's table.
+
+    """
+
+    engine: str = ""
+    listener: str = ""
+
+
+PLAIN: Final = Settings()
+
+
+@dataclass(frozen=True)
 class Route:
     """One forwarding: what a proxy is configured to do.
 
@@ -45,6 +62,7 @@ class Route:
         origin: local port to forward to.
         admin: local port for metrics, where a proxy serves them.
         folder: for configuration and logs.
+        settings: what sockpair is told beyond the ordinary.
 
     """
 
@@ -53,6 +71,7 @@ class Route:
     origin: int
     admin: int
     folder: Path
+    settings: Settings = PLAIN
 
 
 class Peer(ABC):
@@ -101,6 +120,8 @@ class Sockpair(Peer):
                 admin=f"{LOCAL}:{route.admin}",
                 listen=f"{route.transport}://{LOCAL}:{route.listen}",
                 origin=f"{LOCAL}:{route.origin}",
+                engine_settings=route.settings.engine,
+                listener_settings=route.settings.listener,
             )
         )
         return [*self.program, "run", "-c", file]
@@ -211,6 +232,7 @@ http = "{admin}"
 
 [engine]
 drain_timeout = "1ms"
+{engine_settings}
 
 [log]
 format = "json"
@@ -219,6 +241,7 @@ flows = "all"
 [listener.bench]
 listen = "{listen}"
 upstream = "origin"
+{listener_settings}
 
 [upstream.origin]
 endpoints = ["{origin}"]

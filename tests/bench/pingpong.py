@@ -18,6 +18,7 @@ import socket
 import sys
 from array import array
 from collections.abc import Callable, Sequence
+from functools import partial
 from http.client import HTTPConnection
 from time import monotonic, monotonic_ns
 from typing import Final
@@ -26,6 +27,8 @@ from tests.bench.programs import LOCAL, PAYLOAD
 
 LOST_AFTER: Final = 0.2
 """Seconds without any answer."""
+
+HELLO: Final = b"GET / HTTP/1.1\r\nHost: bench\r\n\r\n"
 
 
 class Laps:
@@ -98,25 +101,29 @@ def datagrams(port: int, seconds: float, flows: float) -> None:
     laps.print()
 
 
-def hold(port: int, flows: float) -> None:
+def hold(port: int, flows: float, http: float = 0) -> None:
     """Open flows, exchange one message on each, say so, and hold them until stopped."""
     held = []
     for _ in range(int(flows)):
         tcp = connect(port)
-        exchange(tcp)
+        if http:
+            tcp.send(HELLO)
+            tcp.recv(2048)
+        else:
+            exchange(tcp)
         held.append(tcp)
     print(json.dumps({"flows": len(held)}), flush=True)
     signal.pause()
 
 
-def scrape(port: int, seconds: float, pause: float) -> None:
-    """Read /metrics again and again, with so many milliseconds between two readings."""
+def read(port: int, seconds: float, pause: float, path: str) -> None:
+    """Read a page again and again, with so many milliseconds between two readings."""
     laps = Laps()
     end = monotonic() + seconds
     while monotonic() < end:
         began = monotonic_ns()
         http = HTTPConnection(LOCAL, port, timeout=10)
-        http.request("GET", "/metrics")
+        http.request("GET", path)
         answer = http.getresponse()
         answer.read()
         laps.times.append(monotonic_ns() - began)
@@ -161,7 +168,8 @@ MODES: Final[dict[str, Callable[..., None]]] = {
     "stream": stream,
     "datagrams": datagrams,
     "hold": hold,
-    "scrape": scrape,
+    "scrape": partial(read, path="/metrics"),
+    "list": partial(read, path="/api/v1/flows?limit=0"),
 }
 
 if __name__ == "__main__":

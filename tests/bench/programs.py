@@ -139,6 +139,16 @@ def pinned(command: Command, cores: Cores) -> list[str]:
     return ["taskset", "-c", ",".join(map(str, sorted(cores))), *map(str, command)]
 
 
+def first(command: Command) -> Command:
+    """The command that runs another before all ordinary programs of its core, where we may."""
+    try:
+        os.sched_setscheduler(0, os.SCHED_FIFO, os.sched_param(1))
+    except PermissionError:
+        return command
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
+    return ["chrt", "--fifo", "1", *command]
+
+
 def free_port() -> int:
     """A port of the loopback address that nobody holds, for TCP and UDP."""
     return next(port for port in _ports if _is_free(port))

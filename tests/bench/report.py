@@ -13,7 +13,7 @@ from statistics import median
 from typing import Final
 
 from tests.bench.measure import Figures
-from tests.bench.workloads import Figure, Goal, Part, Workload
+from tests.bench.workload import Figure, Goal, Part, Workload
 
 SUBJECT: Final = "sockpair"
 

@@ -15,7 +15,8 @@ from tests.bench.pingpong import percentile
 from tests.bench.programs import is_listening
 from tests.bench.report import Sample, disturbances, medians, standing, summary, table
 from tests.bench.usage import SESSION, SYSTEM, USER, Usage, stat_fields
-from tests.bench.workloads import WORKLOADS, Goal
+from tests.bench.workload import Goal
+from tests.bench.workloads import WORKLOADS
 
 WRK = """\
 Running 2s test @ http://127.0.0.1:20000/

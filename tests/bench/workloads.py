@@ -1,17 +1,17 @@
-"""The workloads: what is measured, the lines it has in the report, and the goals it has."""
+"""The workloads: what is measured, the lines it has in the report, and the goals it has.
+
+Those that show how a proxy degrades are in ``degrading``.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
+from tests.bench.degrading import DEGRADING
 from tests.bench.measure import (
     IDLE_FLOWS,
     SCRAPED_FLOWS,
-    Figures,
-    Stand,
     measure_bulk,
     measure_datagrams,
     measure_idle,
@@ -19,73 +19,7 @@ from tests.bench.measure import (
     measure_quiet,
     measure_requests,
 )
-from tests.bench.peers import Peer
-
-
-@dataclass(frozen=True)
-class Goal:
-    """What a figure should reach: a first mark, and a second one where there is more to win.
-
-    Attributes:
-        first: at most so much.
-        second: what comes after it.
-        to_peer: whether the marks are for the ratio to the best peer, or for the figure itself.
-
-    """
-
-    first: float
-    second: float | None = None
-    to_peer: bool = True
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A line of the report."""
-
-    key: str
-    label: str
-    digits: int = 0
-    goal: Goal | None = None
-
-
-@dataclass(frozen=True)
-class Part:
-    """Something measured within a workload: its name, what it is, and its lines in the report."""
-
-    name: str
-    about: str
-    figures: tuple[Figure, ...]
-
-
-@dataclass(frozen=True)
-class Workload:
-    """One measurement of one proxy.
-
-    Attributes:
-        name: for ``--only``.
-        transport: ``tcp`` or ``udp``.
-        origin: what kind of origin it needs.
-        needs: commands that must be installed, and the packages that have them.
-        parts: what it measures.
-        measure: does it; the figures by part.
-        alone: whether only sockpair can be measured.
-
-    """
-
-    name: str
-    transport: str
-    origin: str
-    needs: Mapping[str, str]
-    parts: tuple[Part, ...]
-    measure: Callable[[Stand], Awaitable[dict[str, Figures]]]
-    alone: bool = False
-
-    def suits(self, peer: Peer) -> bool:
-        """Whether this proxy can be measured at all."""
-        return self.transport in peer.transports and (peer.name == "sockpair" or not self.alone)
-
-
-OTHERS: Final = Figure("others", "core busy with others, %")
+from tests.bench.workload import OTHERS, Figure, Goal, Part, Workload
 
 
 def _work(unit: str, goal: Goal, *, times: bool = True) -> tuple[Figure, ...]:
@@ -234,4 +168,8 @@ WORKLOADS: Final = (
         measure=measure_metrics,
         alone=True,
     ),
+    *DEGRADING,
 )
+
+GROUPS: Final = {"degrade": tuple(workload.name for workload in DEGRADING)}
+"""Names for ``--only`` that mean several."""
