@@ -60,9 +60,9 @@ FLOOD: Final = (
 
 READ: Final = (
     Figure("scrape", "GET /metrics, ms", 1),
-    Figure("scrape_most", "the slowest, ms", 1, SECOND),
+    Figure("scrape_most", "the slowest /metrics, ms", 1, SECOND),
     Figure("list", "GET /api/v1/flows, ms", 1),
-    Figure("list_most", "the slowest, ms", 1, SECOND),
+    Figure("list_most", "the slowest flows, ms", 1, SECOND),
 )
 
 
@@ -115,9 +115,9 @@ DEGRADING: Final = (
                     Figure("p50_alone", "delay alone, p50, µs"),
                     Figure("p99_alone", "delay alone, p99, µs"),
                     Figure("p99_scrape", "/metrics each second, p99, µs"),
-                    Figure("moved_scrape", "ratio to alone", 2, UNMOVED),
+                    Figure("moved_scrape", "/metrics, ratio to alone", 2, UNMOVED),
                     Figure("p99_list", "flows each second, p99, µs"),
-                    Figure("moved_list", "ratio to alone", 2, UNMOVED),
+                    Figure("moved_list", "flows, ratio to alone", 2, UNMOVED),
                     Figure("p99_scrape_worst", "/metrics without pause, p99, µs"),
                     Figure("moved_scrape_worst", "ratio to alone", 2),
                     Figure("p99_list_worst", "flows without pause, p99, µs"),

@@ -6,8 +6,10 @@ import json
 
 import pytest
 
-from tests.bench.__main__ import plan, split_cores
-from tests.bench.load import LoadError, Outcome, read_iperf3, read_wrk
+from tests.bench.__main__ import chosen, plan, split_cores, without_groups
+from tests.bench.degrade import counted_in, flood_figures
+from tests.bench.flood import UNKNOWN, Packets, packet
+from tests.bench.load import LoadError, Outcome, last_figures, read_iperf3, read_wrk
 from tests.bench.machine import cpu_model
 from tests.bench.measure import Reading, figures, others_share, scrape_figures
 from tests.bench.peers import all_peers
@@ -125,6 +127,89 @@ def test_scrapes_are_told_in_milliseconds_and_compared() -> None:
 
     assert (found["scrape"], found["scrape_most"]) == (4.0, 12.0)
     assert found["moved"] == pytest.approx(1.2)
+
+
+def test_the_last_line_of_a_load_has_its_figures() -> None:
+    assert last_figures('{"flows": 1}\n{"units": 2, "seconds": 1.5}\n') == {
+        "units": 2,
+        "seconds": 1.5,
+    }
+
+
+def test_a_load_without_figures_is_an_error() -> None:
+    with pytest.raises(LoadError, match="no figures"):
+        last_figures('{"flows"')
+
+
+SERVED = {
+    "sent": 100.0,
+    "reached": 90.0,
+    "answered": 88.0,
+    "dropped_there": 1.0,
+    "dropped_here": 2.0,
+    "p50": 1.0,
+    "p99": 2.0,
+}
+FLOOD = {"sent": 900.0, "seconds": 2.0}
+COUNTED = {"passed": 141.0, "refused": 800.0, "kernel": 59.0, "opened": 50.0, "served": 91.0}
+
+
+def test_a_flood_is_balanced_when_every_loss_is_the_kernels() -> None:
+    found = flood_figures(SERVED, FLOOD, COUNTED)
+
+    assert (found["lost_original"], found["lost_reply"], found["unaccounted"]) == (0, 0, 0)
+    assert found["served_share"] == pytest.approx(9.0)
+    assert found["kernel_share"] == pytest.approx(5.9)
+
+
+def test_a_flood_shows_what_the_proxy_loses() -> None:
+    served = SERVED | {"reached": 87.0, "answered": 80.0}
+
+    found = flood_figures(served, FLOOD, COUNTED | {"refused": 790.0})
+
+    assert (found["lost_original"], found["lost_reply"], found["unaccounted"]) == (3, 5, 10)
+
+
+def test_metrics_are_added_up_by_their_beginnings() -> None:
+    text = (
+        'sockpair_flows_refused_total{listener="bench",reason="table_full"} 5.0\n'
+        'sockpair_flows_refused_total{listener="bench",reason="loop"} 2.0\n'
+        'sockpair_datagrams_dropped_total{listener="bench",reason="kernel"} 3.0\n'
+        'sockpair_datagrams_dropped_total{listener="bench",reason="refused"} 9.0\n'
+    )
+
+    assert counted_in(text) == {"passed": 0, "refused": 7, "kernel": 3, "opened": 0}
+
+
+def test_a_packet_of_the_flood_is_whole() -> None:
+    made = packet(53, 0x1234)
+
+    assert made[12:16] == bytes([127, 0, 0x12, 0x34])
+    assert made[16:20] == bytes([127, 0, 0, 1])
+    assert int.from_bytes(made[22:24]) == 53
+    assert int.from_bytes(made[24:26]) == len(made) - 20
+    assert made[28:] == UNKNOWN
+
+
+def test_a_further_pass_of_the_flood_has_other_sources(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("tests.bench.flood.PASS", 64)
+    packets = Packets(53)
+
+    packets.change(7)
+
+    sources = {
+        bytes(packets.data[start + 12 : start + 16])
+        for start in range(0, len(packets.data), packets.size)
+    }
+    assert len(sources) == 64
+    assert {source[1] for source in sources} == {7}
+
+
+def test_a_group_stands_for_its_workloads() -> None:
+    named = [work.name for work in chosen(WORKLOADS, without_groups("bulk,degrade"), "workload")]
+
+    assert named[:2] == ["bulk", "greedy"]
+    assert "readers" in named
 
 
 @pytest.mark.parametrize(
