@@ -146,7 +146,8 @@ async def measure_one(
     load_cores, proxy_core = split_cores(sorted(os.sched_getaffinity(0)))
     with TemporaryDirectory(prefix="sockpair-bench-") as name:
         folder = Path(name)
-        async with origin(workload.origin, load_cores, folder) as port:
+        serving = origin(workload.origin, load_cores, folder, prompt=workload.prompt)
+        async with serving as port:
             ports = free_port(), port, free_port()
             route = Route(workload.transport, *ports, folder, workload.settings)
             async with started(peer, route, [proxy_core], prompt=workload.prompt) as proxy:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from tests.bench.programs import LOCAL, Cores, output_of
+from tests.bench.programs import LOCAL, Cores, first, output_of
 
 
 @dataclass(frozen=True)
@@ -42,13 +42,19 @@ class LoadError(Exception):
     """A load generator printed something that cannot be read."""
 
 
-async def requests(port: int, seconds: int, cores: Cores, *, close: bool) -> Outcome:
-    """HTTP requests over 64 connections; with ``close`` each request opens its own."""
+async def requests(
+    port: int, seconds: int, cores: Cores, *, close: bool, prompt: bool = False
+) -> Outcome:
+    """HTTP requests over 64 connections; with ``close`` each request opens its own.
+
+    With ``prompt`` the load goes before other programs on its core, where it may.
+    """
     command = ["wrk", "--threads", "1", "--connections", "64", "--duration", f"{seconds}s"]
     command += ["--latency", "--timeout", "5s"]
     if close:
         command += ["--header", "Connection: close"]
-    return read_wrk(await output_of([*command, f"http://{LOCAL}:{port}/"], cores, seconds))
+    command += [f"http://{LOCAL}:{port}/"]
+    return read_wrk(await output_of(first(command) if prompt else command, cores, seconds))
 
 
 async def bulk(port: int, seconds: int, cores: Cores, *, reply: bool) -> Outcome:

@@ -25,6 +25,7 @@ from tests.bench.programs import (
     Command,
     Cores,
     echoes,
+    first,
     free_port,
     listens,
     running,
@@ -65,14 +66,19 @@ SELF_CONTAINED: Final = {
 
 
 @asynccontextmanager
-async def origin(kind: str, cores: Cores, folder: Path) -> AsyncIterator[int]:
-    """Run the origin of this kind, and give the port it serves.
+async def origin(
+    kind: str, cores: Cores, folder: Path, *, prompt: bool = False
+) -> AsyncIterator[int]:
+    """Run the origin of this kind, before other programs if ``prompt``, and give its port.
 
     Kinds are http, iperf3, tcp and udp, and those of ``greedy`` and ``flood``.
     """
     port = free_port()
     ready = echoes(port) if kind in {"udp", "flood"} else listens(port)
-    async with running(_command(kind, port, folder), cores, folder, f"origin-{kind}", ready):
+    command = _command(kind, port, folder)
+    if prompt:
+        command = first(command)
+    async with running(command, cores, folder, f"origin-{kind}", ready):
         yield port
 
 
