@@ -5,7 +5,6 @@ SIGHUP reloads the configuration; see ``control.signals``.
 
 from __future__ import annotations
 
-import gc
 import signal
 import sys
 
@@ -18,6 +17,7 @@ from proxy.control.listen import BindError
 from proxy.control.names import ResolveError
 from proxy.control.outbound import OptionError
 from proxy.control.signals import obey_signals
+from proxy.engine.garbage import spare_collector
 
 
 @click.command(cls=FileCommand)
@@ -33,13 +33,3 @@ def run(path: str) -> None:
         for line in str(exc).splitlines():
             click.echo(f"sockpair: {line}", err=True)
         sys.exit(1)
-
-
-def spare_collector() -> None:
-    """Have Python's garbage collector look seldom, and never at what the program is made of.
-
-    Flows are freed by their reference counts; looking for circles among tens of thousands of live
-    ones costs milliseconds, in which nothing is relayed.
-    """
-    gc.freeze()
-    gc.set_threshold(50_000, 10, 10)

@@ -58,11 +58,11 @@ async def serve(config: Config, stay: Stay, file: str | None = None) -> None:
 async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> None:
     """Relay and answer the admin until it is time to end; then end what is left."""
     async with trio.open_nursery() as relaying:
-        relaying.start_soon(house.worker.run)
+        await relaying.start(house.worker.run)
         await relaying.start(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
         await stay(house, steward)
-        log.info("stopped", ended=house.worker.stop())
+        log.info("stopped", ended=await house.worker.finish())
         relaying.cancel_scope.cancel()
 
 

@@ -44,6 +44,7 @@ from proxy.config.values import (
     Rate,
     SocketPath,
     Timeout,
+    Workers,
 )
 from proxy.core.address import DATAGRAMS, STREAMS, UNIX_SOCKETS, Transport
 
@@ -110,8 +111,9 @@ class Admin(Table):
 
 
 class Engine(Table):
-    """The flow table, and how it is emptied."""
+    """The workers, the flow table, and how it is emptied."""
 
+    workers: Workers = key(1, 'Processes that relay; "auto" is one for each core.')
     table_limit: int = key(100_000, "Most live flows; more are refused.", ge=1, le=10_000_000)
     recent: int = key(1_000, "Closed flows that can still be found.", ge=0, le=1_000_000)
     drain_timeout: Timeout = key("30s", "How long a drain lets flows end by themselves.")

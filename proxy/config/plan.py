@@ -9,9 +9,10 @@ A plan decides nothing that it does not show. Each of its steps is one line with
     - endpoint 10.0.0.2:80 of upstream web: no new flows, those it has live on
     ! admin.http: 127.0.0.1:9600 -> 127.0.0.1:9700; needs a restart
 
-Whatever can be applied to a running relay is. Only the addresses of the admin need a restart: who
-asks for the reload may be connected there. Until then they stay as they are, and every further
-plan names them again.
+Whatever can be applied to a running relay is. Only two things need a restart: the addresses of the
+admin, because who asks for the reload may be connected there, and the number of workers, because
+flows cannot change theirs. Until then they stay as they are, and every further plan names them
+again.
 """
 
 from __future__ import annotations
@@ -29,6 +30,10 @@ if TYPE_CHECKING:
 
 LINES_MAX: Final = 1000
 """Steps shown; a plan of more is another file. The rest is counted."""
+
+
+NEED_RESTART: Final = ("admin.", "engine.workers")
+"""How the keys begin that a reload leaves as they are."""
 
 
 class Act(StrEnum):
@@ -129,17 +134,21 @@ def plan(old: Config, new: Config, drained: Drained = NOTHING_DRAINED) -> Plan:
         *_upstream_steps(old.upstream, new.upstream, drained.endpoints),
         *_key_steps("engine", old.engine, new.engine),
         *_key_steps("log", old.log, new.log),
-        *(
-            step._replace(act=Act.RESTART, note=f"{step.note}; needs a restart")
-            for step in _key_steps("admin", old.admin, new.admin)
-        ),
+        *_key_steps("admin", old.admin, new.admin),
     ]
-    return Plan(tuple(steps))
+    return Plan(tuple(_restarting(step) for step in steps))
 
 
 def applicable(old: Config, new: Config) -> Config:
     """What of a new configuration can be at work without a restart."""
-    return new.model_copy(update={"admin": old.admin})
+    engine = new.engine.model_copy(update={"workers": old.engine.workers})
+    return new.model_copy(update={"admin": old.admin, "engine": engine})
+
+
+def _restarting(step: Step) -> Step:
+    if not step.subject.startswith(NEED_RESTART):
+        return step
+    return step._replace(act=Act.RESTART, note=f"{step.note}; needs a restart")
 
 
 def _listener_steps(

@@ -26,6 +26,7 @@ from proxy.config.unix import (
     parse_unix_endpoint,
 )
 from proxy.core.address import HostPort, Transport, parse_host_port
+from proxy.core.steering import WORKERS_MAX
 from proxy.core.units import (
     DURATION_PATTERN,
     RATE_PATTERN,
@@ -267,6 +268,17 @@ def _written(parse: Callable[[str], Any], expected: str, **schema: Any) -> tuple
     return PlainValidator(read), WithJsonSchema({"type": "string", **schema})
 
 
+AUTO: Final[Literal["auto"]] = "auto"
+
+
+def _workers(value: object) -> int | str:
+    if value == AUTO:
+        return AUTO
+    if isinstance(value, bool) or not isinstance(value, int) or not 1 <= value <= WORKERS_MAX:
+        raise ValueError(f'expected 1 to {WORKERS_MAX}, or "{AUTO}", found {shown(value)}')
+    return value
+
+
 def _array(value: object) -> tuple[object, ...]:
     if not isinstance(value, list):
         raise ValueError(f"expected an array, found {shown(value)}; write [{shown(value)}]")
@@ -285,6 +297,15 @@ Rate: TypeAlias = Annotated[
     float, *_written(parse_rate, 'text such as "500/s"', pattern=f"^{RATE_PATTERN}$")
 ]
 """Per second."""
+
+Workers: TypeAlias = Annotated[
+    int | Literal["auto"],
+    PlainValidator(_workers),
+    WithJsonSchema(
+        {"anyOf": [{"type": "integer", "minimum": 1, "maximum": WORKERS_MAX}, {"const": AUTO}]}
+    ),
+]
+"""Processes."""
 
 BufferSize: TypeAlias = Annotated[
     int, *_written(parse_buffer, 'text such as "4MiB"', pattern=f"^({SIZE_PATTERN})$")

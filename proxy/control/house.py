@@ -10,6 +10,7 @@ The house knows what the worker was told; what happens there it asks through the
 
 from __future__ import annotations
 
+import os
 import resource
 from collections.abc import Iterable
 from contextlib import ExitStack
@@ -17,23 +18,26 @@ from pathlib import Path
 from socket import socket as Socket
 from typing import TYPE_CHECKING
 
+from proxy.config.values import AUTO
+from proxy.control.crew import Crew
 from proxy.control.listen import bind_admin_http, bind_admin_socket
 from proxy.control.names import resolve_upstreams
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import Arrangement, Bound, arrange
 from proxy.control.specs import listener_spec, pace_of
 from proxy.control.unix import socket_files
+from proxy.core.steering import WORKERS_MAX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config
+    from proxy.config.model import Config, Engine
     from proxy.core.pace import Pace
     from proxy.engine.specs import UpstreamSpec
 
 
 class House:
-    """A configuration at work: the worker, and the sockets of listeners and admin.
+    """A configuration at work: its worker, or workers, and the sockets of listeners and admin.
 
     Made by ``open_house``; used as a context manager, which closes what it owns.
 
@@ -45,9 +49,10 @@ class House:
 
     """
 
-    def __init__(self, config: Config, worker: Worker, admin: list[Socket]) -> None:
+    def __init__(self, config: Config, worker: Worker | Crew, admin: list[Socket]) -> None:
         self.config = config
         self.worker = worker
+        self._workers = 1 if isinstance(worker, Worker) else worker.size
         self.admin = admin
         self.drained_listeners: set[str] = set()
         self.drained_endpoints: set[tuple[str, str]] = set()
@@ -86,7 +91,7 @@ class House:
 
         """
         with ExitStack() as undo:
-            arranged = arrange(config.listener, self._bound, self._leaving, undo)
+            arranged = arrange(config.listener, self._bound, self._leaving, undo, self._workers)
             undo.pop_all()
         change = self._change(config, upstreams, arranged)
         self._take_over(config, arranged)
@@ -108,10 +113,10 @@ class House:
         self, config: Config, upstreams: dict[str, UpstreamSpec], arranged: Arrangement
     ) -> Change:
         opened, changed = [], []
-        for name, (listener, socket) in arranged.bound.items():
+        for name, (listener, sockets) in arranged.bound.items():
             before = self._bound.get(name)
-            if before is None or before.socket is not socket or name in self.drained_listeners:
-                opened.append(OpenListener(listener_spec(name, listener), (socket,)))
+            if before is None or before.sockets is not sockets or name in self.drained_listeners:
+                opened.append(OpenListener(listener_spec(name, listener), sockets))
             elif before.listener != listener:
                 changed.append(listener_spec(name, listener))
         return Change(
@@ -147,8 +152,7 @@ async def open_house(config: Config) -> House:
 
     """
     raise_file_limit()
-    worker = Worker(config.engine.table_limit, config.engine.recent)
-    house = House(config, worker, [])
+    house = House(config, _workers(config.engine), [])
     upstreams = await house.rehearse(config)
     with ExitStack() as undo:
         if config.admin.socket:
@@ -161,6 +165,15 @@ async def open_house(config: Config) -> House:
     return house
 
 
+def _workers(engine: Engine) -> Worker | Crew:
+    """One worker in this process, which costs nothing; several in processes of their own."""
+    cores = min(len(os.sched_getaffinity(0)), WORKERS_MAX)
+    count = cores if engine.workers == AUTO else engine.workers
+    if count == 1:
+        return Worker(engine.table_limit, engine.recent)
+    return Crew(count, engine.table_limit, engine.recent)
+
+
 def raise_file_limit() -> None:
     """Allow this process as many descriptors as the system lets it have; flows need them."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -168,5 +181,5 @@ def raise_file_limit() -> None:
 
 
 def _remove_files(bound: Iterable[Bound]) -> None:
-    for file in socket_files(each.socket for each in bound):
+    for file in socket_files(socket for each in bound for socket in each.sockets):
         file.remove()

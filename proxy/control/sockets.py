@@ -44,7 +44,8 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 from proxy.control.listen import BindError, bind_listener, option_errors
 from proxy.control.outbound import listener_marks
-from proxy.control.unix import UnixListenSocket, give_file
+from proxy.control.steering import lone_reason
+from proxy.control.unix import UnixListenSocket, give_file, socket_files
 from proxy.engine.datagram_options import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, Pmtu, set_pmtu
 from proxy.engine.group import join_groups, leave_groups
 from proxy.engine.marks import SO_MARK
@@ -66,15 +67,18 @@ Undo = Callable[[], None]
 
 
 class Bound(NamedTuple):
-    """A listening socket, and the listener it was last set up for."""
+    """The sockets of a listener, and the listener they were last set up for.
+
+    There is one; or one for each worker, in their order.
+    """
 
     listener: Listener
-    socket: Socket
+    sockets: tuple[Socket, ...]
 
     @property
     def is_open(self) -> bool:
-        """Whether the worker still serves it."""
-        return self.socket.fileno() >= 0
+        """Whether some worker still serves it; the sockets are closed together."""
+        return all(socket.fileno() >= 0 for socket in self.sockets)
 
 
 class Arrangement(NamedTuple):
@@ -84,9 +88,10 @@ class Arrangement(NamedTuple):
     leaving: list[Bound]
 
 
-def binding_of(listener: Listener) -> tuple[Any, ...]:
-    """What a socket must be bound anew for."""
-    return (listener.listen, listener.dual_stack, listener.tcp.mptcp, listener.transparent)
+def binding_of(listener: Listener, workers: int = 1) -> tuple[Any, ...]:
+    """What the sockets must be bound anew for."""
+    shared = workers > 1 and lone_reason(listener) is None
+    return (listener.listen, listener.dual_stack, listener.tcp.mptcp, listener.transparent, shared)
 
 
 def arrange(
@@ -94,14 +99,16 @@ def arrange(
     before: Mapping[str, Bound],
     others: Iterable[Bound],
     undo: ExitStack,
+    workers: int = 1,
 ) -> Arrangement:
-    """Find or bind the socket of every listener, and set it up as the listener says.
+    """Find or bind the sockets of every listener, and set them up as the listener says.
 
     Args:
         listeners: as they shall be.
         before: the sockets by the names they have now.
         others: sockets that serve their last flows, and have no name.
         undo: is given whatever takes everything back.
+        workers: how many share a listener, if they can.
 
     Raises:
         BindError: one could not be bound, or set up.
@@ -110,9 +117,9 @@ def arrange(
     """
     free = {name: each for name, each in before.items() if each.is_open}
     nameless = [each for each in others if each.is_open]
-    found = _own(listeners, free)
+    found = _own(listeners, free, workers)
     for name, listener in listeners.items():
-        if name not in found and (taken := _taken(listener, free, nameless)):
+        if name not in found and (taken := _taken(listener, free, nameless, workers)):
             found[name] = taken
     for name, former in found.items():
         with option_errors(name, listeners[name]):
@@ -121,48 +128,57 @@ def arrange(
     bound: dict[str, Bound] = {}
     for name, listener in listeners.items():
         kept = found.get(name)
-        socket = kept.socket if kept else _bind(name, listener, leaving, undo)
-        bound[name] = Bound(listener, socket)
+        sockets = kept.sockets if kept else _bind(name, listener, leaving, undo, workers)
+        bound[name] = Bound(listener, sockets)
     return Arrangement(bound, leaving)
 
 
-def _own(listeners: Mapping[str, Listener], free: dict[str, Bound]) -> dict[str, Bound]:
+def _own(
+    listeners: Mapping[str, Listener], free: dict[str, Bound], workers: int
+) -> dict[str, Bound]:
     """The sockets that stay with their names; they are free no more."""
     return {
         name: free.pop(name)
         for name, listener in listeners.items()
-        if name in free and binding_of(free[name].listener) == binding_of(listener)
+        if name in free
+        and binding_of(free[name].listener, workers) == binding_of(listener, workers)
     }
 
 
-def _taken(listener: Listener, free: dict[str, Bound], nameless: list[Bound]) -> Bound | None:
+def _taken(
+    listener: Listener, free: dict[str, Bound], nameless: list[Bound], workers: int
+) -> Bound | None:
     """The socket that another name had, at the same address; it is free no more."""
     if not listener.listen.port and not listener.listen.transport.is_unix:
         return None  # the kernel chose
-    wanted = binding_of(listener)
+    wanted = binding_of(listener, workers)
     for name, each in free.items():
-        if binding_of(each.listener) == wanted:
+        if binding_of(each.listener, workers) == wanted:
             return free.pop(name)
     for index, each in enumerate(nameless):
-        if binding_of(each.listener) == wanted:
+        if binding_of(each.listener, workers) == wanted:
             return nameless.pop(index)
     return None
 
 
-def _bind(name: str, listener: Listener, leaving: Iterable[Bound], undo: ExitStack) -> Socket:
-    beside = [each.socket for each in leaving if _in_the_way(each.listener, listener)]
+def _bind(
+    name: str, listener: Listener, leaving: Iterable[Bound], undo: ExitStack, workers: int
+) -> tuple[Socket, ...]:
+    in_the_way = [each for each in leaving if _in_the_way(each.listener, listener)]
+    beside = [socket for each in in_the_way for socket in each.sockets]
     datagrams = listener.listen.transport.is_datagram
     try:
-        (socket,) = bind_listener(name, listener, beside=() if datagrams else beside)
+        sockets = bind_listener(name, listener, workers, () if datagrams else beside)
     except BindError as error:
         if datagrams and beside and _is_in_use(error):
             busy = OSError(errno.EBUSY, STILL_SERVING)
             raise BindError(f"listener.{name}", str(listener.listen), busy) from error
         raise
-    undo.callback(socket.close)
-    if isinstance(socket, UnixListenSocket) and socket.file is not None:
-        undo.callback(socket.file.remove)
-    return socket
+    for socket in sockets:
+        undo.callback(socket.close)
+    for file in socket_files(sockets):
+        undo.callback(file.remove)
+    return tuple(sockets)
 
 
 def _in_the_way(old: Listener, new: Listener) -> bool:
@@ -183,9 +199,9 @@ def _adjust(former: Bound, new: Listener, undo: ExitStack) -> None:
         OSError: the kernel refuses it; what was set before is taken back by ``undo``.
 
     """
-    old, socket = former.listener, former.socket
+    old = former.listener
     for differs, setter in _SETTERS:
-        if differs(old) != differs(new):
+        for socket in former.sockets if differs(old) != differs(new) else ():
             undo.callback(_quietly, setter, socket, new, old)
             setter(socket, old, new)
 

@@ -11,7 +11,8 @@ and begins at 0 if it comes again, which a scraper takes for a restart.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Iterator
+from itertools import chain
 from typing import Final, Generic, Protocol, TypeVar
 
 RETIRED_MAX: Final = 1024
@@ -49,6 +50,9 @@ class Ledger(Generic[Key, Counters]):
 
     def __len__(self) -> int:
         return len(self._used) + len(self._retired)
+
+    def __iter__(self) -> Iterator[Counters]:
+        return chain(self._used.values(), self._retired.values())
 
     def use(self, keys: Iterable[Key]) -> None:
         """Have exactly these names in use from now on."""

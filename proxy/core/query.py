@@ -33,6 +33,17 @@ SORTS: Final[dict[SortKey, Callable[[Flow], Any]]] = {
 }
 
 
+# The same order for rows, by whatever process they were made.
+ROW_SORTS: Final[dict[SortKey, Callable[[FlowRow], Any]]] = {
+    "id": lambda row: row["id"],
+    "bytes": lambda row: -(row["original"]["bytes"] + row["reply"]["bytes"]),
+    "original": lambda row: -row["original"]["bytes"],
+    "reply": lambda row: -row["reply"]["bytes"],
+    "opened": lambda row: -row["opened"],
+    "active": lambda row: -row["last_active"],
+}
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FlowQuery:
     """Which flows. A field that is None does not restrict.

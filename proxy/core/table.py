@@ -35,13 +35,15 @@ class FlowTable:
         limit: flows at once.
         recent: ended flows remembered, newest last; the oldest falls out.
         first_id: the first id to give.
+        step: from one id to the next.
 
     """
 
-    def __init__(self, limit: int, recent: int, first_id: int = 1) -> None:
+    def __init__(self, limit: int, recent: int, first_id: int = 1, step: int = 1) -> None:
         self.limit = limit
         self.recent: deque[Flow] = deque(maxlen=recent)
         self._next_id = first_id
+        self._step = step
         self._by_id: dict[int, Flow] = {}
         self._by_client = AddressIndex()
         self._by_endpoint = AddressIndex()
@@ -66,7 +68,7 @@ class FlowTable:
     def take_id(self) -> int:
         """Give an id to a flow that is about to be added."""
         taken = self._next_id
-        self._next_id += 1
+        self._next_id += self._step
         return taken
 
     def add(self, flow: Flow) -> None:

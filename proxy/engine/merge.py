@@ -20,9 +20,11 @@ import heapq
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from itertools import islice
 from operator import itemgetter
-from typing import TYPE_CHECKING, TypedDict, TypeVar
+from typing import TYPE_CHECKING, Final, TypeVar
 
+from proxy import __version__
 from proxy.core.flow import CloseReason
+from proxy.engine.drains import Phase
 
 if TYPE_CHECKING:
     from proxy.core.counters import (
@@ -31,33 +33,23 @@ if TYPE_CHECKING:
         HistogramSnapshot,
         ListenerSnapshot,
     )
-    from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
+    from proxy.engine.port import DrainRow, FlowIds, ListenRow, RelayCounters, RelayStatus
 
 Row = TypeVar("Row")
 
-
-class SortedIds(TypedDict):
-    """``FlowIds`` of one worker, and by what they are sorted, ascending.
-
-    Keys are those of ``query.SORTS``. Times among them are of the monotonic clock, which all
-    processes of a host share.
-    """
-
-    ids: list[int]
-    keys: list[float]
-    matched: int
+PHASES: Final = [phase.value for phase in Phase]
+"""Of a drain, in the order it goes through them."""
 
 
 def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
     """Add the readings of workers, and of those that are retired; of none it is all zero.
 
-    A listener is known by its name, transport and upstream, an endpoint by its upstream and
-    address.
+    A listener is known by its name and transport, an endpoint by its upstream and address.
     """
     return {
         "listeners": _merge_rows(
             (row for part in parts for row in part["listeners"]),
-            lambda row: (row["listener"], row["transport"], row["upstream"]),
+            lambda row: (row["listener"], row["transport"]),
             _add_listeners,
         ),
         "endpoints": _merge_rows(
@@ -90,19 +82,21 @@ def retire_counters(last: RelayCounters) -> RelayCounters:
 
 
 def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
-    """Say how the workers are together: there must be one.
+    """Say how the workers are together; of none, that there is nothing.
 
-    The first gives version and process; the oldest, when it all started. Whoever speaks for the
-    whole house puts its own in their place. Flows, descriptors and their limits are sums, though a
+    The first gives the process; the oldest, when it all started. Whoever speaks for the whole
+    house puts its own in their place. Flows, descriptors and their limits are sums, though a
     source is met by one worker, which can reach its limit before the others do. What one worker
     finds not ready is not ready.
     """
-    first = parts[0]
     return {
-        "version": first["version"],
-        "pid": first["pid"],
-        "started": min(part["started"] for part in parts),
+        "version": __version__,
+        "pid": parts[0]["pid"] if parts else 0,
+        "started": min((part["started"] for part in parts), default=0.0),
         "draining": any(part["draining"] for part in parts),
+        "drains": _merge_rows(
+            (row for part in parts for row in part["drains"]), _target, _add_drains
+        ),
         "listening": _merge_rows(
             (row for part in parts for row in part["listening"]), _listen_key, _same
         ),
@@ -114,8 +108,10 @@ def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
     }
 
 
-def merge_ids(parts: Sequence[SortedIds], limit: int = 0) -> FlowIds:
+def merge_ids(parts: Sequence[FlowIds], limit: int = 0) -> FlowIds:
     """Join the ids that workers found into one answer, in the query's order.
+
+    Times among the keys are of the monotonic clock, which all processes of a host share.
 
     Args:
         parts: of each worker, at least the first ``limit`` of what it found.
@@ -123,9 +119,10 @@ def merge_ids(parts: Sequence[SortedIds], limit: int = 0) -> FlowIds:
 
     """
     pairs = [zip(part["keys"], part["ids"], strict=True) for part in parts]
-    merged = heapq.merge(*pairs, key=itemgetter(0))
+    found = list(islice(heapq.merge(*pairs, key=itemgetter(0)), limit or None))
     return {
-        "ids": [id for _, id in islice(merged, limit or None)],
+        "ids": [id for _, id in found],
+        "keys": [key for key, _ in found],
         "matched": sum(part["matched"] for part in parts),
     }
 
@@ -169,10 +166,27 @@ def _add_endpoints(one: EndpointSnapshot, other: EndpointSnapshot) -> EndpointSn
         "upstream": one["upstream"],
         "endpoint": one["endpoint"],
         "up": one["up"] and other["up"],
+        "draining": one["draining"] or other["draining"],
         "flows": one["flows"] + other["flows"],
         "attempts": one["attempts"] + other["attempts"],
         "failures": _add_counts(one["failures"], other["failures"]),
     }
+
+
+def _add_drains(one: DrainRow, other: DrainRow) -> DrainRow:
+    """Add up; it goes on as long as it does in one worker."""
+    further = min(one, other, key=lambda row: PHASES.index(row["phase"]))
+    seconds = [row["seconds_left"] for row in (one, other) if row["seconds_left"] is not None]
+    return {
+        **further,
+        "flows": one["flows"] + other["flows"],
+        "ended": one["ended"] + other["ended"],
+        "seconds_left": max(seconds, default=None),
+    }
+
+
+def _target(row: DrainRow) -> Hashable:
+    return row["listener"], row["upstream"], row["endpoint"]
 
 
 def _add_counts(one: dict[str, int], other: dict[str, int]) -> dict[str, int]:

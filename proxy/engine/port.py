@@ -39,9 +39,13 @@ class FlowPage(TypedDict):
 
 
 class FlowIds(TypedDict):
-    """The same without the rows: what a long answer is made from, while it is sent."""
+    """The same without the rows: what a long answer is made from, while it is sent.
+
+    ``keys`` are what the flows are sorted by, rising.
+    """
 
     ids: list[int]
+    keys: list[float]
     matched: int
 
 
@@ -167,8 +171,8 @@ class RelayPort(Protocol):
         """Find the same flows, and return their ids in the query's order."""
         ...
 
-    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
-        """Describe flows as JSON, in the order of their ids; those that are gone are left out."""
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
+        """Describe flows as JSON, each id's; None where the flow is gone."""
         ...
 
     async def kill(self, query: FlowQuery) -> int:
@@ -181,6 +185,10 @@ class RelayPort(Protocol):
 
     async def status(self) -> RelayStatus:
         """Say how the relay is."""
+        ...
+
+    async def finish(self) -> int:
+        """Accept no more, and end every flow as ``drained``; return how many there were."""
         ...
 
     async def wait_closed_flows(self) -> list[ClosedFlow]:

@@ -104,13 +104,14 @@ class Pump:
         else:
             self._graves.append(socket)
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Serve until cancelled."""
         scheduler = Scheduler()
         trio.lowlevel.add_instrument(scheduler)
         with self._epoll:
             try:
                 longest = await self._listen_to(scheduler)
+                task_status.started()
                 while True:
                     await trio.lowlevel.checkpoint()
                     self._stay(scheduler.runnable, longest)

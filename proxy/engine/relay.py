@@ -39,12 +39,16 @@ class Relay:
         table_limit: flows at once.
         recent: ended flows remembered.
         now: monotonic seconds.
+        first_id: of its flows.
+        step: from one id to the next.
 
     """
 
-    def __init__(self, table_limit: int, recent: int, now: float) -> None:
+    def __init__(
+        self, table_limit: int, recent: int, now: float, first_id: int = 1, step: int = 1
+    ) -> None:
         self.pump = Pump()
-        self.table = FlowTable(table_limit, recent)
+        self.table = FlowTable(table_limit, recent, first_id, step)
         self.wheel = TimerWheel(now)
         self.files = FileBudget()
         self.pipes = PipePool(self.files)
@@ -115,10 +119,13 @@ class Outbox:
         if not self._filled.is_set():
             self._filled.set()
 
-    async def take(self, most: int) -> list[Flow]:
-        """Wait for ended flows and take at most so many, oldest first."""
+    async def wait(self) -> None:
+        """Wait until there are some, and have been for ``GATHER``."""
         await self._filled.wait()
         await trio.sleep(GATHER)
+
+    def take(self, most: int) -> list[Flow]:
+        """Take at most so many, oldest first."""
         flows = [self._flows.popleft() for _ in range(min(most, len(self._flows)))]
         if not self._flows:
             self._filled = trio.Event()

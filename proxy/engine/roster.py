@@ -154,6 +154,12 @@ class Roster:
         self._routes[upstream].upstream.drain(endpoint)
         self._endpoints[upstream, endpoint].draining = True
 
+    def cookies(self) -> list[int]:
+        """The listening sockets in use, by the numbers that the kernel gave them."""
+        return [
+            cookie_of(each.socket) for each in (*self._accepting(), *self._retired) if each.is_open
+        ]
+
     def close(self) -> None:
         """Close every listening socket at once."""
         for listener in (*self._accepting(), *self._retired):
@@ -189,7 +195,7 @@ class Roster:
             for spec in specs
             for name in ([ORIGINAL] if spec.original else [each.name for each in spec.endpoints])
         )
-        for counters in self._endpoints.shown():
+        for counters in self._endpoints:  # also one whose first flow is still connecting
             counters.draining = True
         self._routes = {spec.name: self._route(spec) for spec in specs}
 
@@ -231,7 +237,7 @@ class Roster:
         known |= {cookie_of(each.socket): each for each in self._retired if each.is_open}
         for spec, sockets in opened:
             self._listeners[spec.name] = [
-                _again(known.pop(cookie_of(socket), None)) or self._open(spec, socket)
+                _again(known.pop(cookie_of(socket), None), socket) or self._open(spec, socket)
                 for socket in sockets
             ]
         for listener in known.values():
@@ -285,8 +291,10 @@ def _pool(spec: UpstreamSpec) -> SourcePool | None:
     return None if spec.source is None else SourcePool(*spec.source)
 
 
-def _again(listener: Listener | None) -> Listener | None:
-    """A listener that was known, open for flows whatever it was before."""
+def _again(listener: Listener | None, socket: Socket) -> Listener | None:
+    """A listener that was known, open for flows whatever it was before; it has its socket."""
+    if listener is not None and listener.socket is not socket:
+        socket.close()
     if isinstance(listener, DatagramListener):
         listener.draining = False
     return listener

@@ -10,10 +10,10 @@ from __future__ import annotations
 import heapq
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Final
 
 import trio
 
@@ -37,8 +37,6 @@ if TYPE_CHECKING:
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
 
-Description = TypeVar("Description")
-
 
 class Worker:
     """Relays until cancelled; a ``RelayPort``.
@@ -46,24 +44,27 @@ class Worker:
     Args:
         table_limit: flows at once.
         recent: ended flows remembered.
+        first_id: of its flows.
+        step: from one id to the next: the number of workers, whose ids do not meet.
 
     """
 
-    def __init__(self, table_limit: int, recent: int) -> None:
-        self._relay = Relay(table_limit, recent, monotonic())
+    def __init__(self, table_limit: int, recent: int, first_id: int = 1, step: int = 1) -> None:
+        self._relay = Relay(table_limit, recent, monotonic(), first_id, step)
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
         self._started = time()
         self._offset = self._started - monotonic()
 
-    async def run(self) -> None:
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Relay until cancelled, then close every socket without a word about it."""
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._relay.pump.run)
+                await nursery.start(self._relay.pump.run)
                 nursery.start_soon(self._relay.keep_time)
                 nursery.start_soon(self._drains.run)
+                task_status.started()
         finally:
             self._relay.pipes.close()
 
@@ -109,6 +110,16 @@ class Worker:
         self._roster.close()
         return self._end(list(self._relay.table), CloseReason.DRAINED)
 
+    async def finish(self) -> int:
+        """Do as ``stop``, for whoever asks through the port."""
+        ended = self.stop()
+        await trio.lowlevel.checkpoint()
+        return ended
+
+    def serving(self) -> list[int]:
+        """The cookies of the listening sockets in use."""
+        return self._roster.cookies()
+
     async def flows(self, query: FlowQuery) -> FlowPage:
         """List live or recently closed flows: for short answers."""
         matching, matched = await self._find(query)
@@ -121,10 +132,15 @@ class Worker:
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         """Find the same flows, and return their ids."""
         matching, matched = await self._find(query)
-        return {"ids": [flow.id for flow in matching], "matched": matched}
+        key = SORTS[query.sort]
+        return {
+            "ids": [flow.id for flow in matching],
+            "keys": [key(flow) for flow in matching],
+            "matched": matched,
+        }
 
-    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
-        """Describe flows as JSON, in the order of their ids; those that are gone are left out."""
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
+        """Describe flows as JSON, each id's; None where the flow is gone."""
         await trio.lowlevel.checkpoint()
         table = self._relay.table
         if recent:
@@ -132,7 +148,10 @@ class Worker:
             found = map(ring.get, ids)
         else:
             found = map(table.get, ids)
-        return self._describe(row_json, [flow for flow in found if flow is not None])
+        offset = self._wall_offset()
+        return [
+            None if flow is None else row_json(flow, offset, _limits_json(flow)) for flow in found
+        ]
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
@@ -177,7 +196,14 @@ class Worker:
 
     async def wait_closed_flows(self) -> list[ClosedFlow]:
         """Wait for flows to end, and return a slice of those that did."""
-        return self._describe(closed_flow, await self._relay.outbox.take(SLICE))
+        await self._relay.outbox.wait()
+        return self.closed_flows()
+
+    def closed_flows(self) -> list[ClosedFlow]:
+        """A slice of the flows that have ended; empty if that is all."""
+        offset = self._wall_offset()
+        flows = self._relay.outbox.take(SLICE)
+        return [closed_flow(flow, offset, _limits_json(flow)) for flow in flows]
 
     async def _find(self, query: FlowQuery) -> tuple[list[Flow], int]:
         """The flows a query asks for, in its order, and how many match without its limit.
@@ -214,15 +240,6 @@ class Worker:
         offset = self._wall_offset()
         return [
             flow_row(flow, offset, limits_in_force(flow.transport, _limits_of(flow)))
-            for flow in flows
-        ]
-
-    def _describe(
-        self, describe: Callable[[Flow, float, str], Description], flows: Sequence[Flow]
-    ) -> list[Description]:
-        offset = self._wall_offset()
-        return [
-            describe(flow, offset, limits_json(flow.counters.transport, _limits_of(flow)))
             for flow in flows
         ]
 
@@ -274,6 +291,10 @@ def open_files() -> int:
     it has to be listed, which costs a microsecond for each.
     """
     return Path("/proc/self/fd").stat().st_size or len(os.listdir("/proc/self/fd"))  # noqa: PTH208
+
+
+def _limits_json(flow: Flow) -> str:
+    return limits_json(flow.counters.transport, _limits_of(flow))
 
 
 def _limits_of(flow: Flow) -> FlowLimits:

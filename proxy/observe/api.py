@@ -225,7 +225,8 @@ class Api:
         """Rows as JSON, made while they are sent: a slow reader holds ids, and one slice."""
         separator = b'{"flows":['
         for start in range(0, len(ids), SLICE_ROWS):
-            rows = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
+            found = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
+            rows = [row for row in found if row is not None]
             if rows:
                 yield separator + ",".join(rows).encode()
                 separator = b","

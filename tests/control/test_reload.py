@@ -44,7 +44,8 @@ class Town:
         return await self.steward.reload("test", **how)
 
     def socket(self, name: str) -> Socket:
-        return self.house._bound[name].socket
+        (socket,) = self.house._bound[name].sockets
+        return socket
 
     async def listening(self) -> dict[str, str]:
         rows = (await self.house.worker.status())["listening"]
@@ -60,7 +61,7 @@ async def town(folder: Path, *parts: str) -> AsyncIterator[Town]:
         house = await open_house(load(file))
         async with trio.open_nursery() as nursery:
             with house:
-                nursery.start_soon(house.worker.run)
+                await nursery.start(house.worker.run)
                 try:
                     yield Town(house, Steward(house, str(file), adopted.append), file, adopted)
                 finally:

@@ -10,11 +10,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from proxy import __version__
 from proxy.core.address import Transport
 from proxy.core.counters import CONNECT_FAILURES, EndpointCounters, ListenerCounters
 from proxy.core.flow import TRANSITIONS, CloseReason, Drop, Refusal, State
-from proxy.engine.merge import SortedIds, merge_counters, merge_ids, merge_status, retire_counters
-from proxy.engine.port import ListenRow, RelayCounters, RelayStatus
+from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
+from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
 
 WORKERS = 3
 LISTENERS = [("web", Transport.TCP, "origin"), ("dns", Transport.UDP, "resolvers")]
@@ -306,10 +307,11 @@ def status(number: int, not_ready: Sequence[str] = (), *, draining: bool = False
     }
     own: ListenRow = {**shared, "listener": "local", "transport": "unix", "local": "unix:/x"}
     return {
-        "version": "1",
+        "version": __version__,
         "pid": number,
         "started": 100.0 - number,
         "draining": draining,
+        "drains": [],
         "listening": [shared] if number else [shared, own],
         "flows": 10 + number,
         "table_limit": 1000,
@@ -322,10 +324,11 @@ def status(number: int, not_ready: Sequence[str] = (), *, draining: bool = False
 def test_status_of_several() -> None:
     merged = merge_status([status(0, ["a"]), status(1, ["b", "a"], draining=True), status(2)])
     assert merged == {
-        "version": "1",
+        "version": __version__,
         "pid": 0,
         "started": 98.0,
         "draining": True,
+        "drains": [],
         "listening": status(0)["listening"],
         "flows": 33,
         "table_limit": 3000,
@@ -344,7 +347,7 @@ def test_status_of_one() -> None:
     st.integers(0, 30),
 )
 def test_ids_come_in_the_order_of_the_query(keys: list[list[float]], limit: int) -> None:
-    parts: list[SortedIds] = [
+    parts: list[FlowIds] = [
         {
             "ids": [100 * worker + n for n in range(len(part))][: limit or None],
             "keys": part[: limit or None],
@@ -355,5 +358,9 @@ def test_ids_come_in_the_order_of_the_query(keys: list[list[float]], limit: int)
     every = [
         (key, 100 * worker + n) for worker, part in enumerate(keys) for n, key in enumerate(part)
     ]
-    expected = [id for _, id in sorted(every)][: limit or None]
-    assert merge_ids(parts, limit) == {"ids": expected, "matched": len(every)}
+    expected = sorted(every)[: limit or None]
+    assert merge_ids(parts, limit) == {
+        "ids": [id for _, id in expected],
+        "keys": [key for key, _ in expected],
+        "matched": len(every),
+    }

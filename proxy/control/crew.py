@@ -1,0 +1,349 @@
+"""The crew: worker processes, which together are one ``RelayPort``.
+
+Clients are steered to workers by the prefix of their address (see ``steering``), each worker by a
+listening socket of its own; what cannot be shared (see ``is_shareable``) belongs to one worker.
+The table limit is divided among them. Flow ids tell whose a flow is: worker ``k`` of ``n`` gives
+``k + 1``, ``k + 1 + n`` and so on.
+
+The supervisor keeps a duplicate of every listening socket, so that clients wait in its queue, and
+go to nobody else, while a worker is away. One that ends is started again at once, with a growing
+pause if it does so again soon, and gets everything that was ordered before. Its flows are gone:
+they are counted as ``internal``, by the last reading that is known. So counters never go backwards.
+
+Order of changes: one at a time, for all workers, the one just starting among them.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+from collections import deque
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from time import time
+from typing import TYPE_CHECKING, Final, TypeVar
+from zlib import crc32
+
+import structlog
+import trio
+
+from proxy.control.remote import RemoteWorker, WorkerLostError
+from proxy.core.query import ROW_SORTS
+from proxy.engine.child import Hello
+from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
+from proxy.engine.relay import OUTBOX
+from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener, cookie_of
+
+if TYPE_CHECKING:
+    from socket import SocketType as Socket
+
+    from proxy.core.query import FlowQuery
+    from proxy.core.row_json import ClosedFlow
+    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+
+GENERATION: Final = 1_000_000_000
+"""Ids of one life of a worker; its successor goes on with the next ones."""
+
+READING: Final = 0.5
+"""Seconds between two readings of a worker: what may be unknown of one that was killed."""
+
+HEALTHY: Final = 60.0
+"""Seconds after which an end is not laid to the charge of the start."""
+
+FIRST_PAUSE: Final = 0.1
+LONGEST_PAUSE: Final = 10.0
+"""Seconds before a worker is started again that ended soon; doubled each time."""
+
+SLICE: Final = 100
+"""Ended flows given at once."""
+
+Answer = TypeVar("Answer")
+
+log = structlog.get_logger()
+
+
+class Crew:
+    """Worker processes as one ``RelayPort``.
+
+    Args:
+        size: how many.
+        table_limit: flows at once, of all together.
+        recent: ended flows remembered, of all together.
+
+    """
+
+    def __init__(self, size: int, table_limit: int, recent: int) -> None:
+        self.size = size
+        self._bounds = (table_limit, recent)
+        self._remotes: list[RemoteWorker | None] = [None] * size
+        self._generations = [0] * size
+        self._wanted: Change | None = None
+        self._drains: dict[DrainTarget, DrainOrder] = {}
+        self._groups: list[tuple[Socket, ...]] = []
+        self._in_use: list[set[int] | None] = [None] * size
+        self._changing = trio.Lock()
+        self._finishing = False
+        self._last: list[RelayCounters | None] = [None] * size
+        self._past: list[RelayCounters] = []
+        self._closed: deque[ClosedFlow] = deque(maxlen=OUTBOX)
+        self._filled = trio.Event()
+        self._closed_dropped = 0
+        self.restarts = 0
+        self._started = round(time(), 3)
+
+    async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+        """Have every worker at work until cancelled; started when all have begun."""
+        try:
+            async with trio.open_nursery() as nursery:
+                for index in range(self.size):
+                    await nursery.start(self._keep, index)
+                task_status.started()
+        finally:
+            for socket in (socket for group in self._groups for socket in group):
+                socket.close()
+
+    async def apply(self, change: Change) -> None:
+        """Have every worker be what the change says, and remember it for those to come."""
+        async with self._changing:
+            self._drains = {
+                target: each
+                for target, each in self._drains.items()
+                if target == EVERYTHING  # a reload opens what was drained by hand
+            }
+            self._wanted = _whole(self._wanted, change)
+            await self._all(lambda remote: self._apply(remote, change))
+            self._groups += [
+                each.sockets for each in change.opened if each.sockets not in self._groups
+            ]
+            self._close_unused()
+
+    async def drain(self, order: DrainOrder) -> bool:
+        """Begin to drain; false if there is no such listener or endpoint."""
+        async with self._changing:
+            self._drains[order.target] = order
+            known = any(await self._all(lambda remote: remote.drain(order)))
+            if not known and order.target != EVERYTHING:
+                del self._drains[order.target]
+        return known or order.target == EVERYTHING
+
+    async def wait_drained(self) -> None:
+        """Wait until the drain of everything is over, everywhere; a lost worker has no flows."""
+        await self._all(RemoteWorker.wait_drained)
+
+    async def flows(self, query: FlowQuery) -> FlowPage:
+        """List live or recently closed flows: for short answers."""
+        pages = await self._all(lambda remote: remote.flows(query))
+        rows = list(heapq.merge(*(page["rows"] for page in pages), key=ROW_SORTS[query.sort]))
+        return {
+            "rows": rows[: query.limit] if query.limit else rows,
+            "matched": sum(page["matched"] for page in pages),
+        }
+
+    async def flow_ids(self, query: FlowQuery) -> FlowIds:
+        """Find the same flows, and return their ids."""
+        parts = await self._all(lambda remote: remote.flow_ids(query))
+        return merge_ids(parts, query.limit)
+
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
+        """Describe flows as JSON, each id's; None where the flow is gone."""
+        rows: dict[int, str | None] = {}
+
+        async def ask(remote: RemoteWorker) -> None:
+            own = [id for id in ids if (id - 1) % self.size == remote.index]
+            if own:
+                rows.update(zip(own, await remote.flow_rows(own, recent=recent), strict=True))
+
+        await self._all(ask)
+        return [rows.get(id) for id in ids]
+
+    async def kill(self, query: FlowQuery) -> int:
+        """End matching live flows as ``killed``."""
+        return sum(await self._all(lambda remote: remote.kill(query)))
+
+    async def counters(self) -> RelayCounters:
+        """Read every running aggregate; each worker's is consistent in itself."""
+        parts = await self._all(self._read)
+        counters = merge_counters([*parts, *self._past])
+        counters["log_dropped"] += self._closed_dropped
+        if parts:  # who knows which listeners there still are
+            counters["listeners"] = counters["listeners"][: len(merge_counters(parts)["listeners"])]
+        return counters
+
+    async def status(self) -> RelayStatus:
+        """Say how the relay is."""
+        status = merge_status(await self._all(RemoteWorker.status))
+        away = [index for index, remote in enumerate(self._remotes) if remote is None]
+        not_ready = [*status["not_ready"], *(f"worker {index}: not running" for index in away)]
+        own = {"pid": os.getpid(), "started": self._started, "not_ready": not_ready}
+        return {**status, **own}  # type: ignore[typeddict-item]
+
+    async def finish(self) -> int:
+        """Accept no more, and end every flow as ``drained``; return how many there were."""
+        self._finishing = True
+        ends = await self._all(RemoteWorker.finish)
+        for _, closed in ends:
+            self._put_closed(closed)
+        return sum(ended for ended, _ in ends)
+
+    async def wait_closed_flows(self) -> list[ClosedFlow]:
+        """Wait for flows to end, and return a slice of those that did."""
+        await self._filled.wait()
+        closed = [self._closed.popleft() for _ in range(min(SLICE, len(self._closed)))]
+        if not self._closed:
+            self._filled = trio.Event()
+        return closed
+
+    def serves(self, index: int, cookies: set[int]) -> None:
+        """Close our duplicates of the sockets that no worker uses any more."""
+        self._in_use[index] = cookies
+        self._close_unused()
+
+    def lost(self, index: int) -> None:
+        """Count what a worker that has ended leaves behind."""
+        self._remotes[index] = None
+        self._in_use[index] = None
+        last, self._last[index] = self._last[index], None
+        if last is not None:
+            self._past = [merge_counters([*self._past, retire_counters(last)])]
+
+    async def _keep(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
+        """Have a worker at work, and another when it has ended, until all are to end."""
+        pause = 0.0
+        while True:
+            began = trio.current_time()
+            remote = RemoteWorker(index, self._settings(index), self)
+            async with trio.open_nursery() as life:
+                life.start_soon(self._employ, remote, task_status)
+                code = await self._live(remote)
+                life.cancel_scope.cancel()
+            if self._finishing or EVERYTHING in self._drains:
+                return
+            if trio.current_time() - began > HEALTHY:
+                pause = 0.0
+            log.error("worker_lost", worker=index, pid=remote.pid, exit=code, again_in=pause)
+            await trio.sleep(pause)
+            pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
+            self.restarts += 1
+            task_status = trio.TASK_STATUS_IGNORED
+
+    async def _live(self, remote: RemoteWorker) -> int | None:
+        """Run a worker to its end; None if it could not even be started."""
+        try:
+            return await remote.run()
+        except OSError as error:  # EMFILE, ENOMEM, EAGAIN
+            log.error("worker_not_started", worker=remote.index, error=str(error))
+            return None
+
+    async def _employ(self, remote: RemoteWorker, task_status: trio.TaskStatus[None]) -> None:
+        """Tell a worker that has started what to do, and look after it."""
+        with suppress(WorkerLostError):  # ``_live`` hears of it, too
+            await remote.wait_started()
+            async with self._changing:
+                if self._wanted is not None:
+                    await self._apply(remote, self._wanted)
+                for order in self._drains.values():
+                    await remote.drain(order)
+                self._remotes[remote.index] = remote
+            log.info("worker_started", worker=remote.index, pid=remote.pid)
+            task_status.started()
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._read_often, remote)
+                nursery.start_soon(self._collect_closed, remote)
+
+    async def _apply(self, remote: RemoteWorker, change: Change) -> None:
+        await remote.apply(self._part(change, remote.index))
+
+    def _close_unused(self) -> None:
+        """Close the listeners that no worker serves; one that is away may have to again."""
+        if None in self._in_use:
+            return
+        used = set[int]().union(*filter(None, self._in_use))
+        self._groups = [group for group in self._groups if group[0].fileno() >= 0]
+        for group in self._groups:
+            if not any(cookie_of(socket) in used for socket in group):
+                for socket in group:
+                    socket.close()
+
+    async def _read_often(self, remote: RemoteWorker) -> None:
+        with suppress(WorkerLostError):
+            while True:
+                await trio.sleep(READING)
+                await self._read(remote)
+
+    async def _read(self, remote: RemoteWorker) -> RelayCounters:
+        reading = await remote.counters()
+        if self._remotes[remote.index] is remote:
+            self._last[remote.index] = reading
+        return reading
+
+    async def _collect_closed(self, remote: RemoteWorker) -> None:
+        with suppress(WorkerLostError):
+            while True:
+                self._put_closed(await remote.wait_closed_flows())
+
+    def _put_closed(self, closed: list[ClosedFlow]) -> None:
+        self._closed_dropped += max(0, len(self._closed) + len(closed) - OUTBOX)
+        self._closed.extend(closed)
+        if closed:
+            self._filled.set()
+
+    async def _all(self, ask: Callable[[RemoteWorker], Awaitable[Answer]]) -> list[Answer]:
+        """Ask every worker at once; those that end meanwhile are left out."""
+        answers: dict[int, Answer] = {}
+
+        async def ask_one(remote: RemoteWorker) -> None:
+            with suppress(WorkerLostError):
+                answers[remote.index] = await ask(remote)
+
+        async with trio.open_nursery() as nursery:
+            for remote in self._remotes:
+                if remote is not None:
+                    nursery.start_soon(ask_one, remote)
+        return [answers[index] for index in sorted(answers)]
+
+    def _settings(self, index: int) -> Hello:
+        generation = self._generations[index]
+        self._generations[index] += 1
+        first_id = index + 1 + self.size * GENERATION * generation
+        table_limit, recent = (self._share(bound, index) for bound in self._bounds)
+        return Hello(table_limit, recent, first_id, self.size)
+
+    def _part(self, change: Change, index: int) -> Change:
+        """What of a change is for one worker."""
+        opened = [
+            each._replace(sockets=tuple(self._sockets_of(each, index))) for each in change.opened
+        ]
+        return replace(
+            change,
+            opened=tuple(each for each in opened if each.sockets),
+            table_limit=self._share(change.table_limit, index),
+            recent=self._share(change.recent, index),
+        )
+
+    def _sockets_of(self, opened: OpenListener, index: int) -> Iterator[Socket]:
+        """A worker's sockets of a listener; those of one that was drained are closed."""
+        own: Sequence[Socket] = ()
+        if len(opened.sockets) == self.size:
+            own = opened.sockets[index : index + 1]
+        elif crc32(opened.spec.name.encode()) % self.size == index:
+            own = opened.sockets
+        return (socket for socket in own if socket.fileno() >= 0)
+
+    def _share(self, bound: int, index: int) -> int:
+        """A worker's part of a bound; the parts add up to it."""
+        return bound // self.size + (index < bound % self.size)
+
+
+def _whole(before: Change | None, change: Change) -> Change:
+    """What a worker that begins now has to be."""
+    if before is None:
+        return change
+    specs = {spec.name: spec for spec in change.changed}
+    listeners = {
+        each.spec.name: each._replace(spec=specs.get(each.spec.name, each.spec))
+        for each in before.opened
+        if each.spec.name not in change.closed
+    }
+    listeners |= {each.spec.name: each for each in change.opened}
+    return replace(change, opened=tuple(listeners.values()), changed=(), closed=())

@@ -1,0 +1,259 @@
+"""One worker process, seen from the supervisor: its life, and its ``RelayPort`` at a distance.
+
+Every call is an order over the wire (see ``engine.child``) and waits for the answer with its
+number. A caller who leaves takes nothing back: the order is obeyed, its answer unheard.
+
+When the process ends, however that happens, every call that waits fails with ``WorkerLostError``,
+and so does each later one: what to do then is the crew's affair.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from socket import AF_UNIX, SOCK_STREAM, socketpair
+from typing import TYPE_CHECKING, Any, Final, Protocol
+
+import structlog
+import trio
+
+import proxy
+from proxy.core.address import Transport
+from proxy.core.flow import CloseReason
+from proxy.core.row_json import ClosedFlow
+from proxy.engine.child import Hello, hello, order
+from proxy.engine.wire import Wire, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from proxy.core.query import FlowQuery
+    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.specs import Change, DrainOrder
+
+LAST_WORDS: Final = 5.0
+"""Seconds a process has to end by itself when its wire is closed; it has only to end its flows."""
+
+LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
+
+log = structlog.get_logger()
+
+
+class WorkerLostError(Exception):
+    """The process has ended."""
+
+
+class OrderError(Exception):
+    """The worker could not do what it was told: a fault of ours, which its log tells more of."""
+
+
+class Watcher(Protocol):
+    """Who wants to know what happens to a worker. Neither may wait."""
+
+    def serves(self, index: int, cookies: set[int]) -> None:
+        """These listening sockets are in use there; after every answer."""
+        ...
+
+    def lost(self, index: int) -> None:
+        """It has ended; before those who wait for an answer are told."""
+        ...
+
+
+class RemoteWorker:
+    """A worker process, and the calls to it. Owns the process, and its end of the wire.
+
+    Args:
+        index: of the worker, from 0 on.
+        settings: what it is made of.
+        watcher: told what happens to it.
+
+    Attributes:
+        pid: of the process; 0 before it was started.
+
+    """
+
+    def __init__(self, index: int, settings: Hello, watcher: Watcher) -> None:
+        self.index = index
+        self.pid = 0
+        self._settings = settings
+        self._watcher = watcher
+        self._wire: Wire | None = None
+        self._numbers = count(1)
+        self._waiting: dict[int, _Call] = {}
+        self._started = trio.Event()
+        self._started = trio.Event()
+        self._lost = trio.Event()
+
+    async def wait_started(self) -> None:
+        """Wait until it can be told what to do."""
+        await self._started.wait()
+
+    async def run(self) -> int:
+        """Start the process, hear what it says until it ends, and return its exit status.
+
+        Cancelling ends the process.
+
+        Raises:
+            OSError: it could not be started.
+
+        """
+        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
+        ours.setblocking(False)
+        with theirs:
+            process = await _start(theirs.fileno())
+        wire = self._wire = Wire(trio.socket.from_stdlib_socket(ours))
+        self.pid = process.pid
+        try:
+            with suppress(WireError):
+                await wire.send(*hello(self._settings))
+                self._started.set()
+                await self._hear(wire)
+        finally:
+            self._lose()
+            wire.close()
+            with trio.CancelScope(shield=True):
+                await _see_off(process)
+        assert process.returncode is not None
+        return process.returncode
+
+    async def apply(self, change: Change) -> None:
+        """Be what the change says."""
+        await self._call("apply", change)
+
+    async def drain(self, drain_order: DrainOrder) -> bool:
+        """Begin to drain."""
+        return bool(await self._call("drain", drain_order))
+
+    async def wait_drained(self) -> None:
+        """Wait until the drain of everything is over."""
+        await self._call("wait_drained")
+
+    async def flows(self, query: FlowQuery) -> FlowPage:
+        """List flows."""
+        page: FlowPage = await self._call("flows", query)
+        return page
+
+    async def flow_ids(self, query: FlowQuery) -> FlowIds:
+        """Find flows."""
+        found: FlowIds = await self._call("flow_ids", query)
+        return found
+
+    async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
+        """Describe flows."""
+        rows: list[str | None] = await self._call("flow_rows", ids, recent=recent)
+        return rows
+
+    async def kill(self, query: FlowQuery) -> int:
+        """End flows."""
+        return int(await self._call("kill", query))
+
+    async def counters(self) -> RelayCounters:
+        """Read every running aggregate."""
+        counters: RelayCounters = await self._call("counters")
+        return counters
+
+    async def status(self) -> RelayStatus:
+        """Say how the relay is."""
+        status: RelayStatus = await self._call("status")
+        return status
+
+    async def wait_closed_flows(self) -> list[ClosedFlow]:
+        """Wait for flows to end."""
+        return read_closed(await self._call("wait_closed_flows"))
+
+    async def finish(self) -> tuple[int, list[ClosedFlow]]:
+        """End every flow; return how many there were, and the last that ended."""
+        value = await self._call("finish")
+        return value["ended"], read_closed(value["closed"])
+
+    async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
+        if self._wire is None or self._lost.is_set():
+            await trio.lowlevel.checkpoint()
+            raise WorkerLostError(f"worker {self.index} is not running")
+        number = next(self._numbers)
+        call = self._waiting[number] = _Call()
+        try:
+            await self._wire.send(*order(number, method, arguments, options))
+            return await call.wait()
+        except WireError as error:
+            raise WorkerLostError(f"worker {self.index} has ended") from error
+        finally:
+            del self._waiting[number]
+
+    async def _hear(self, wire: Wire) -> None:
+        while True:
+            message = json.loads((await wire.receive()).body)
+            if "log" in message:
+                self._relog(message["log"])
+                continue
+            if "serving" in message:
+                self._watcher.serves(self.index, set(message["serving"]))
+            call = self._waiting.get(message["answer"])
+            if call is not None:
+                call.answer(message)
+
+    def _relog(self, event: dict[str, Any]) -> None:
+        level, name = event.pop("level", "info"), event.pop("event", "")
+        write = getattr(log, level if level in LEVELS else "error")
+        write(name, worker=self.index, **event)
+
+    def _lose(self) -> None:
+        self._lost.set()
+        self._watcher.lost(self.index)
+        for call in self._waiting.values():
+            call.answer({})
+
+
+class _Call:
+    """An order that waits for its answer."""
+
+    def __init__(self) -> None:
+        self._answered = trio.Event()
+        self._answer: dict[str, Any] = {}
+
+    def answer(self, message: dict[str, Any]) -> None:
+        self._answer = message
+        self._answered.set()
+
+    async def wait(self) -> Any:
+        await self._answered.wait()
+        if "error" in self._answer:
+            raise OrderError(self._answer["error"])
+        if "value" not in self._answer:
+            raise WorkerLostError("the worker has ended")
+        return self._answer["value"]
+
+
+def read_closed(rows: list[list[Any]]) -> list[ClosedFlow]:
+    """Flows that ended, as they come over the wire."""
+    return [
+        ClosedFlow(row, Transport(transport), CloseReason(reason), closed, duration)
+        for row, transport, reason, closed, duration in rows
+    ]
+
+
+async def _start(fd: int) -> trio.Process:
+    """Start a worker whose wire is at this descriptor; it finds the program where we did."""
+    home = str(Path(proxy.__file__).parents[1])
+    path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
+    return await trio.lowlevel.open_process(
+        [sys.executable, "-P", "-m", "proxy.engine.child", str(fd)],
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, "PYTHONPATH": path},
+    )
+
+
+async def _see_off(process: trio.Process) -> None:
+    """Wait for a process whose wire is closed; end it if it does not end by itself."""
+    with trio.move_on_after(LAST_WORDS):
+        await process.wait()
+        return
+    process.kill()
+    await process.wait()

@@ -1,0 +1,181 @@
+"""A worker in a process of its own: ``python -m proxy.engine.child FD``.
+
+It is told what to be by the supervisor, over the wire at the descriptor FD, and lives as long as
+that. It takes no signals but those that cannot be refused: the supervisor decides when to stop.
+
+Down come orders, pickled: a number, the name of a ``RelayPort`` method, its arguments. Sockets of
+an ``apply`` come beside it, in the order of the listeners they belong to. Up go, as JSON objects:
+
+* ``{"answer": NUMBER, "value": ..., "serving": [COOKIE, ...]}`` or ``{"answer": NUMBER, "error":
+  TEXT}``; ``serving`` are the listening sockets that are still in use, so that the supervisor can
+  close its duplicates of the others. The value of ``finish`` has the flows that ended and were not
+  told of, too, because nobody can ask for them any more;
+* ``{"log": {...}}``, an event for the log.
+"""
+
+from __future__ import annotations
+
+import json
+import pickle
+import signal
+import sys
+from collections.abc import Mapping, MutableMapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
+from socket import socket as Socket
+from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+
+import structlog
+import trio
+
+from proxy.core.row_json import ClosedFlow
+from proxy.engine.garbage import spare_collector
+from proxy.engine.wire import Message, Wire, WireError
+from proxy.engine.worker import Worker
+
+Event: TypeAlias = "dict[str, Any]"
+
+LOG_MAX: Final = 1000
+"""Events that wait to be sent; further ones are dropped, and the next one says how many."""
+
+
+class Hello(NamedTuple):
+    """The first message down: what the worker is made of; see ``Worker``."""
+
+    table_limit: int
+    recent: int
+    first_id: int
+    step: int
+
+
+def hello(settings: Hello) -> Message:
+    """Write the first message."""
+    return Message(pickle.dumps(settings))
+
+
+def order(
+    number: int, method: str, arguments: Sequence[Any], options: Mapping[str, Any]
+) -> Message:
+    """Write an order; the sockets of a change go beside it."""
+    files: list[int] = []
+    if method == "apply":
+        (change,) = arguments
+        counts = [len(each.sockets) for each in change.opened]
+        files = [socket.fileno() for each in change.opened for socket in each.sockets]
+        bare = tuple(each._replace(sockets=()) for each in change.opened)
+        arguments = (replace(change, opened=bare), counts)
+    return Message(pickle.dumps((number, method, tuple(arguments), options)), tuple(files))
+
+
+def read_order(message: Message) -> tuple[int, str, tuple[Any, ...], dict[str, Any]]:
+    """Read an order; its sockets are the caller's."""
+    number, method, arguments, options = pickle.loads(message.body)  # noqa: S301 - it is trusted
+    if method == "apply":
+        bare, counts = arguments
+        sockets = (Socket(fileno=fd) for fd in message.files)
+        opened = tuple(
+            each._replace(sockets=tuple(next(sockets) for _ in range(count)))
+            for each, count in zip(bare.opened, counts, strict=True)
+        )
+        arguments = (replace(bare, opened=opened),)
+    return number, method, arguments, options
+
+
+class Child:
+    """Serves a supervisor.
+
+    Args:
+        wire: to it.
+        worker: the relay.
+
+    """
+
+    def __init__(self, wire: Wire, worker: Worker) -> None:
+        self._wire = wire
+        self._worker = worker
+
+    async def serve(self, events: trio.MemoryReceiveChannel[Event]) -> None:
+        """Relay and obey until the supervisor is gone; then end every flow.
+
+        Args:
+            events: what is logged meanwhile.
+
+        """
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._worker.run)
+            nursery.start_soon(self._tell_events, events)
+            with suppress(WireError):
+                while True:
+                    nursery.start_soon(self._obey, *read_order(await self._wire.receive()))
+            await self._worker.finish()
+            nursery.cancel_scope.cancel()
+
+    async def _obey(
+        self, number: int, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
+    ) -> None:
+        try:
+            value = await getattr(self._worker, method)(*arguments, **options)
+            if method == "finish":
+                value = {"ended": value, "closed": self._all_closed()}
+        except Exception as error:
+            log.exception("order_failed", order=method)
+            await self._tell({"answer": number, "error": f"{type(error).__name__}: {error}"})
+            return
+        serving = self._worker.serving()
+        await self._tell({"answer": number, "value": value, "serving": serving})
+
+    def _all_closed(self) -> list[ClosedFlow]:
+        """The flows that have ended and not been told of."""
+        return [closed for part in iter(self._worker.closed_flows, []) for closed in part]
+
+    async def _tell_events(self, events: trio.MemoryReceiveChannel[Event]) -> None:
+        async for event in events:
+            await self._tell({"log": event})
+
+    async def _tell(self, message: dict[str, Any]) -> None:
+        with suppress(WireError):  # ``serve`` hears of it too
+            await self._wire.send(json.dumps(message, separators=(",", ":"), default=str).encode())
+
+
+class EventQueue:
+    """What is logged, on its way to the supervisor: bounded; what does not fit is counted."""
+
+    def __init__(self) -> None:
+        self._into, self.out = trio.open_memory_channel[Event](LOG_MAX)
+        self._dropped = 0
+
+    def put(self, _logger: object, method: str, event: MutableMapping[str, Any]) -> NoReturn:
+        """Take an event from structlog, as its last processor."""
+        if self._dropped:
+            event["dropped_before"] = self._dropped
+        try:
+            self._into.send_nowait({**event, "level": method})
+        except trio.WouldBlock:
+            self._dropped += 1
+        else:
+            self._dropped = 0
+        raise structlog.DropEvent
+
+
+def main(fd: int) -> None:
+    """Serve the supervisor at the other end of a descriptor."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    spare_collector()
+    trio.run(_main, fd)
+
+
+async def _main(fd: int) -> None:
+    events = EventQueue()
+    structlog.configure(processors=[structlog.processors.format_exc_info, events.put])
+    socket = Socket(fileno=fd)
+    socket.setblocking(False)
+    wire = Wire(trio.socket.from_stdlib_socket(socket))
+    hello: Hello = pickle.loads((await wire.receive()).body)  # noqa: S301 - from the supervisor
+    await Child(wire, Worker(*hello)).serve(events.out)
+
+
+log = structlog.get_logger()
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]))

@@ -1,0 +1,320 @@
+"""Workers as processes: one table, one set of counters; the death of one is its own alone."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+
+import structlog.testing
+import trio
+
+from proxy.config.load import parse
+from proxy.control.crew import Crew
+from proxy.control.house import House, open_house
+from proxy.control.steward import Steward
+from proxy.core.query import FlowQuery
+from proxy.engine.port import RelayCounters
+from proxy.engine.specs import EVERYTHING
+from proxy.engine.worker import open_files
+from tests.engine.lab import PATIENCE, _noted, datagram_socket, listening
+
+CLIENTS = [f"127.0.0.{number}" for number in range(2, 22)]
+"""Twenty sources: with two workers each has some, but for once in half a million."""
+
+
+def settings(folder: Path, more: str = "", workers: object = 2) -> str:
+    return f"""
+[admin]
+socket = "{folder}/admin.sock"
+http = ""
+[engine]
+workers = {workers}
+drain_timeout = "1ms"
+{more}
+"""
+
+
+@asynccontextmanager
+async def crewed(text: str) -> AsyncIterator[House]:
+    """A house with a crew at work."""
+    with structlog.testing.capture_logs(), trio.fail_after(3 * PATIENCE):
+        house = await open_house(parse(text, "f"))
+        async with trio.open_nursery() as nursery:
+            with house:
+                await nursery.start(house.worker.run)
+                try:
+                    yield house
+                finally:
+                    with trio.CancelScope(shield=True):
+                        await house.worker.finish()
+                    nursery.cancel_scope.cancel()
+
+
+def listener(name: str, listen: str, endpoint: tuple[str, int]) -> str:
+    return (
+        f'[listener.{name}]\nlisten = "{listen}"\nupstream = "{name}"\n'
+        f'[upstream.{name}]\nendpoints = ["{endpoint[0]}:{endpoint[1]}"]\n'
+    )
+
+
+def crew_of(house: House) -> Crew:
+    assert isinstance(house.worker, Crew)
+    return house.worker
+
+
+async def port_of(house: House, name: str) -> int:
+    for row in (await house.worker.status())["listening"]:
+        if row["listener"] == name:
+            return int(row["local"].rpartition(":")[2])
+    raise AssertionError(name)
+
+
+async def client_from(host: str, port: int) -> trio.socket.SocketType:
+    client = _noted(trio.socket.socket())
+    await client.bind((host, 0))
+    await client.connect(("127.0.0.1", port))
+    return client
+
+
+async def is_refused(host: str, port: int) -> bool:
+    with trio.socket.socket() as client:
+        await client.bind((host, 0))
+        try:
+            await client.connect(("127.0.0.1", port))
+        except ConnectionRefusedError:
+            return True
+    return False
+
+
+async def echo(endpoint: trio.socket.SocketType) -> None:
+    """Answer on every connection, until cancelled."""
+
+    async def serve(connection: trio.socket.SocketType) -> None:
+        with connection, suppress(ConnectionResetError):
+            while data := await connection.recv(1000):
+                await connection.send(data)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(serve, (await endpoint.accept())[0])
+
+
+async def asks(client: trio.socket.SocketType, word: bytes = b"hello") -> bool:
+    await client.send(word)
+    return await client.recv(100) == word
+
+
+async def is_over(client: trio.socket.SocketType) -> bool:
+    try:
+        return await client.recv(1) == b""
+    except ConnectionResetError:
+        return True
+
+
+async def until(house: House, holds: Callable[[RelayCounters], object]) -> RelayCounters:
+    while not holds(counters := await house.worker.counters()):
+        await trio.sleep(0.02)
+    return counters
+
+
+async def rows_by_worker(house: House) -> dict[int, list[int]]:
+    found = await house.worker.flow_ids(FlowQuery())
+    workers: dict[int, list[int]] = {}
+    for id in found["ids"]:
+        workers.setdefault((id - 1) % crew_of(house).size, []).append(id)
+    return workers
+
+
+async def test_two_workers_answer_as_one(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        clients = [await client_from(host, port) for host in CLIENTS]
+        for client in clients:
+            assert await asks(client)
+        port_view = house.worker
+        assert set(await rows_by_worker(house)) == {0, 1}
+        counters = await port_view.counters()
+        (web,) = counters["listeners"]
+        assert (web["opened"], sum(web["live"].values())) == (20, 20)
+        assert web["original"]["received"] == web["reply"]["sent"] == 100
+        assert counters["table_entries"] == 20
+        assert counters["table_limit"] == 100_000
+        found = await port_view.flow_ids(FlowQuery(sort="opened", limit=7))
+        assert (len(found["ids"]), found["matched"]) == (7, 20)
+        page = await port_view.flows(FlowQuery(sort="opened"))
+        opened = [row["opened"] for row in page["rows"]]
+        assert opened == sorted(opened, reverse=True)
+        assert [row["id"] for row in page["rows"][:7]] == found["ids"]
+        described = await port_view.flow_rows([*found["ids"], 999], recent=False)
+        assert described[-1] is None
+        assert [
+            f'{{"id":{id},' in (row or "") for id, row in zip(found["ids"], described, strict=False)
+        ]
+        assert await port_view.kill(FlowQuery(id=found["ids"][0])) == 1
+        assert await port_view.kill(FlowQuery()) == 19
+        closed = []
+        while len(closed) < 20:
+            closed += await port_view.wait_closed_flows()
+        assert {each.reason for each in closed} == {"killed"}
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_source_has_one_worker_for_tcp_and_udp(tmp_path: Path) -> None:
+    stream, datagrams = listening(), datagram_socket()
+    text = (
+        settings(tmp_path)
+        + listener("web", "tcp://127.0.0.1:0", stream.getsockname())
+        + listener("dns", "udp://127.0.0.1:0", datagrams.getsockname())
+    )
+    async with crewed(text) as house:
+        web, dns = await port_of(house, "web"), await port_of(house, "dns")
+        for host in CLIENTS:
+            for _ in range(3):
+                await client_from(host, web)
+                client = datagram_socket(host)
+                await client.sendto(b"x", ("127.0.0.1", dns))
+        await until(house, lambda counters: counters["table_entries"] == 120)
+        workers: dict[str, set[int]] = {}
+        for row in (await house.worker.flows(FlowQuery()))["rows"]:
+            workers.setdefault(row["source"], set()).add(row["id"] % 2)
+        assert len(workers) == 20
+        assert {len(each) for each in workers.values()} == {1}
+
+
+async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        clients = {host: await client_from(host, port) for host in CLIENTS}
+        for client in clients.values():
+            assert await asks(client)
+        before = await house.worker.counters()
+        owners = {
+            row["source"].removesuffix("/32"): (row["id"] - 1) % 2
+            for row in (await house.worker.flows(FlowQuery()))["rows"]
+        }
+        victim = crew._remotes[0]
+        assert victim is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        for host, client in clients.items():
+            if owners[host] == 1:
+                assert await asks(client), "the other worker's flows never notice"
+            else:
+                assert await is_over(client)
+        for host in CLIENTS:
+            again = await client_from(host, port)
+            assert await asks(again), "its clients wait in the queue for its successor"
+        assert crew.restarts == 1
+        after = await house.worker.counters()
+        (web,), (was,) = after["listeners"], before["listeners"]
+        lost = sum(1 for owner in owners.values() if owner == 0)
+        assert web["closed"]["internal"] == lost
+        assert web["opened"] == was["opened"] + 20
+        assert sum(web["live"].values()) == 40 - lost
+        assert web["original"]["received"] >= was["original"]["received"]
+        ids = (await house.worker.flow_ids(FlowQuery()))["ids"]
+        assert len(ids) == len(set(ids)) == 40 - lost
+        assert max(ids) > 1_000_000_000, "the successor's ids are new ones"
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
+    one, two = listening(), listening()
+    file = tmp_path / "f.toml"
+    web = listener("web", "tcp://127.0.0.1:0", one.getsockname())
+    more = listener("more", "tcp://127.0.0.1:0", two.getsockname())
+    file.write_text(settings(tmp_path) + web)
+    async with crewed(file.read_text()) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, one)
+        nursery.start_soon(echo, two)
+        steward = Steward(house, str(file))
+        before = open_files()
+        for _ in range(5):
+            file.write_text(settings(tmp_path) + web + more)
+            assert (await steward.reload("test"))["problems"] == []
+            port = await port_of(house, "more")
+            for host in CLIENTS:
+                client = await client_from(host, port)
+                assert await asks(client)
+                client.close()
+            file.write_text(settings(tmp_path) + web)
+            assert (await steward.reload("test"))["problems"] == []
+            assert await is_refused(CLIENTS[0], port)
+        while open_files() != before:  # the endpoint's last connections are still ending
+            await trio.sleep(0.01)
+        port = await port_of(house, "web")
+        assert await asks(await client_from(CLIENTS[0], port))
+        file.write_text(settings(tmp_path, workers=3) + web)
+        answer = await steward.reload("test")
+        assert answer["lines"] == ["! engine.workers: 2 -> 3; needs a restart"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_drained_listener_stays_so_when_a_worker_is_replaced(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    file = tmp_path / "f.toml"
+    file.write_text(text)
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        steward = Steward(house, str(file))
+        assert (await steward.drain(listener="web", by="test"))["draining"] == [{"listener": "web"}]
+        victim = crew._remotes[1]
+        assert victim is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        while crew.restarts == 0 or crew._remotes[1] is None:
+            await trio.sleep(0.01)
+        for host in CLIENTS:
+            assert await is_refused(host, port)
+        assert (await steward.reload("test"))["problems"] == []
+        port = await port_of(house, "web")
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        nursery.cancel_scope.cancel()
+
+
+async def test_draining_everything_waits_for_every_worker(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path).replace("1ms", "60s")
+    text += listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        clients = [await client_from(host, port) for host in CLIENTS]
+        await until(house, lambda counters: counters["table_entries"] == 20)
+        assert await house.drain(EVERYTHING)
+        assert (await house.worker.status())["draining"]
+        for client in clients[1:]:
+            client.close()
+        with trio.move_on_after(0.3) as early:
+            await house.worker.wait_drained()
+        assert early.cancelled_caught
+        clients[0].close()
+        await house.worker.wait_drained()
+        nursery.cancel_scope.cancel()
+
+
+async def test_every_worker_lost_at_once(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house:
+        crew = crew_of(house)
+        for remote in crew._remotes:
+            assert remote is not None
+            os.kill(remote.pid, signal.SIGKILL)
+        while None not in crew._remotes:
+            await trio.sleep(0.001)
+        assert "worker 0: not running" in (await house.worker.status())["not_ready"]
+        await house.worker.counters()
+        while None in crew._remotes:
+            await trio.sleep(0.01)
+        assert (await house.worker.status())["not_ready"] == []
