@@ -14,14 +14,17 @@ import structlog
 import trio
 
 from proxy import __version__
-from proxy.control.house import House, open_house
+from proxy.control.house import NOBODY, NOTHING, House, open_house
 from proxy.control.steward import Steward
+from proxy.control.watchdog import keep_telling
 from proxy.core.address import format_address
 from proxy.observe.log import FlowSink, configure, set_up, write_flow_log
 from proxy.observe.server import serve_admin
 
 if TYPE_CHECKING:
     from proxy.config.model import Config, Log
+    from proxy.control.inherited import Inheritance
+    from proxy.control.notify import Notifier
 
 Stay: TypeAlias = "Callable[[House, Steward], Awaitable[None]]"
 """What goes on while everything runs; it returns when it is time to end."""
@@ -29,13 +32,21 @@ Stay: TypeAlias = "Callable[[House, Steward], Awaitable[None]]"
 log = structlog.get_logger()
 
 
-async def serve(config: Config, stay: Stay, file: str | None = None) -> None:
+async def serve(
+    config: Config,
+    stay: Stay,
+    file: str | None = None,
+    notifier: Notifier = NOBODY,
+    inheritance: Inheritance = NOTHING,
+) -> None:
     """Open the house, relay, and close it again.
 
     Args:
         config: what to do.
         stay: awaited while everything runs; what is left when it returns is ended at once.
         file: where the configuration came from, to be read again; None if from no file.
+        notifier: the line to the service manager.
+        inheritance: listening sockets that it passed.
 
     Raises:
         BindError: a socket could not be bound.
@@ -44,7 +55,7 @@ async def serve(config: Config, stay: Stay, file: str | None = None) -> None:
 
     """
     sink = configure(format_of(config.log), config.log.level)
-    with await open_house(config) as house:
+    with await open_house(config, notifier, inheritance) as house:
         steward = Steward(house, file, lambda changed: _adopt_log(changed.log, sink))
         async with trio.open_nursery() as writing:
             await writing.start(sink.run)
@@ -61,6 +72,7 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         await relaying.start(house.worker.run)
         await relaying.start(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
+        relaying.start_soon(keep_telling, house.worker, house.notifier)
         await stay(house, steward)
         log.info("stopped", ended=await house.worker.finish())
         relaying.cancel_scope.cancel()

@@ -48,6 +48,9 @@ GENERATION: Final = 1_000_000_000
 READING: Final = 0.5
 """Seconds between two readings of a worker: what may be unknown of one that was killed."""
 
+HUNG: Final = 10.0
+"""Seconds without an answer after which a worker is ended, and its clients get another."""
+
 HEALTHY: Final = 60.0
 """Seconds after which an end is not laid to the charge of the start."""
 
@@ -178,6 +181,10 @@ class Crew:
         own = {"pid": os.getpid(), "started": self._started, "not_ready": not_ready}
         return {**status, **own}  # type: ignore[typeddict-item]
 
+    async def alive(self) -> None:
+        """Return at once: that workers move is seen to here, see ``_read_often``."""
+        await trio.lowlevel.checkpoint()
+
     async def finish(self) -> int:
         """Accept no more, and end every flow as ``drained``; return how many there were."""
         self._finishing = True
@@ -266,10 +273,15 @@ class Crew:
                     socket.close()
 
     async def _read_often(self, remote: RemoteWorker) -> None:
+        """Read a worker's counters, and end it if it does not answer: it hangs."""
         with suppress(WorkerLostError):
             while True:
                 await trio.sleep(READING)
-                await self._read(remote)
+                with trio.move_on_after(HUNG) as waiting:
+                    await self._read(remote)
+                if waiting.cancelled_caught:
+                    log.error("worker_hung", worker=remote.index, pid=remote.pid, silent=HUNG)
+                    remote.kill_process()
 
     async def _read(self, remote: RemoteWorker) -> RelayCounters:
         reading = await remote.counters()

@@ -16,15 +16,19 @@ from collections.abc import Iterable
 from contextlib import ExitStack
 from pathlib import Path
 from socket import socket as Socket
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.config.values import AUTO
+from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
+from proxy.control.inherited import Inheritance
 from proxy.control.listen import bind_admin_http, bind_admin_socket
 from proxy.control.names import resolve_upstreams
+from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
-from proxy.control.sockets import Arrangement, Bound, arrange
+from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
 from proxy.control.specs import listener_spec, pace_of
+from proxy.control.store import SocketStore, sockets_to_keep
 from proxy.control.unix import socket_files
 from proxy.core.steering import WORKERS_MAX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener
@@ -34,6 +38,9 @@ if TYPE_CHECKING:
     from proxy.config.model import Config, Engine
     from proxy.core.pace import Pace
     from proxy.engine.specs import UpstreamSpec
+
+NOBODY: Final = Notifier()
+NOTHING: Final = Inheritance()
 
 
 class House:
@@ -49,16 +56,24 @@ class House:
 
     """
 
-    def __init__(self, config: Config, worker: Worker | Crew, admin: list[Socket]) -> None:
+    def __init__(
+        self,
+        config: Config,
+        worker: Worker | Crew,
+        admin: list[Socket],
+        notifier: Notifier = NOBODY,
+    ) -> None:
         self.config = config
         self.worker = worker
-        self._workers = 1 if isinstance(worker, Worker) else worker.size
+        self.workers = 1 if isinstance(worker, Worker) else worker.size
         self.admin = admin
         self.drained_listeners: set[str] = set()
         self.drained_endpoints: set[tuple[str, str]] = set()
         self.is_stopping = False
         self._bound: dict[str, Bound] = {}
         self._leaving: list[Bound] = []  # datagram sockets that serve their last flows
+        self.notifier = notifier
+        self.store = SocketStore(notifier)
 
     def __enter__(self) -> House:
         return self
@@ -82,8 +97,15 @@ class House:
         outbounds(config)
         return upstreams
 
-    async def put_to_work(self, config: Config, upstreams: dict[str, UpstreamSpec]) -> None:
+    async def put_to_work(
+        self, config: Config, upstreams: dict[str, UpstreamSpec], given: Given = NONE_GIVEN
+    ) -> None:
         """Have the worker do what a configuration says.
+
+        Args:
+            config: what it says.
+            upstreams: of it, rehearsed.
+            given: sockets that serve listeners already, by name; the house's from now on.
 
         Raises:
             BindError: a socket could not be bound, or set up; nothing has changed then.
@@ -91,11 +113,14 @@ class House:
 
         """
         with ExitStack() as undo:
-            arranged = arrange(config.listener, self._bound, self._leaving, undo, self._workers)
+            arranged = arrange(
+                config.listener, self._bound, self._leaving, undo, self.workers, given
+            )
             undo.pop_all()
         change = self._change(config, upstreams, arranged)
         self._take_over(config, arranged)
         await self.worker.apply(change)
+        self._store_sockets()
 
     async def drain(self, target: DrainTarget, pace: Pace | None = None) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
@@ -105,9 +130,19 @@ class House:
             return False
         if target.listener is not None:
             self.drained_listeners.add(target.listener)
+            self._store_sockets()
         elif target.upstream is not None and target.endpoint is not None:
             self.drained_endpoints.add((target.upstream, target.endpoint))
         return True
+
+    def _store_sockets(self) -> None:
+        """Have the service manager keep the sockets that take clients, for our next life."""
+        sockets = {
+            name: each.sockets
+            for name, each in self._bound.items()
+            if name not in self.drained_listeners
+        }
+        self.store.keep(sockets_to_keep(self.config, sockets))
 
     def _change(
         self, config: Config, upstreams: dict[str, UpstreamSpec], arranged: Arrangement
@@ -142,8 +177,15 @@ class House:
         self.drained_endpoints.clear()
 
 
-async def open_house(config: Config) -> House:
+async def open_house(
+    config: Config, notifier: Notifier = NOBODY, inheritance: Inheritance = NOTHING
+) -> House:
     """Resolve, bind and set up everything that the configuration names.
+
+    Args:
+        config: what to do.
+        notifier: the line to the service manager, which stores the listening sockets.
+        inheritance: listening sockets that it passed; used in place of binding, or closed.
 
     Raises:
         ResolveError: an endpoint's name has no address.
@@ -152,7 +194,7 @@ async def open_house(config: Config) -> House:
 
     """
     raise_file_limit()
-    house = House(config, _workers(config.engine), [])
+    house = House(config, _workers(config.engine), [], notifier)
     upstreams = await house.rehearse(config)
     with ExitStack() as undo:
         if config.admin.socket:
@@ -160,7 +202,10 @@ async def open_house(config: Config) -> House:
             undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
         if config.admin.http is not None:
             house.admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
-        await house.put_to_work(config, upstreams)
+        given = adopt(config, inheritance, house.store, house.workers)
+        for socket in (socket for sockets in given.values() for socket in sockets):
+            undo.enter_context(socket)
+        await house.put_to_work(config, upstreams, given)
         undo.pop_all()
     return house
 

@@ -305,7 +305,7 @@ def bind_socket(
         if family == AF_INET6:
             socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not dual_stack)
         if datagrams:
-            _ask_for_local_address(socket, transparent=marks.transparent)
+            ask_for_local_address(socket, transparent=marks.transparent)
             only_joined_groups(socket)
             if receive_buffer is not None:
                 socket.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer)
@@ -331,7 +331,7 @@ def bind_socket(
     return socket
 
 
-def _ask_for_local_address(socket: Socket, *, transparent: bool) -> None:
+def ask_for_local_address(socket: Socket, *, transparent: bool) -> None:
     """Have each datagram tell the address it was sent to, which a wildcard bind must know."""
     if transparent:
         ask_for_original(socket)

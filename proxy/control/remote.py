@@ -83,6 +83,7 @@ class RemoteWorker:
         self._settings = settings
         self._watcher = watcher
         self._wire: Wire | None = None
+        self._process: trio.Process | None = None
         self._numbers = count(1)
         self._waiting: dict[int, _Call] = {}
         self._started = trio.Event()
@@ -105,7 +106,7 @@ class RemoteWorker:
         ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
         ours.setblocking(False)
         with theirs:
-            process = await _start(theirs.fileno())
+            process = self._process = await _start(theirs.fileno())
         wire = self._wire = Wire(trio.socket.from_stdlib_socket(ours))
         self.pid = process.pid
         try:
@@ -120,6 +121,11 @@ class RemoteWorker:
                 await _see_off(process)
         assert process.returncode is not None
         return process.returncode
+
+    def kill_process(self) -> None:
+        """End the process, which does not do it by itself."""
+        if self._process is not None:
+            self._process.kill()
 
     async def apply(self, change: Change) -> None:
         """Be what the change says."""

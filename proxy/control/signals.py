@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import signal
 from collections.abc import AsyncIterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 import structlog
 import trio
@@ -20,6 +20,9 @@ from proxy.engine.specs import EVERYTHING
 if TYPE_CHECKING:
     from proxy.control.house import House
     from proxy.control.steward import Steward
+
+LAST_STEPS: Final = 10.0
+"""Seconds a stop may take after its drain: to end workers, and to write the last lines."""
 
 log = structlog.get_logger()
 
@@ -53,8 +56,10 @@ async def _wait_stop(signals: AsyncIterator[int], hangup: Bell) -> signal.Signal
 
 async def _begin_stop(house: House, reason: signal.Signals) -> None:
     flows = (await house.worker.status())["flows"]
-    timeout = house.config.engine.drain_timeout
-    log.info("stopping", reason=reason.name, flows=flows, timeout=timeout)
+    engine = house.config.engine
+    log.info("stopping", reason=reason.name, flows=flows, timeout=engine.drain_timeout)
+    longest = engine.drain_timeout + engine.drain_spread + LAST_STEPS
+    house.notifier.stopping(f"{reason.name}: {flows} flows drain", patience=longest)
     await house.drain(EVERYTHING)
 
 

@@ -40,7 +40,7 @@ from socket import (
     TCP_USER_TIMEOUT,
 )
 from socket import socket as Socket
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from proxy.control.listen import BindError, bind_listener, option_errors
 from proxy.control.outbound import listener_marks
@@ -64,6 +64,10 @@ STILL_SERVING: Final = (
 RMEM_DEFAULT: Final = Path("/proc/sys/net/core/rmem_default")
 
 Undo = Callable[[], None]
+
+Given: TypeAlias = Mapping[str, "tuple[Socket, ...]"]
+
+NONE_GIVEN: Final[Given] = {}
 
 
 class Bound(NamedTuple):
@@ -100,6 +104,7 @@ def arrange(
     others: Iterable[Bound],
     undo: ExitStack,
     workers: int = 1,
+    given: Given = NONE_GIVEN,
 ) -> Arrangement:
     """Find or bind the sockets of every listener, and set them up as the listener says.
 
@@ -109,6 +114,7 @@ def arrange(
         others: sockets that serve their last flows, and have no name.
         undo: is given whatever takes everything back.
         workers: how many share a listener, if they can.
+        given: sockets that were set up already, for the listeners of these names.
 
     Raises:
         BindError: one could not be bound, or set up.
@@ -117,7 +123,8 @@ def arrange(
     """
     free = {name: each for name, each in before.items() if each.is_open}
     nameless = [each for each in others if each.is_open]
-    found = _own(listeners, free, workers)
+    found = {name: Bound(listeners[name], sockets) for name, sockets in given.items()}
+    found |= _own(listeners, free, workers)
     for name, listener in listeners.items():
         if name not in found and (taken := _taken(listener, free, nameless, workers)):
             found[name] = taken

@@ -89,7 +89,8 @@ class Steward:
         try:
             with self._queue():
                 async with self._turn:
-                    return await self._reload(by, dry_run=dry_run)
+                    with self._telling(dry_run=dry_run):
+                        return await self._reload(by, dry_run=dry_run)
         except ReloadError as error:
             return self._failed(error, by, dry_run=dry_run)
 
@@ -123,6 +124,20 @@ class Steward:
         for target in draining:
             log.warning("drain_begun", **_named(target), timeout=pace.timeout, by=by)
         return {"draining": [_named(target) for target in draining], "timeout": pace.timeout}
+
+    @contextmanager
+    def _telling(self, *, dry_run: bool) -> Iterator[None]:
+        """Tell the service manager that a reload goes on, unless the end has begun."""
+        notifier = self._house.notifier
+        if dry_run or self._house.is_stopping:
+            yield
+            return
+        notifier.reloading()
+        try:
+            yield
+        finally:
+            if not self._house.is_stopping:
+                notifier.ready()
 
     @contextmanager
     def _queue(self) -> Iterator[None]:

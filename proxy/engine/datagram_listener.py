@@ -94,7 +94,7 @@ class DatagramListener:
         self.draining = False
         self.is_open = True
         self.address: Address = canonical(socket.getsockname())
-        self._kernel_drops = 0
+        self._kernel_drops = kernel_drops(socket)  # of an earlier life, if it was inherited
         self._local = self.address
         self._wildcard = self._tells_local or self._local[0] in WILDCARDS
         self._lone_control = LONGEST_INFO if self._wildcard or socket.family == AF_UNIX else 0
@@ -120,7 +120,6 @@ class DatagramListener:
         self.connect = connect
         self._kind = kind
         self.trains = kind is DatagramFlow and can_segment()  # others look at each datagram
-
         ask_for_trains(self.socket, wanted=self.trains)
         set_pmtu(self.socket, options.pmtu)
 

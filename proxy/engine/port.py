@@ -191,6 +191,10 @@ class RelayPort(Protocol):
         """Accept no more, and end every flow as ``drained``; return how many there were."""
         ...
 
+    async def alive(self) -> None:
+        """Return when the relay has proved that it moves; never, if it hangs."""
+        ...
+
     async def wait_closed_flows(self) -> list[ClosedFlow]:
         """Wait for flows to end, and return those that did since the last call, oldest first.
 

@@ -24,6 +24,7 @@ from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
+from proxy.engine.pulse import Pulse
 from proxy.engine.relay import Relay
 from proxy.engine.roster import Roster
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget
@@ -54,6 +55,7 @@ class Worker:
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
+        self._pulse = Pulse(self._relay.pump)
         self._started = time()
         self._offset = self._started - monotonic()
 
@@ -66,6 +68,7 @@ class Worker:
                 nursery.start_soon(self._drains.run)
                 task_status.started()
         finally:
+            self._pulse.close()
             self._relay.pipes.close()
 
     async def apply(self, change: Change) -> None:
@@ -109,6 +112,10 @@ class Worker:
         self._relay.draining = True
         self._roster.close()
         return self._end(list(self._relay.table), CloseReason.DRAINED)
+
+    async def alive(self) -> None:
+        """Return when the pump has made a round."""
+        await self._pulse.wait_turn()
 
     async def finish(self) -> int:
         """Do as ``stop``, for whoever asks through the port."""

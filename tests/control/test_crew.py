@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
+import pytest
 import structlog.testing
 import trio
 
@@ -19,10 +20,19 @@ from proxy.core.query import FlowQuery
 from proxy.engine.port import RelayCounters
 from proxy.engine.specs import EVERYTHING
 from proxy.engine.worker import open_files
+from tests.engine import lab
 from tests.engine.lab import PATIENCE, _noted, datagram_socket, listening
 
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 22)]
 """Twenty sources: with two workers each has some, but for once in half a million."""
+
+
+@pytest.fixture(autouse=True)
+async def _close_sockets() -> AsyncIterator[None]:
+    yield
+    for socket in lab.opened:
+        socket.close()
+    lab.opened.clear()
 
 
 def settings(folder: Path, more: str = "", workers: object = 2) -> str:

@@ -12,6 +12,7 @@ import structlog.testing
 import trio
 import trio.testing
 
+from proxy.control.notify import Notifier
 from proxy.control.signals import obey_signals
 from proxy.engine.specs import EVERYTHING
 from tests.e2e.patience import PATIENCE
@@ -22,7 +23,8 @@ class FakeHouse:
 
     def __init__(self) -> None:
         self.worker = self.config = self.engine = self
-        self.drain_timeout = 30.0
+        self.drain_timeout, self.drain_spread = 30.0, 10.0
+        self.notifier = Notifier()
         self.told: list[object] = []
         self.drained = trio.Event()
         self.may_reload = trio.Event()

@@ -12,7 +12,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
 from pathlib import Path
@@ -106,7 +106,9 @@ async def program(
         await started.kill()
 
 
-async def start(command: Command, folder: Path, *, name: str) -> Program:
+async def start(
+    command: Command, folder: Path, *, name: str, pass_fds: Collection[int] = ()
+) -> Program:
     """Start a program and no more; whoever calls this must end it."""
     output, errors = folder / f"{name}.out", folder / f"{name}.err"
     with output.open("wb") as out, errors.open("wb") as err:
@@ -117,6 +119,7 @@ async def start(command: Command, folder: Path, *, name: str) -> Program:
             stderr=err,
             cwd=ROOT,
             start_new_session=True,
+            pass_fds=tuple(pass_fds),
         )
     return Program(process, output, errors)
 

@@ -122,6 +122,9 @@ class FakeRelay:
             "log_dropped": 3,
         }
 
+    async def alive(self) -> None:
+        await self._answer()
+
     async def status(self) -> RelayStatus:
         await self._answer()
         return {

@@ -1,0 +1,178 @@
+"""Listening sockets that were open before we were: from the service manager.
+
+They come from two places. A socket unit has made them for us (socket activation), under a name
+that an operator chose. Or an earlier life of ours had them stored, under a name of our own with
+``STORED`` before it, which no listener's name can contain.
+
+Whoever starts a process may hand it anything, so nothing here is believed: what is not a listening
+socket of a kind we know is closed, and told. It never keeps us from starting.
+
+Source: sd_listen_fds(3), systemd.socket(5) FileDescriptorName=.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import MutableMapping
+from contextlib import suppress
+from dataclasses import dataclass, field
+from socket import (
+    AF_INET,
+    AF_INET6,
+    AF_UNIX,
+    IPPROTO_MPTCP,
+    IPPROTO_TCP,
+    IPPROTO_UDP,
+    SO_ACCEPTCONN,
+    SO_DOMAIN,
+    SO_PROTOCOL,
+    SO_TYPE,
+    SOCK_DGRAM,
+    SOCK_STREAM,
+    SOL_SOCKET,
+)
+from socket import socket as Socket
+from typing import Final
+
+from proxy.control.unix import UnixListenSocket
+from proxy.core.address import Transport, format_address
+from proxy.core.unix import UnixAddress
+
+FIRST_FILE: Final = 3
+"""SD_LISTEN_FDS_START: the first after standard error."""
+
+MOST_FILES: Final = 4096
+"""More than any unit may store; a number beyond it is a mistake, and would be a long loop."""
+
+STORED: Final = "kept/"
+"""Begins the names of what we had stored ourselves; "/" is in no listener's name."""
+
+TRANSPORTS: Final[dict[tuple[int, int, int], Transport]] = {
+    (AF_INET, SOCK_STREAM, IPPROTO_TCP): Transport.TCP,
+    (AF_INET, SOCK_STREAM, IPPROTO_MPTCP): Transport.TCP,
+    (AF_INET, SOCK_DGRAM, IPPROTO_UDP): Transport.UDP,
+    (AF_INET6, SOCK_STREAM, IPPROTO_TCP): Transport.TCP,
+    (AF_INET6, SOCK_STREAM, IPPROTO_MPTCP): Transport.TCP,
+    (AF_INET6, SOCK_DGRAM, IPPROTO_UDP): Transport.UDP,
+    (AF_UNIX, SOCK_STREAM, 0): Transport.UNIX,
+    (AF_UNIX, SOCK_DGRAM, 0): Transport.UNIXGRAM,
+}
+"""What a socket carries, by its domain, type and protocol."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Inherited:
+    """A listening socket that was given to us.
+
+    Attributes:
+        name: as the service manager calls it.
+        socket: non-blocking; owned by whoever holds this.
+        transport: what it carries.
+
+    """
+
+    name: str
+    socket: Socket
+    transport: Transport
+
+    @property
+    def stored(self) -> bool:
+        """Whether an earlier life of ours had it stored."""
+        return self.name.startswith(STORED)
+
+    @property
+    def place(self) -> str:
+        """Where it listens, as people write it."""
+        address = self.socket.getsockname()
+        if isinstance(address, UnixAddress):
+            return str(address).replace("unix:", f"{self.transport}://", 1)
+        return f"{self.transport}://{format_address(address)}"
+
+
+@dataclass(slots=True)
+class Inheritance:
+    """All that was given to us.
+
+    Attributes:
+        sockets: that may serve.
+        rejected: name, and what is wrong, of what may not; closed already.
+
+    """
+
+    sockets: list[Inherited] = field(default_factory=list)
+    rejected: list[tuple[str, str]] = field(default_factory=list)
+
+
+def take_inherited(environ: MutableMapping[str, str]) -> Inheritance:
+    """Take what the service manager passed, and remove the variables, so that no child does.
+
+    Descriptors of another process's variables are left alone: they are not what is meant.
+    """
+    pid, count, names = (
+        environ.pop(key, "") for key in ("LISTEN_PID", "LISTEN_FDS", "LISTEN_FDNAMES")
+    )
+    found = Inheritance()
+    if not count or pid != str(os.getpid()):
+        return found
+    if not count.isdecimal() or int(count) > MOST_FILES:
+        found.rejected.append(("LISTEN_FDS", f'"{count}" is no number of descriptors'))
+        return found
+    labels = names.split(":") if names else []
+    for index in range(int(count)):
+        name = labels[index] if index < len(labels) else "unknown"
+        _take(found, FIRST_FILE + index, name)
+    return found
+
+
+def _take(found: Inheritance, fd: int, name: str) -> None:
+    try:
+        os.set_inheritable(fd, False)
+        taken = _listening(fd, name)
+    except (OSError, ValueError) as error:
+        found.rejected.append((name, str(getattr(error, "strerror", None) or error)))
+        with suppress(OSError):
+            os.close(fd)
+    else:
+        found.sockets.append(taken)
+
+
+def _listening(fd: int, name: str) -> Inherited:
+    """Make a socket of a descriptor.
+
+    Raises:
+        OSError: it is not open.
+        ValueError: it is no listening socket of a kind that we know; the descriptor stays open.
+
+    """
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise ValueError("is not a socket")
+    with _Borrowed(fd) as socket:
+        kind = tuple(
+            socket.getsockopt(SOL_SOCKET, key) for key in (SO_DOMAIN, SO_TYPE, SO_PROTOCOL)
+        )
+        transport = TRANSPORTS.get((kind[0], kind[1], kind[2]))
+        if transport is None:
+            raise ValueError(
+                f"is a socket of domain {kind[0]}, type {kind[1]}; TCP, UDP or Unix fit"
+            )
+        if kind[1] == SOCK_STREAM and not socket.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
+            raise ValueError('does not listen; a socket unit needs "Accept=no"')
+        if not transport.is_unix and not socket.getsockname()[1]:
+            raise ValueError("is not bound to a port")
+    made = UnixListenSocket(fileno=fd) if transport.is_unix else Socket(fileno=fd)
+    made.setblocking(False)
+    return Inherited(name, made, transport)
+
+
+class _Borrowed:
+    """A socket object that leaves its descriptor open."""
+
+    def __init__(self, fd: int) -> None:
+        self._socket = Socket(fileno=fd)
+
+    def __enter__(self) -> Socket:
+        return self._socket
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.detach()

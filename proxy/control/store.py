@@ -1,0 +1,97 @@
+"""The service manager's store of descriptors: listening sockets outlive us there, for a restart.
+
+A listener's one socket is stored under its name, those of workers under its name and their place.
+
+Each is stored as soon as it listens, not at the end: so a crash keeps it, too. While nobody serves
+it, clients wait in its backlog, and datagrams in its buffer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING
+
+from proxy.control.inherited import STORED, Inherited
+
+if TYPE_CHECKING:
+    from proxy.config.model import Config, Listener
+    from proxy.control.notify import Notifier
+
+
+class SocketStore:
+    """What the service manager keeps for our next life: one socket a listener.
+
+    Args:
+        notifier: the line to it.
+
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+        self._held: dict[str, int] = {}  # name -> inode of the socket
+        self._foreign: set[int] = set()  # inodes of what socket units keep by themselves
+
+    def found(self, given: Inherited) -> None:
+        """Remember that the manager has a socket already: here, or in a socket unit."""
+        if given.stored:
+            self._held[given.name] = _inode(given.socket)
+        else:
+            self._foreign.add(_inode(given.socket))
+
+    def drop(self, names: Iterable[str]) -> None:
+        """Have everything under these names closed, and wait until that is done."""
+        for name in sorted(set(names)):
+            self._notifier.forget(name)
+            self._held.pop(name, None)
+        self._notifier.wait_done()
+
+    def keep(self, sockets: Mapping[str, Sequence[Socket]]) -> None:
+        """Have these in the store, by the names of their listeners, and no others.
+
+        Those of socket units are left out, and those that are closed.
+
+        For the start, and for every change of the listeners: one that is closed here and stays in
+        the store would go on taking clients, whom nobody serves.
+        """
+        wanted = {
+            label: socket
+            for name, group in sockets.items()
+            for label, socket in zip(labels(name, len(group)), group, strict=True)
+            if socket.fileno() >= 0 and _inode(socket) not in self._foreign
+        }
+        inodes = {label: _inode(socket) for label, socket in wanted.items()}
+        for label in [label for label, inode in self._held.items() if inodes.get(label) != inode]:
+            self._notifier.forget(label)
+            del self._held[label]
+        for label in wanted.keys() - self._held.keys():
+            self._notifier.store(label, [wanted[label]])
+            self._held[label] = inodes[label]
+
+
+def labels(name: str, count: int) -> list[str]:
+    """What the sockets of a listener are called in the store."""
+    base = STORED + name
+    return [base] if count == 1 else [f"{base}/{place}" for place in range(count)]
+
+
+def sockets_to_keep(
+    config: Config, sockets: Mapping[str, Sequence[Socket]]
+) -> dict[str, Sequence[Socket]]:
+    """The listeners' sockets that may go on in our next life."""
+    return {name: group for name, group in sockets.items() if storable(config.listener[name])}
+
+
+def storable(listener: Listener) -> bool:
+    """Whether a listener's socket may go on in our next life.
+
+    A file of a Unix socket goes with us, and groups cannot be left that we do not know of.
+    """
+    if listener.listen.transport.is_unix:
+        return listener.listen.host.startswith("@")
+    return not listener.multicast
+
+
+def _inode(socket: Socket) -> int:
+    return os.fstat(socket.fileno()).st_ino
