@@ -1,0 +1,92 @@
+"""Clients and endpoints that run inside the machine, with its own Python alone.
+
+* ``echo PORT``: echo TCP and UDP on 127.0.0.1, until killed.
+* ``tcp PORT TEXT``, ``udp PORT TEXT``: say it, print what comes back.
+* ``bulk PORT MIB``: send so much, print how many bytes of it came back right.
+* ``knock PORT SECONDS``: connect and say something again and again; print the outcomes, counted.
+"""
+
+from __future__ import annotations
+
+import socket
+import sys
+import threading
+import time
+from collections import Counter
+
+HOST = "127.0.0.1"
+PATIENCE = 30
+
+
+def echo(port: str) -> None:
+    threading.Thread(target=echo_datagrams, args=(int(port),), daemon=True).start()
+    with socket.create_server((HOST, int(port))) as listening:
+        while True:
+            client, _ = listening.accept()
+            threading.Thread(target=echo_stream, args=(client,), daemon=True).start()
+
+
+def echo_stream(client: socket.socket) -> None:
+    with client:
+        while data := client.recv(65536):
+            client.sendall(data)
+
+
+def echo_datagrams(port: int) -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as bound:
+        bound.bind((HOST, port))
+        while True:
+            data, client = bound.recvfrom(65536)
+            bound.sendto(data, client)
+
+
+def ask(kind: int, port: str, text: str) -> str:
+    with socket.socket(socket.AF_INET, kind) as client:
+        client.settimeout(PATIENCE)
+        client.connect((HOST, int(port)))
+        client.sendall(text.encode())
+        return client.recv(65536).decode()
+
+
+def tcp(port: str, text: str) -> None:
+    print(ask(socket.SOCK_STREAM, port, text))
+
+
+def udp(port: str, text: str) -> None:
+    print(ask(socket.SOCK_DGRAM, port, text))
+
+
+def bulk(port: str, mebibytes: str) -> None:
+    data = bytes(range(256)) * 8192
+    with socket.socket() as client:
+        client.settimeout(PATIENCE)
+        client.connect((HOST, int(port)))
+
+        def send() -> None:
+            for _ in range(int(mebibytes)):
+                client.sendall(data[: 1 << 20])
+            client.shutdown(socket.SHUT_WR)
+
+        threading.Thread(target=send, daemon=True).start()
+        came = 0
+        while part := client.recv(1 << 20):
+            offset = came % 256
+            assert part == data[offset : offset + len(part)]
+            came += len(part)
+    print(came)
+
+
+def knock(port: str, seconds: str) -> None:
+    end = time.monotonic() + float(seconds)
+    outcomes: Counter[str] = Counter()
+    while time.monotonic() < end:
+        try:
+            outcomes["served" if ask(socket.SOCK_STREAM, port, "x") == "x" else "cut off"] += 1
+        except OSError as error:
+            outcomes[type(error).__name__] += 1
+        threading.Event().wait(0.005)
+    print(*(f"{word}={number}" for word, number in outcomes.items()))
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
