@@ -12,6 +12,9 @@ import pytest
 from tests.systemd.lab import Lab
 
 CONFIG = """
+[engine]
+drain_timeout = "200ms"
+
 [listener.web]
 listen = "tcp://0.0.0.0:80"
 upstream = "echo"
