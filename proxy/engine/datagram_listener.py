@@ -194,6 +194,10 @@ class DatagramListener:
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
+        refusal = self.relay.refusal(FILES_PER_FLOW)
+        if refusal is not None:  # first, because it costs least: a flood ends here
+            self.counters.refused[refusal] += 1
+            return None
         batch = self.batch
         name = batch.name(index)
         remote = decode(name)
@@ -220,7 +224,7 @@ class DatagramListener:
             return Refusal.LOOP
         if hit is not None and not (hit.is_unicast or self._serves(hit)):
             return Refusal.BROADCAST
-        return self.relay.refusal(FILES_PER_FLOW)
+        return None
 
     def _serves(self, hit: Hit) -> bool:
         """Whether a broadcast or multicast address is one that this listener serves."""

@@ -57,16 +57,24 @@ class Handler(Protocol):
 
 
 class Pump:
-    """Serves the sockets registered with it. Closes them, once they have been handed to it."""
+    """Serves the sockets registered with it. Closes them, once they have been handed to it.
+
+    Attributes:
+        rounds: made so far.
+
+        giving_way: whether others get a turn after this round.
+
+    """
 
     def __init__(self) -> None:
         self._epoll = select.epoll()
         self._handlers: dict[int, Handler] = {}
-        self._again: list[tuple[Handler, int]] = []
+        self._again: dict[Handler, int] = {}
         self._after_round: list[Callable[[float], None]] = []
         self._graves: list[Socket] = []
         self._in_round = False
         self.giving_way = False
+
         self.rounds = 0
 
     def register(self, fd: int, handler: Handler, mask: int) -> None:
@@ -89,9 +97,10 @@ class Pump:
     def again(self, handler: Handler, mask: int) -> None:
         """Serve a handler again in the next round, as if these events came then.
 
-        For one that had more to do than its turn allowed.
+        For one that had more to do than its turn allowed. It has one turn a round however often it
+        asks, and whether or not news comes for it too: a bulk flow has both, all the time.
         """
-        self._again.append((handler, mask))
+        self._again[handler] = self._again.get(handler, 0) | mask
 
     def after_round(self, call: Callable[[float], None]) -> None:
         """Call once at the end of this round, before closing: for work gathered over a round."""
@@ -144,25 +153,26 @@ class Pump:
     def _round(self, events: list[tuple[int, int]], now: float) -> None:
         self.rounds += 1
         self._in_round = True
-        if self._again:
-            self._serve_again(now)
+
+        again, self._again = self._again, {}
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)
             if handler is not None:
                 try:
-                    handler.ready(mask, now)
+                    handler.ready(mask | again.pop(handler, 0) if again else mask, now)
                 except Exception as error:
                     handler.crashed(error, now)
+        if again:
+            self._serve_again(again, now)
         if self._after_round:
             self._finish_round(now)
         self._in_round = False
         if self._graves:
             self._close_graves()
 
-    def _serve_again(self, now: float) -> None:
-        again, self._again = self._again, []
-        for handler, mask in again:
+    def _serve_again(self, again: dict[Handler, int], now: float) -> None:
+        for handler, mask in again.items():
             try:
                 handler.ready(mask, now)
             except Exception as error:

@@ -19,7 +19,7 @@ from proxy.core.address import Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
 from proxy.engine.accept import EXHAUSTED
-from proxy.engine.datagram import DatagramFlow
+from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.original import is_circle
 from proxy.engine.sockaddr import (
@@ -92,7 +92,7 @@ class TransparentListener(DatagramListener):
             return Refusal.LOOP
         if ip_address(local[0]).is_multicast:
             return Refusal.BROADCAST
-        return self._refusal(remote, local, None)
+        return self._refusal(remote, local, None) or self.relay.refusal(FILES_PER_FLOW)
 
 
 def _hit(local: Address, *, mapped: bool) -> Hit:

@@ -43,8 +43,8 @@ if TYPE_CHECKING:
     from proxy.core.query import FlowQuery
     from proxy.engine.port import RelayCounters, RelayPort, StewardPort
 
-SLICE_ROWS: Final = 100
-"""Rows encoded before the relay gets its turn: half a millisecond."""
+SLICE_ROWS: Final = 20
+"""Rows written before the relay gets its turn: a tenth of a millisecond."""
 
 NEAR: Final = 0.75
 """How alike a word must be to one of ours to be taken for it, of 1."""

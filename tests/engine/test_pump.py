@@ -141,3 +141,27 @@ async def test_without_proc_it_looks_by_itself(monkeypatch: pytest.MonkeyPatch) 
         async with pumping(Pump()):
             await trio.to_thread.run_sync(lambda: None)
     assert [record["event"] for record in logs] == ["trio_epoll_not_found"]
+
+
+async def test_a_handler_has_one_turn_a_round_however_often_it_asks() -> None:
+    """Or else a bulk flow, which asks and has news too, would have several."""
+    pump = Pump()
+    source, sink = os.pipe()
+    turns: list[int] = []
+
+    class Greedy(Reader):
+        def ready(self, mask: int, now: float) -> None:
+            turns.append(pump.rounds)
+            if len(turns) < 30:
+                os.write(sink, b"x")
+                pump.again(self, mask)
+                pump.again(self, mask)
+
+    pump.register(source, Greedy(source), EPOLLIN)
+    async with pumping(pump):
+        os.write(sink, b"x")
+        while len(turns) < 30:
+            await trio.sleep(0.001)
+    assert len(set(turns)) == len(turns)
+    os.close(source)
+    os.close(sink)

@@ -162,7 +162,7 @@ def test_a_reload_checks_the_file_first(lab: Lab) -> None:
     lab.write(FILE, CONFIG.replace("listen =", "lissten ="))
     refused = lab.ask("systemctl", "reload", "sockpair.service")
     assert refused.returncode != 0
-    lab.until_told(f'{FILE}:3: listener.web.lissten: unknown key; did you mean "listen"?')
+    lab.until_told(f'{FILE}:6: listener.web.lissten: unknown key; did you mean "listen"?')
     assert pid_of(lab) == pid
     assert lab.show("sockpair.service", "ActiveState") == "active"
     assert says(lab, "tcp", 80) == "hello"
@@ -171,7 +171,7 @@ def test_a_reload_checks_the_file_first(lab: Lab) -> None:
 def test_a_start_with_a_broken_file_says_what_is_wrong(lab: Lab) -> None:
     lab.write(FILE, CONFIG.replace('"echo"', '"ecko"', 1))
     assert lab.ask("systemctl", "start", "sockpair.service").returncode != 0
-    lab.until_told(f"{FILE}:4: listener.web.upstream")
+    lab.until_told(f"{FILE}:7: listener.web.upstream")
 
 
 def test_an_address_that_is_not_to_be_had_is_the_status(lab: Lab) -> None:
