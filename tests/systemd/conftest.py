@@ -17,13 +17,36 @@ from tests.systemd.lab import OFFLINE, ROOT, Lab, run_plain, why_not
 
 PYTHON = "/usr/bin/python3"
 
+CONFINED = """
+[Service]
+Type=oneshot
+DynamicUser=yes
+SystemCallFilter=@system-service
+PrivateTmp=yes
+ExecStart=/bin/true
+"""
+
 
 @pytest.fixture(scope="session")
-def bootable() -> None:
-    """Skip what needs a systemd, where none can be booted."""
-    reason = why_not()
+def bootable(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Skip what needs a systemd, where none can be booted, or where it cannot run a service.
+
+    Nothing of ours is in this trial: what it finds is a fault of the place.
+    """
+    reason = why_not() or _trial(tmp_path_factory.mktemp("empty"))
     if reason is not None:
         pytest.skip(f"no systemd can be booted: {reason}")
+
+
+def _trial(nothing: Path) -> str | None:
+    """Boot a machine and run a confined service; why that failed, or None."""
+    try:
+        with Lab("trial", nothing) as lab:
+            lab.write("/run/systemd/system/trial.service", CONFINED)
+            lab.run("systemctl", "start", "trial.service")
+    except (AssertionError, OSError) as error:
+        return str(error)[-2000:]
+    return None
 
 
 @pytest.fixture(scope="session")
