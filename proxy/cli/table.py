@@ -254,6 +254,9 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
         *(f"             {problem}" for problem in problems),
         *(f"draining     {drain_line(row)}" for row in answer["drains"]),
     ]
+    workers = answer["workers"]
+    if len(workers) > 1:
+        lines += [f"worker       pid {row['pid']}, {_count(row['flows'])}" for row in workers]
     rows = [
         (row["listener"], f"{row['transport']}://{row['local']}", row["upstream"])
         for row in answer["listening"]

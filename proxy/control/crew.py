@@ -169,6 +169,7 @@ class Crew:
         parts = await self._all(self._read)
         counters = merge_counters([*parts, *self._past])
         counters["log_dropped"] += self._closed_dropped
+        counters["worker_restarts"] = self.restarts
         if parts:  # who knows which listeners there still are
             counters["listeners"] = counters["listeners"][: len(merge_counters(parts)["listeners"])]
         return counters

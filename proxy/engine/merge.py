@@ -61,6 +61,7 @@ def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
         "table_limit": sum(part["table_limit"] for part in parts),
         "recent_entries": sum(part["recent_entries"] for part in parts),
         "log_dropped": sum(part["log_dropped"] for part in parts),
+        "worker_restarts": sum(part["worker_restarts"] for part in parts),
     }
 
 
@@ -78,6 +79,7 @@ def retire_counters(last: RelayCounters) -> RelayCounters:
         "table_limit": 0,
         "recent_entries": 0,
         "log_dropped": last["log_dropped"],
+        "worker_restarts": 0,
     }
 
 
@@ -101,6 +103,7 @@ def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
             (row for part in parts for row in part["listening"]), _listen_key, _same
         ),
         "flows": sum(part["flows"] for part in parts),
+        "workers": [row for part in parts for row in part["workers"]],
         "table_limit": sum(part["table_limit"] for part in parts),
         "file_descriptors": sum(part["file_descriptors"] for part in parts),
         "file_descriptor_limit": sum(part["file_descriptor_limit"] for part in parts),

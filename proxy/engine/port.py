@@ -58,6 +58,7 @@ class RelayCounters(TypedDict):
     table_limit: int
     recent_entries: int
     log_dropped: int
+    worker_restarts: int
 
 
 class DrainRow(TypedDict):
@@ -77,6 +78,13 @@ class DrainRow(TypedDict):
     seconds_left: float | None
 
 
+class WorkerRow(TypedDict):
+    """One worker: its process, which is the supervisor's own where there is one worker."""
+
+    pid: int
+    flows: int
+
+
 class RelayStatus(TypedDict):
     """Answers "is it alive, and is it ready": every listener bound, its upstream usable."""
 
@@ -87,6 +95,7 @@ class RelayStatus(TypedDict):
     drains: list[DrainRow]
     listening: list[ListenRow]
     flows: int
+    workers: list[WorkerRow]
     table_limit: int
     file_descriptors: int
     file_descriptor_limit: int

@@ -181,6 +181,7 @@ class Worker:
             "table_limit": relay.table.limit,
             "recent_entries": len(relay.table.recent),
             "log_dropped": relay.outbox.dropped,
+            "worker_restarts": 0,
         }
 
     async def status(self) -> RelayStatus:
@@ -195,6 +196,7 @@ class Worker:
             "drains": self._drains.rows(monotonic()),
             "listening": self._roster.listening(),
             "flows": len(relay.table),
+            "workers": [{"pid": os.getpid(), "flows": len(relay.table)}],
             "table_limit": relay.table.limit,
             "file_descriptors": open_files(),
             "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

@@ -296,6 +296,13 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _whole(lambda reading: reading.counters["table_limit"]),
     ),
     MetricEntry(
+        "sockpair_worker_restarts_total",
+        "counter",
+        (),
+        "Worker processes that were started in the place of one that had ended.",
+        _whole(lambda reading: reading.counters["worker_restarts"]),
+    ),
+    MetricEntry(
         "sockpair_recent_entries",
         "gauge",
         (),

@@ -83,6 +83,7 @@ class Books:
             "table_limit": 100,
             "recent_entries": min(self.closed, 10),
             "log_dropped": self.log_dropped,
+            "worker_restarts": 0,
         }
 
 
@@ -314,6 +315,7 @@ def status(number: int, not_ready: Sequence[str] = (), *, draining: bool = False
         "drains": [],
         "listening": [shared] if number else [shared, own],
         "flows": 10 + number,
+        "workers": [{"pid": number, "flows": 10 + number}],
         "table_limit": 1000,
         "file_descriptors": 20 + number,
         "file_descriptor_limit": 4096,
@@ -331,6 +333,7 @@ def test_status_of_several() -> None:
         "drains": [],
         "listening": status(0)["listening"],
         "flows": 33,
+        "workers": [{"pid": number, "flows": 10 + number} for number in range(3)],
         "table_limit": 3000,
         "file_descriptors": 63,
         "file_descriptor_limit": 3 * 4096,

@@ -120,6 +120,7 @@ class FakeRelay:
             "table_limit": 1000,
             "recent_entries": len(self.closed),
             "log_dropped": 3,
+            "worker_restarts": 1,
         }
 
     async def alive(self) -> None:
@@ -148,6 +149,7 @@ class FakeRelay:
                 },
             ],
             "flows": len(self.live),
+            "workers": [{"pid": 4242, "flows": len(self.live)}],
             "table_limit": 1000,
             "file_descriptors": 20,
             "file_descriptor_limit": 1024,
