@@ -30,6 +30,7 @@ from proxy.engine.sockaddr import (
     hit_of,
     local_address,
     local_of,
+    spare_local_address,
     unmapped,
 )
 from proxy.engine.trains import ask_for_trains, pass_train
@@ -97,7 +98,10 @@ class DatagramListener:
         self._kernel_drops = kernel_drops(socket)  # of an earlier life, if it was inherited
         self._local = self.address
         self._wildcard = self._tells_local or self._local[0] in WILDCARDS
-        self._lone_control = LONGEST_INFO if self._wildcard or socket.family == AF_UNIX else 0
+        self._lone_control = LONGEST_INFO
+        if not self._wildcard and socket.family != AF_UNIX:
+            spare_local_address(socket)
+            self._lone_control = 0
         self._mapped = socket.family == AF_INET6
         self.serve(counters, limits, upstream, options, kind, connect)
         relay.own(self.address)

@@ -19,6 +19,7 @@ from socket import (
     if_nametoindex,
     inet_ntop,
 )
+from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 if TYPE_CHECKING:
@@ -105,6 +106,14 @@ def local_of(control: memoryview) -> bytes:
     """What tells local addresses apart: the part of a flow's key that ``hit_of`` reads."""
     _, level, _ = CMSG.unpack_from(control)
     return bytes(control[LOCAL_V4 if level == IPPROTO_IP else LOCAL_V6])
+
+
+def spare_local_address(socket: Socket) -> None:
+    """Have datagrams tell no more where they were sent to: what is bound to one address knows."""
+    if socket.family == AF_INET6:
+        socket.setsockopt(IPPROTO_IPV6, IPV6_RECVPKTINFO, 0)
+    else:
+        socket.setsockopt(IPPROTO_IP, IP_PKTINFO, 0)
 
 
 def local_address(hit: Hit, port: int) -> Address:

@@ -13,6 +13,7 @@ import structlog.testing
 import trio
 
 from proxy.config.load import parse
+from proxy.control import crew as crew_module
 from proxy.control.crew import Crew
 from proxy.control.house import House, open_house
 from proxy.control.steward import Steward
@@ -115,6 +116,10 @@ async def echo(endpoint: trio.socket.SocketType) -> None:
 async def asks(client: trio.socket.SocketType, word: bytes = b"hello") -> bool:
     await client.send(word)
     return await client.recv(100) == word
+
+
+def is_alive(pid: int) -> bool:
+    return Path(f"/proc/{pid}/stat").exists() and " Z " not in Path(f"/proc/{pid}/stat").read_text()
 
 
 async def is_over(client: trio.socket.SocketType) -> bool:
@@ -328,3 +333,57 @@ async def test_every_worker_lost_at_once(tmp_path: Path) -> None:
         while None in crew._remotes:
             await trio.sleep(0.01)
         assert (await house.worker.status())["not_ready"] == []
+
+
+async def test_a_worker_that_hangs_is_replaced(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "HUNG", 0.5)
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        victim = crew._remotes[0]
+        assert victim is not None
+        os.kill(victim.pid, signal.SIGSTOP)
+        clients = [await client_from(host, port) for host in CLIENTS]
+        for client in clients:
+            assert await asks(client), "who waited in the stopped worker's queue is served, too"
+        assert crew.restarts == 1
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_short_stop_of_a_worker_loses_nothing(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        clients = [await client_from(host, port) for host in CLIENTS]
+        for remote in crew._remotes:
+            assert remote is not None
+            os.kill(remote.pid, signal.SIGSTOP)
+        for client in clients:
+            await client.send(b"hello")
+        await trio.sleep(0.3)
+        for remote in crew._remotes:
+            assert remote is not None
+            os.kill(remote.pid, signal.SIGCONT)
+        for client in clients:
+            assert await client.recv(100) == b"hello"
+        assert crew.restarts == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_workers_end_with_the_supervisor(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house:
+        pids = [remote.pid for remote in crew_of(house)._remotes if remote is not None]
+        for remote in crew_of(house)._remotes:
+            assert remote is not None
+            assert remote._wire is not None
+            remote._wire._socket.shutdown(trio.socket.SHUT_RDWR)  # as if we were gone
+        while any(map(is_alive, pids)):
+            await trio.sleep(0.01)

@@ -10,7 +10,7 @@ import trio
 from trio.socket import SocketType
 
 from proxy.core.address import Transport
-from proxy.engine import runs
+from proxy.engine import datagram_listener, runs
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.runs import UDP_SEGMENT, can_segment
@@ -166,3 +166,18 @@ async def test_a_client_of_a_plain_socket_never_sees_a_train() -> None:
             sizes = {len(await endpoint.recv(2000)) for _ in range(100)}
     assert sizes == {10}
     assert endpoint.family == AF_INET
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1", "0.0.0.0", "::"])
+async def test_a_datagram_alone_is_not_taken_for_a_train(
+    host: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It would arrive all the same, but cost a fifth more."""
+    monkeypatch.setattr(datagram_listener, "pass_train", None)
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    endpoint, client = datagram_socket(local), datagram_socket(local)
+    async with relaying([endpoint.getsockname()], UDP, host=host) as lab:
+        await client.connect((local, lab.address[1]))
+        for _ in range(3):
+            await client.send(b"alone")
+            assert await endpoint.recv(100) == b"alone"
