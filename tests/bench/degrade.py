@@ -30,8 +30,10 @@ from tests.bench.measure import (
     has_line,
     held,
     others_share,
+    started,
 )
-from tests.bench.programs import LOCAL, Command, output_of, running
+from tests.bench.peers import Route, Sockpair
+from tests.bench.programs import LOCAL, Command, free_port, output_of, running
 from tests.bench.usage import core_seconds, usage_of
 
 SMALL_FLOWS: Final = 1000
@@ -51,6 +53,17 @@ MADE_IN: Final = 2
 
 READ_ON: Final = 1
 """Seconds that readers go on longer than the small flows, which take their time to open."""
+
+
+Reader: TypeAlias = Callable[..., Awaitable[Outcome]]
+
+READERS: Final[tuple[tuple[str, Reader, float], ...]] = (
+    ("scrape", load.scrape, EACH_SECOND),
+    ("list", load.listing, EACH_SECOND),
+    ("scrape_worst", load.scrape, 0),
+    ("list_worst", load.listing, 0),
+)
+"""What is read, and the milliseconds between two readings."""
 
 
 async def measure_greedy(stand: Stand) -> dict[str, Figures]:
@@ -204,29 +217,26 @@ def page(port: int, path: str) -> str:
 
 
 async def measure_readers(stand: Stand) -> dict[str, Figures]:
-    """Delays of small flows beside readers of the admin side, with many flows open."""
-    async with held(stand, SCRAPED_FLOWS):
+    """Delays of small flows beside readers of the admin side, with many flows open.
+
+    The control of each reader asks another sockpair, which runs on the cores of the load.
+    """
+    folder = stand.folder / "other"
+    folder.mkdir()
+    other = Route("tcp", free_port(), stand.route.origin, free_port(), folder)
+    found: Figures = {}
+    async with held(stand, SCRAPED_FLOWS), started(Sockpair(""), other, stand.cores):
         before = await stand.reading()
         alone = await _small(stand)
-        scrapes, by_scrapes = await _beside_reader(stand, load.scrape, EACH_SECOND)
-        lists, by_lists = await _beside_reader(stand, load.listing, EACH_SECOND)
-        _, by_worst = await _beside_reader(stand, load.scrape, 0)
-        _, by_worst_lists = await _beside_reader(stand, load.listing, 0)
+        for name, read, pause in READERS:
+            control = (await _beside_reader(stand, read, other.admin, pause))[1]
+            times, beside = await _beside_reader(stand, read, stand.route.admin, pause)
+            found |= moved(name, beside, control)
+            if pause:
+                found |= reader_times(name, times)
         others = others_share(before, await stand.reading())
-    return {
-        "": {
-            **reader_times("scrape", scrapes),
-            **reader_times("list", lists),
-            "p50_alone": alone["p50"],
-            "p99_alone": alone["p99"],
-            **moved("scrape", by_scrapes, alone),
-            **moved("list", by_lists, alone),
-            **moved("scrape_worst", by_worst, alone),
-            **moved("list_worst", by_worst_lists, alone),
-            "others": others,
-            "errors": alone["errors"] + scrapes.errors + lists.errors,
-        }
-    }
+    found |= {"p50_alone": alone["p50"], "p99_alone": alone["p99"]}
+    return {"": found | {"others": others, "errors": alone["errors"]}}
 
 
 async def measure_readers_loaded(stand: Stand) -> dict[str, Figures]:
@@ -252,7 +262,7 @@ async def measure_readers_loaded(stand: Stand) -> dict[str, Figures]:
         load_busy = (_load_seconds(stand) - load_before) / (trio.current_time() - began)
         async with trio.open_nursery() as nursery:
             for read in (load.scrape, load.listing):
-                nursery.start_soon(_read, stand, read, EACH_SECOND, outcomes)
+                nursery.start_soon(_read, stand, read, stand.route.admin, EACH_SECOND, outcomes)
             beside = await loaded()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_ask, stand, asked)
@@ -277,20 +287,21 @@ async def measure_readers_loaded(stand: Stand) -> dict[str, Figures]:
     }
 
 
-Reader: TypeAlias = Callable[..., Awaitable[Outcome]]
-
-
-async def _beside_reader(stand: Stand, read: Reader, pause: float) -> tuple[Outcome, Figures]:
+async def _beside_reader(
+    stand: Stand, read: Reader, admin: int, pause: float
+) -> tuple[Outcome, Figures]:
     outcomes: dict[Reader, Outcome] = {}
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(_read, stand, read, pause, outcomes)
+        nursery.start_soon(_read, stand, read, admin, pause, outcomes)
         beside = await _small(stand)
     return outcomes[read], beside
 
 
-async def _read(stand: Stand, read: Reader, pause: float, outcomes: dict[Reader, Outcome]) -> None:
+async def _read(
+    stand: Stand, read: Reader, admin: int, pause: float, outcomes: dict[Reader, Outcome]
+) -> None:
     seconds = stand.seconds + READ_ON
-    outcomes[read] = await read(stand.route.admin, seconds, stand.cores, pause=pause)
+    outcomes[read] = await read(admin, seconds, stand.cores, pause=pause)
 
 
 async def _ask(stand: Stand, asked: list[float]) -> None:
@@ -309,6 +320,10 @@ def reader_times(name: str, read: Outcome) -> Figures:
     return {name: read.p50 / 1e3, f"{name}_most": read.most / 1e3}
 
 
-def moved(name: str, beside: Figures, alone: Figures) -> Figures:
-    """The 99th percentile beside a reader, and its ratio to that without."""
-    return {f"p99_{name}": beside["p99"], f"moved_{name}": beside["p99"] / alone["p99"]}
+def moved(name: str, beside: Figures, control: Figures) -> Figures:
+    """The 99th percentile beside a reader, beside its control, and the ratio of the two."""
+    return {
+        f"p99_{name}": beside["p99"],
+        f"control_{name}": control["p99"],
+        f"moved_{name}": beside["p99"] / control["p99"],
+    }

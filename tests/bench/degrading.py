@@ -66,6 +66,14 @@ READ: Final = (
 )
 
 
+def _reader(name: str, about: str, goal: Goal | None = None) -> tuple[Figure, ...]:
+    return (
+        Figure(f"p99_{name}", f"{about}, p99, µs"),
+        Figure(f"control_{name}", "beside the control, p99, µs"),
+        Figure(f"moved_{name}", f"{about}, ratio", 2, goal),
+    )
+
+
 def _flood(name: str, about: str, settings: Settings) -> Workload:
     served = f"{SERVED_FLOWS} UDP flows with {SERVED_RATE:,} datagrams a second"
     return Workload(
@@ -114,14 +122,10 @@ DEGRADING: Final = (
                     *READ,
                     Figure("p50_alone", "delay alone, p50, µs"),
                     Figure("p99_alone", "delay alone, p99, µs"),
-                    Figure("p99_scrape", "/metrics each second, p99, µs"),
-                    Figure("moved_scrape", "/metrics, ratio to alone", 2, UNMOVED),
-                    Figure("p99_list", "flows each second, p99, µs"),
-                    Figure("moved_list", "flows, ratio to alone", 2, UNMOVED),
-                    Figure("p99_scrape_worst", "/metrics without pause, p99, µs"),
-                    Figure("moved_scrape_worst", "ratio to alone", 2),
-                    Figure("p99_list_worst", "flows without pause, p99, µs"),
-                    Figure("moved_list_worst", "ratio to alone", 2),
+                    *_reader("scrape", "/metrics each second", UNMOVED),
+                    *_reader("list", "flows each second", UNMOVED),
+                    *_reader("scrape_worst", "/metrics, no pause"),
+                    *_reader("list_worst", "flows, no pause"),
                     OTHERS,
                 ),
             ),
