@@ -21,7 +21,7 @@ every call on them says MSG_DONTWAIT instead.
 from __future__ import annotations
 
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
-from socket import MSG_DONTWAIT, MSG_OOB
+from socket import MSG_OOB
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Any, Final
 
@@ -53,6 +53,9 @@ NEWS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 READ_ON: Final = HANGUP | EPOLLPRI
 """Events after which a short receive is not yet the end."""
+
+DONTWAIT: Final = 0x40
+"""MSG_DONTWAIT (linux/socket.h) as a plain int, which costs less than a member of an enum."""
 
 WATCH: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLET
 WATCH_BOTH: Final = WATCH | EPOLLOUT
@@ -125,7 +128,7 @@ class StreamLeg(Direction):
         self.counters = counters
         self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
-        self.send_flags = MSG_DONTWAIT
+        self.send_flags: int = DONTWAIT
         self.unserved = 0
         self.chunk = SMALLEST_CHUNK
         self.ended = False
@@ -136,66 +139,55 @@ class StreamLeg(Direction):
         if mask & EPOLLOUT and self.other.pending:
             self.other.flush(now)
         if mask & NEWS:
-            if self.pending is not None:
-                self.unserved |= mask
-                if mask & EPOLLERR:
-                    self.flow.failed_unread(self, now)
-            elif not self.ended:
+            if self.pending is None and not self.ended:
                 self.pull(mask, now)
-            elif mask & EPOLLERR:
-                self.flow.failed(self, take_error(self.socket), now)
+            else:
+                self._not_read(mask, now)
 
-    def pull(self, mask: int, now: float) -> None:  # noqa: PLR0912 - the hot loop, in one piece
+    def pull(self, mask: int, now: float, reads: int = READS_PER_TURN) -> None:
         """Receive and pass on, until there is nothing left, the way is blocked, or the turn is up.
 
         A short receive has emptied the socket, and what comes after it is a new edge; only after
-        a hang-up, whose edge has been seen already, must the end be read too.
+        a hang-up, whose edge has been seen already, must the end be read too. So nearly always
+        this is one receive and one send, and it is written for that: as a loop, with both methods
+        bound before it, it cost a tenth more of a whole request.
         """
         if self.pipe is not None:
             self._splice(mask, now)
             return
-        receive = self.socket.recv_into
-        send = self.other.socket.send
-        for _ in range(READS_PER_TURN):
-            if mask & EPOLLPRI and at_urgent_mark(self.socket):
-                if not self._pass_urgent(mask, now):
-                    return
-                mask &= ~EPOLLPRI
-            try:
-                size = receive(_buffer, self.chunk, MSG_DONTWAIT)
-            except BlockingIOError:
+        if mask & EPOLLPRI and at_urgent_mark(self.socket):
+            if not self._pass_urgent(mask, now):
                 return
-            except OSError as error:
-                self.flow.failed(self, error.errno, now)
-                return
-            if not size:
-                self.ended = True
-                self.flow.leg_ended(self, now)
-                return
-            self.bytes += size
-            self.counters.received += size
-            self.flow.active = now
-            try:
-                sent = send(_buffer[:size], MSG_DONTWAIT)
-            except BlockingIOError:
-                sent = 0
-            except OSError as error:
-                self.counters.discarded += size
-                self.other_failed(error, now)
-                return
-            if sent < size:
-                self._hold(_buffer[sent:size], mask)
-                return
-            if size < self.chunk:
-                if not mask & READ_ON:
-                    return
-            elif at_urgent_mark(self.socket):
-                mask |= EPOLLPRI
-            elif self.chunk < LARGEST_CHUNK:
-                self.chunk *= 2
-        if self.chunk == LARGEST_CHUNK and not mask & EPOLLPRI:
-            self._borrow_pipe()
-        self._go_on_later(mask)
+            mask &= ~EPOLLPRI
+        chunk = self.chunk
+        try:
+            size = self.socket.recv_into(_buffer, chunk, DONTWAIT)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            self.flow.failed(self, error.errno, now)
+            return
+        if not size:
+            self.ended = True
+            self.flow.leg_ended(self, now)
+            return
+        self.bytes += size
+        self.counters.received += size
+        self.flow.active = now
+        try:
+            sent = self.other.socket.send(_buffer[:size], DONTWAIT)
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            self.counters.discarded += size
+            self.other_failed(error, now)
+            return
+        if sent < size:
+            self._hold(_buffer[sent:size], mask)
+        elif size == chunk:
+            self._filled(mask, now, reads - 1)
+        elif mask & READ_ON:
+            self._read_on(mask, now, reads - 1)
 
     def flush(self, now: float) -> None:
         """Write what is pending to the other leg; when all is written, go on receiving."""
@@ -218,7 +210,7 @@ class StreamLeg(Direction):
         if sent < len(pending):
             self.pending = pending[sent:]
         else:
-            self.send_flags = MSG_DONTWAIT
+            self.send_flags = DONTWAIT
             self.open_way(now)
 
     def open_way(self, now: float) -> None:
@@ -259,10 +251,36 @@ class StreamLeg(Direction):
         """End the flow: a fault of ours."""
         self.flow.crashed(error, now)
 
+    def _not_read(self, mask: int, now: float) -> None:
+        """Keep the news of a socket that is not to be read, now or ever; a failure may matter."""
+        if self.pending is not None:
+            self.unserved |= mask
+            if mask & EPOLLERR:
+                self.flow.failed_unread(self, now)
+        elif mask & EPOLLERR:
+            self.flow.failed(self, take_error(self.socket), now)
+
+    def _filled(self, mask: int, now: float, reads: int) -> None:
+        """Go on after a receive that was as long as it could be; unless at urgent data, longer."""
+        if at_urgent_mark(self.socket):
+            mask |= EPOLLPRI
+        elif self.chunk < LARGEST_CHUNK:
+            self.chunk *= 2
+        self._read_on(mask, now, reads)
+
+    def _read_on(self, mask: int, now: float, reads: int) -> None:
+        """Receive again, if so many reads are left in this turn, or in the next one."""
+        if reads:
+            self.pull(mask, now, reads)
+            return
+        if self.chunk == LARGEST_CHUNK and not mask & EPOLLPRI:
+            self._borrow_pipe()
+        self._go_on_later(mask)
+
     def _pass_urgent(self, mask: int, now: float) -> bool:
         """Pass on the urgent byte whose mark has been reached; false if nothing may follow yet."""
         try:
-            byte = self.socket.recv(1, MSG_OOB | MSG_DONTWAIT)
+            byte = self.socket.recv(1, MSG_OOB | DONTWAIT)
         except OSError:  # EINVAL: it has been taken; EAGAIN: it is announced, and not there yet
             return True
         self.bytes += 1
@@ -272,7 +290,7 @@ class StreamLeg(Direction):
             send_urgent(self.other.socket, byte)
         except BlockingIOError:
             self._hold(memoryview(byte), mask)
-            self.send_flags = MSG_OOB | MSG_DONTWAIT
+            self.send_flags = MSG_OOB | DONTWAIT
             return False
         except OSError as error:
             self.counters.discarded += 1
