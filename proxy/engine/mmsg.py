@@ -81,7 +81,9 @@ class DatagramBatch:
     __slots__ = (
         "_address",
         "_addressed",
+        "_blank",
         "_control_size",
+        "_headers",
         "_iovecs",
         "_memory",
         "_received",
@@ -104,7 +106,12 @@ class DatagramBatch:
         self._address = ctypes.addressof(self._memory[-1])
         self._iovecs = memoryview(self._block(BATCH * 16)).cast("B").cast("Q")
         self._point(ctypes.addressof(self._memory[-1]))
-        self._received = BATCH
+        for index in range(BATCH):
+            self.word[16 * index + NAME_LENGTH] = NAME_SIZE
+            self.long[8 * index + CONTROL_LENGTH] = control_size
+        self._headers = headers
+        self._blank = memoryview(bytes(headers))
+        self._received = 0
         self._addressed: list[bytes | None] = [None] * BATCH
 
     def receive(self, fd: int) -> int:
@@ -114,10 +121,8 @@ class DatagramBatch:
             OSError: what the socket reports, for example ECONNREFUSED of a connected one.
 
         """
-        word, long, control_size = self.word, self.long, self._control_size
-        for index in range(self._received):  # the kernel wrote what it used over what there is
-            word[16 * index + NAME_LENGTH] = NAME_SIZE
-            long[8 * index + CONTROL_LENGTH] = control_size
+        written = HEADER_SIZE * self._received  # the kernel wrote what it used over what there is
+        self._headers[:written] = self._blank[:written]
         count: int = _recvmmsg(fd, self._address, BATCH, MSG_DONTWAIT, None)
         self._received = max(0, count)
         return count if count >= 0 else _zero_or_raise()
