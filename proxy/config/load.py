@@ -11,34 +11,24 @@ syntax (tomli stops at the first error, so there is one problem), and the meanin
 from __future__ import annotations
 
 import os
-import select
-import stat
-import sys
 from collections.abc import Callable, Iterator
-from time import monotonic
 from typing import Any, Final
 
 import tomli
 from pydantic import ValidationError
 
+from proxy.config.files import STDIN, FileError, read_text
 from proxy.config.locate import locate
 from proxy.config.messages import MISSING, explain, meant_path
 from proxy.config.model import Config
 from proxy.config.problem import PROBLEMS_MAX, ConfigError, Problem, dotted
 
-__all__ = ["DEFAULT_FILE", "ConfigError", "Problem", "load", "parse"]
+__all__ = ["DEFAULT_FILE", "STDIN", "ConfigError", "Problem", "load", "parse"]
 
 DEFAULT_FILE: Final = "/etc/sockpair/sockpair.toml"
 
-STDIN: Final = "-"
-
 SIZE_MAX: Final = 4 * 2**20
 """Bytes: 40,000 listeners; a larger file is some other file."""
-
-PIPE_WAIT: Final = 10.0
-"""Seconds for all that a pipe brings: ``-c <(command)`` gives the command that long."""
-
-_CHUNK: Final = 65536
 
 
 def load(path: str | os.PathLike[str], warn: Callable[[Problem], object] | None = None) -> Config:
@@ -54,11 +44,8 @@ def load(path: str | os.PathLike[str], warn: Callable[[Problem], object] | None 
     """
     file = os.fspath(path)
     try:
-        data = _read_stdin() if file == STDIN else _read_file(file)
-        text = _decode(data)
-    except OSError as exc:
-        raise ConfigError([Problem(file, 0, "", f"cannot be read: {_reason(exc)}")]) from exc
-    except _FileError as exc:
+        text = read_text(file, SIZE_MAX)
+    except FileError as exc:
         raise ConfigError([Problem(file, exc.line, "", str(exc))]) from exc
     return parse(text, file, warn)
 
@@ -79,90 +66,6 @@ def parse(text: str, file: str, warn: Callable[[Problem], object] | None = None)
         for problem in _warnings(config, text, file):
             warn(problem)
     return config
-
-
-class _FileError(Exception):
-    """Not a text that could be a configuration."""
-
-    def __init__(self, message: str, line: int = 0) -> None:
-        super().__init__(message)
-        self.line = line
-
-
-def _read_file(path: str) -> bytes:
-    """Read an ordinary file or a pipe; O_NONBLOCK, so that one without a writer cannot hold us."""
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
-    except ValueError as exc:
-        raise _FileError("is not the name of a file") from exc
-    try:
-        mode = os.fstat(fd).st_mode
-        if stat.S_ISFIFO(mode):
-            return _read_pipe(fd)
-        if not stat.S_ISREG(mode):
-            raise _FileError(f'is not an ordinary file; "{STDIN}" reads standard input')
-        return _read_bounded(lambda: os.read(fd, _CHUNK))
-    finally:
-        os.close(fd)
-
-
-def _read_pipe(fd: int) -> bytes:
-    """Read until the last writer has gone, or for as long as we wait.
-
-    A pipe without a writer reads as ended, also when its writer has yet to come; so the end counts
-    once something has come, or once poll has seen a writer leave. See pipe(7), poll(2).
-    """
-    deadline = monotonic() + PIPE_WAIT
-    poll = select.poll()
-    poll.register(fd, select.POLLIN)
-    begun = False
-
-    def read() -> bytes:
-        nonlocal begun
-        while True:
-            try:
-                chunk = os.read(fd, _CHUNK)
-            except BlockingIOError:
-                chunk = None
-            if chunk or (chunk is not None and begun):
-                begun = True
-                return chunk
-            ready = poll.poll(max(0.0, deadline - monotonic()) * 1000)
-            if not ready:
-                raise _FileError(f"is a pipe that did not end within {PIPE_WAIT:g} s")
-            begun = begun or bool(ready[0][1] & select.POLLHUP)
-
-    return _read_bounded(read)
-
-
-def _read_stdin() -> bytes:
-    if sys.stdin is None:  # the parent closed it
-        raise _FileError("cannot be read: it is closed")
-    return _read_bounded(lambda: sys.stdin.buffer.read(_CHUNK))
-
-
-def _read_bounded(read: Callable[[], bytes]) -> bytes:
-    data = bytearray()
-    while chunk := read():
-        data += chunk
-        if len(data) > SIZE_MAX:
-            raise _FileError("is larger than 4 MiB: not a configuration?")
-    return bytes(data)
-
-
-def _decode(data: bytes) -> str:
-    if data.startswith(b"\xef\xbb\xbf"):
-        raise _FileError("starts with a byte order mark; save it as UTF-8 without one", 1)
-    try:
-        return data.decode()
-    except UnicodeDecodeError as exc:
-        line = data.count(b"\n", 0, exc.start) + 1
-        found = f"byte 0x{data[exc.start]:02x} is not UTF-8"
-        raise _FileError(f"{found}; save the file as UTF-8", line) from exc
-
-
-def _reason(exc: OSError) -> str:
-    return (exc.strerror or "unknown error").lower()
 
 
 def _syntax(text: str, file: str) -> dict[str, Any]:

@@ -196,7 +196,7 @@ def test_what_is_no_toml_is_one_problem(text: str, message: str) -> None:
         (VALID.encode("utf-16"), "byte 0xff is not UTF-8; save the file as UTF-8"),
         ("# größe\n".encode("latin-1"), "byte 0xf6 is not UTF-8"),
         (b"\x7fELF\x02\x01\x01" + bytes(100), "not valid TOML"),
-        (b"#" * (SIZE_MAX + 1), "is larger than 4 MiB: not a configuration?"),
+        (b"#" * (SIZE_MAX + 1), "is larger than 4MiB: is it the right file?"),
     ],
 )
 def test_bytes_that_are_no_configuration(tmp_path: Path, data: bytes, message: str) -> None:
@@ -248,7 +248,7 @@ def test_a_pipe_whose_writer_says_nothing_is_an_empty_file(tmp_path: Path) -> No
 def test_a_pipe_that_does_not_end_is_given_up(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, writers: int
 ) -> None:
-    monkeypatch.setattr("proxy.config.load.PIPE_WAIT", 0.01)
+    monkeypatch.setattr("proxy.config.files.PIPE_WAIT", 0.01)
     fifo = tmp_path / "fifo"
     os.mkfifo(fifo)
     ends = [os.open(fifo, os.O_RDWR) for _ in range(writers)]
