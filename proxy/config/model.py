@@ -25,6 +25,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.config import whole
 from proxy.config.packets import MARK_MAX, Dscp, Interface, SourcePorts, Sources
+from proxy.config.prefixes import Prefixes, PrefixesFile
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
     ADMIN_SOCKET_DEFAULT,
@@ -131,6 +132,19 @@ class Log(Table):
     level: LogLevel = key("info", "The least severe event that is written.")
 
 
+FLOWS_KEY: Final = key(
+    None, "Live flows at once. Default: no ceiling.", example=1000, ge=1, le=10_000_000
+)
+FLOW_RATE_KEY: Final = key(None, "New flows in the long run. Default: no ceiling.", example="500/s")
+BURST_KEY: Final = key(
+    None,
+    "New flows at once, beyond flow_rate. Default: what flow_rate brings in a second.",
+    example=1000,
+    ge=1,
+    le=10_000_000,
+)
+
+
 class PerFlow(Table):
     """Limits of each flow."""
 
@@ -156,9 +170,30 @@ class PerFlow(Table):
     )
 
 
+class PerSource(Table):
+    """Ceilings of each source: of all clients with one prefix, or of one user of a Unix socket."""
+
+    prefix_v4: int = key(
+        32, "Bits of an IPv4 address that name a source.", only=IP_SOCKETS, ge=0, le=32
+    )
+    prefix_v6: int = key(
+        64, "Bits of an IPv6 address that name a source.", only=IP_SOCKETS, ge=0, le=128
+    )
+    flows: int | None = FLOWS_KEY
+    flow_rate: Rate | None = FLOW_RATE_KEY
+    burst: int | None = BURST_KEY
+
+
 class Limits(Table):
     """Ceilings of a listener."""
 
+    flows: int | None = FLOWS_KEY
+    flow_rate: Rate | None = FLOW_RATE_KEY
+    burst: int | None = BURST_KEY
+    dry_run: bool = key(
+        False, "Refuse nothing because of flows and flow_rate: only count what they would refuse."
+    )
+    per_source: PerSource = key({}, "Ceilings of each source.")
     per_flow: PerFlow = key({}, "Limits of each flow.")
 
 
@@ -208,6 +243,24 @@ class Listener(Table):
         REQUIRED, "Transport, IP address and port; or a Unix socket.", example="tcp://0.0.0.0:8080"
     )
     upstream: Name = key(REQUIRED, "Name of an [upstream.NAME] table.", example="web")
+    allow: Prefixes = key(
+        [],
+        "Clients to accept; if any are named, no others. The longest match decides.",
+        only=IP_SOCKETS,
+    )
+    deny: Prefixes = key([], "Clients to refuse. The longest match decides.", only=IP_SOCKETS)
+    allow_file: PrefixesFile | None = key(
+        None,
+        "File with more of allow, one a line; read again at a reload. Default: none.",
+        example="/etc/sockpair/allow.txt",
+        only=IP_SOCKETS,
+    )
+    deny_file: PrefixesFile | None = key(
+        None,
+        "File with more of deny, one a line; read again at a reload. Default: none.",
+        example="/etc/sockpair/deny.txt",
+        only=IP_SOCKETS,
+    )
     dual_stack: bool = key(False, 'On "[::]": accept IPv4 as well.', only=IP_SOCKETS)
     mode: FileMode = key("0660", "Permissions of a Unix socket's file.", only=UNIX_SOCKETS)
     owner: Account | None = key(

@@ -255,7 +255,7 @@ def _check_zone(address: ipaddress.IPv6Address, text: str) -> None:
         raise ValueError(f'"{text}" names a zone ("%"), which only link-local addresses have')
 
 
-def _written(parse: Callable[[str], Any], expected: str, **schema: Any) -> tuple[Any, ...]:
+def written(parse: Callable[[str], Any], expected: str, **schema: Any) -> tuple[Any, ...]:
     """What annotates a type that is written as text: its reader and its JSON Schema."""
 
     def read(value: object) -> Any:
@@ -279,7 +279,13 @@ def _workers(value: object) -> int | str:
     return value
 
 
-def _array(value: object) -> tuple[object, ...]:
+def as_array(value: object) -> tuple[object, ...]:
+    """Take an array of TOML, and nothing that stands for one.
+
+    Raises:
+        ValueError: it is none.
+
+    """
     if not isinstance(value, list):
         raise ValueError(f"expected an array, found {shown(value)}; write [{shown(value)}]")
     return tuple(value)
@@ -289,12 +295,12 @@ Name: TypeAlias = Annotated[str, StringConstraints(pattern=NAME_PATTERN)]
 """Of a listener or upstream; also its metric label."""
 
 Timeout: TypeAlias = Annotated[
-    float, *_written(parse_timeout, 'text such as "30s"', pattern=f"^{DURATION_PATTERN}$")
+    float, *written(parse_timeout, 'text such as "30s"', pattern=f"^{DURATION_PATTERN}$")
 ]
 """Seconds."""
 
 Rate: TypeAlias = Annotated[
-    float, *_written(parse_rate, 'text such as "500/s"', pattern=f"^{RATE_PATTERN}$")
+    float, *written(parse_rate, 'text such as "500/s"', pattern=f"^{RATE_PATTERN}$")
 ]
 """Per second."""
 
@@ -308,47 +314,49 @@ Workers: TypeAlias = Annotated[
 """Processes."""
 
 BufferSize: TypeAlias = Annotated[
-    int, *_written(parse_buffer, 'text such as "4MiB"', pattern=f"^({SIZE_PATTERN})$")
+    int, *written(parse_buffer, 'text such as "4MiB"', pattern=f"^({SIZE_PATTERN})$")
 ]
 """Bytes."""
 
 Listen: TypeAlias = Annotated[
     ListenAddress,
-    *_written(parse_listen, f"text such as {LISTEN_EXAMPLE}", pattern=LISTEN_PATTERN),
+    *written(parse_listen, f"text such as {LISTEN_EXAMPLE}", pattern=LISTEN_PATTERN),
 ]
 
 Endpoint: TypeAlias = Annotated[
     HostPort,
-    *_written(parse_endpoint, 'text such as "10.0.0.1:80"', pattern=ENDPOINT_PATTERN),
+    *written(parse_endpoint, 'text such as "10.0.0.1:80"', pattern=ENDPOINT_PATTERN),
 ]
 
 Group: TypeAlias = Annotated[
-    str, *_written(parse_group, 'a multicast address such as "239.255.255.250"', minLength=1)
+    str, *written(parse_group, 'a multicast address such as "239.255.255.250"', minLength=1)
 ]
 
-Endpoints: TypeAlias = Annotated[tuple[Endpoint, ...], Field(min_length=1), BeforeValidator(_array)]
+Endpoints: TypeAlias = Annotated[
+    tuple[Endpoint, ...], Field(min_length=1), BeforeValidator(as_array)
+]
 
 AdminHttp: TypeAlias = Annotated[
     HostPort | None,
-    *_written(parse_admin_http, 'text such as "127.0.0.1:9600"', pattern="^(.+:[0-9]+)?$"),
+    *written(parse_admin_http, 'text such as "127.0.0.1:9600"', pattern="^(.+:[0-9]+)?$"),
 ]
 
 SocketPath: TypeAlias = Annotated[
-    str, *_written(parse_socket_path, "an absolute path", pattern="^(/.+)?$")
+    str, *written(parse_socket_path, "an absolute path", pattern="^(/.+)?$")
 ]
 
 FileMode: TypeAlias = Annotated[
-    int, *_written(parse_mode, 'text such as "0660"', pattern="^0?[0-7]{3}$")
+    int, *written(parse_mode, 'text such as "0660"', pattern="^0?[0-7]{3}$")
 ]
 
 Account: TypeAlias = Annotated[str, StringConstraints(pattern=ACCOUNT_PATTERN)]
 """A user or a group, by name or number."""
 
-Groups: TypeAlias = Annotated[tuple[Group, ...], BeforeValidator(_array)]
+Groups: TypeAlias = Annotated[tuple[Group, ...], BeforeValidator(as_array)]
 
 Interface: TypeAlias = Annotated[
     str,
-    *_written(
+    *written(
         parse_interface, 'the name of an interface such as "eth0"', pattern="^[^\\s/:%]{1,15}$"
     ),
 ]

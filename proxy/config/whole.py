@@ -21,6 +21,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from proxy.config import origins
+from proxy.config.ceilings import ceiling_faults
 from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
 from proxy.config.unix import UnixEndpoint, unix_faults
 from proxy.config.values import (
@@ -73,6 +74,7 @@ class _Tables:
         http = _table(root.get("admin")).get("http", ADMIN_HTTP_DEFAULT)
         self.admin = _read(parse_admin_http, http)
         self.admin_socket = _table(root.get("admin")).get("socket", ADMIN_SOCKET_DEFAULT)
+        self.engine = _table(root.get("engine"))
         self.listeners = {
             name: _table(listener) for name, listener in _table(root.get("listener")).items()
         }
@@ -94,6 +96,7 @@ def _listener_faults(
 ) -> Iterator[Fault]:
     listener, address = tables.listeners[name], tables.addresses.get(name)
     yield from _dangling_upstream(name, listener, tables)
+    yield from ceiling_faults(name, listener, tables.engine)
     if address is not None:
         yield from _dual_stack_elsewhere(name, listener, address)
         yield from _groups_elsewhere(name, listener, address)

@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from math import ceil
 from typing import TYPE_CHECKING
 
+from proxy.core.access import ANYBODY, AccessList
+from proxy.core.admission import AdmissionLimits
 from proxy.core.expiry import FlowLimits
 from proxy.core.pace import Pace
+from proxy.core.rate import Rate
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
 from proxy.engine.specs import ListenerSpec
 
 if TYPE_CHECKING:
-    from proxy.config.model import Engine, Listener
+    from proxy.config.model import Engine, Limits, Listener, PerSource
 
 
 def listener_spec(name: str, listener: Listener) -> ListenerSpec:
@@ -22,10 +26,49 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         transport=listener.listen.transport,
         upstream=listener.upstream,
         limits=limits_of(listener),
+        access=access_of(listener),
+        admission=admission_of(listener.limits),
         options=stream_options(listener.tcp),
         datagrams=datagram_options(listener),
         transparent=listener.transparent,
     )
+
+
+def access_of(listener: Listener) -> AccessList:
+    """Who may open flows.
+
+    What is both allowed and denied, in whichever file, is denied; and an empty file of those who
+    are allowed allows nobody.
+    """
+    allow, deny = set(listener.allow), set(listener.deny)
+    if listener.allow_file is not None:
+        allow.update(listener.allow_file.networks)
+    if listener.deny_file is not None:
+        deny.update(listener.deny_file.networks)
+    others = not allow and listener.allow_file is None
+    if others and not deny:
+        return ANYBODY
+    return AccessList(allow - deny, deny, others=others)
+
+
+def admission_of(limits: Limits) -> AdmissionLimits:
+    """How many flows a listener admits, and how fast."""
+    per_source = limits.per_source
+    return AdmissionLimits(
+        flows=limits.flows,
+        flow_rate=_flow_rate(limits),
+        source_flows=per_source.flows,
+        source_rate=_flow_rate(per_source),
+        prefix_v4=per_source.prefix_v4,
+        prefix_v6=per_source.prefix_v6,
+        dry_run=limits.dry_run,
+    )
+
+
+def _flow_rate(ceilings: Limits | PerSource) -> Rate | None:
+    if ceilings.flow_rate is None:
+        return None
+    return Rate(ceilings.flow_rate, ceilings.burst or max(1, ceil(ceilings.flow_rate)))
 
 
 def limits_of(listener: Listener) -> FlowLimits:

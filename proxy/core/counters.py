@@ -13,10 +13,12 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, TypedDict
 
+from proxy.core.admission import Gate, Limit
 from proxy.core.flow import CloseReason, Drop, Refusal, State
 
 if TYPE_CHECKING:
     from proxy.core.address import Transport
+    from proxy.core.sources import SourceKey
 
 DURATION_BOUNDS: Final = (0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
 """Seconds; a flow lives from a DNS exchange to a working day."""
@@ -78,13 +80,23 @@ class DirectionCounters:
 
 
 class ListenerCounters:
-    """What the flows of one listener have done so far."""
+    """What the flows of one listener have done so far, and the gate that they come by.
+
+    Attributes:
+        gate: knows how many flows there may be.
+        hits: how often each limit struck.
+        dry_run_hits: how often it would have.
+
+    """
 
     __slots__ = (
         "closed",
         "connect_duration",
         "dropped",
+        "dry_run_hits",
         "duration",
+        "gate",
+        "hits",
         "listener",
         "live",
         "opened",
@@ -104,6 +116,9 @@ class ListenerCounters:
         self.closed = dict.fromkeys(CloseReason, 0)
         self.refused = dict.fromkeys(Refusal, 0)
         self.dropped = dict.fromkeys(Drop, 0)
+        self.gate = Gate()
+        self.hits = dict.fromkeys(Limit, 0)
+        self.dry_run_hits = dict.fromkeys(Limit, 0)
         self.original = DirectionCounters()
         self.reply = DirectionCounters()
         self.duration = Histogram(DURATION_BOUNDS)
@@ -118,6 +133,19 @@ class ListenerCounters:
     def flows(self) -> int:
         """How many are live."""
         return sum(self.live.values())
+
+    def ceiling(self, source_key: SourceKey, now: float) -> Refusal | None:
+        """Why the gate does not admit a further flow of this source; or None. Counts the hits."""
+        gate = self.gate
+        if gate.limits.dry_run:
+            for limit in gate.hits(source_key, now):
+                self.dry_run_hits[limit] += 1
+            return None
+        hit = gate.refusal(source_key, now)
+        if hit is None:
+            return None
+        self.hits[hit] += 1
+        return Refusal(hit)
 
     def flow_opened(self, state: State) -> None:
         """Count a flow that was admitted."""
@@ -146,6 +174,8 @@ class ListenerCounters:
             "closed": {reason.value: count for reason, count in self.closed.items()},
             "refused": {reason.value: count for reason, count in self.refused.items()},
             "dropped": {reason.value: count for reason, count in self.dropped.items()},
+            "hits": {limit.value: count for limit, count in self.hits.items()},
+            "dry_run_hits": {limit.value: count for limit, count in self.dry_run_hits.items()},
             "original": self.original.snapshot(),
             "reply": self.reply.snapshot(),
             "duration": self.duration.snapshot(),
@@ -255,6 +285,8 @@ class ListenerSnapshot(TypedDict):
     closed: dict[str, int]
     refused: dict[str, int]
     dropped: dict[str, int]
+    hits: dict[str, int]
+    dry_run_hits: dict[str, int]
     original: DirectionSnapshot
     reply: DirectionSnapshot
     duration: HistogramSnapshot

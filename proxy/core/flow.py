@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.counters import ListenerCounters
     from proxy.core.responders import Responders
+    from proxy.core.sources import SourceKey
     from proxy.core.unix import Credentials
     from proxy.core.upstream import Endpoint
 
@@ -140,6 +141,7 @@ class Flow:
         reply: the direction from endpoint to client.
         state: ``connecting`` for TCP, ``unreplied`` for UDP.
         now: monotonic seconds.
+        source_key: of the source that its client belongs to, where the listener's gate wants it.
 
     """
 
@@ -158,6 +160,7 @@ class Flow:
         "opened",
         "original",
         "reply",
+        "source",
         "state",
     )
 
@@ -171,6 +174,7 @@ class Flow:
         reply: Direction,
         state: State,
         now: float,
+        source_key: SourceKey = "",
     ) -> None:
         assert state in FIRST_STATES, state
         self.id = id
@@ -188,6 +192,7 @@ class Flow:
         self.reply = reply
         self.close_reason: CloseReason | None = None
         self.close_side: CloseSide | None = None
+        self.source = counters.gate.enter(source_key, now)
         counters.flow_opened(state)
 
     @property
@@ -229,4 +234,5 @@ class Flow:
         self.close_side = side
         self.closed = now
         self.counters.flow_closed(self.state, reason, now - self.opened)
+        self.counters.gate.leave(self.source, now)
         return True

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from proxy.core.address import Network, Transport, format_address, same_address
+from proxy.core.sources import source_text
 from proxy.core.unix import UNKNOWN_SOURCE, UnixAddress
 
 if TYPE_CHECKING:
@@ -204,15 +205,9 @@ def source_of(flow: Flow) -> str:
     """The source a flow's client belongs to: a prefix, or the user of a Unix client."""
     if flow.transport.is_unix:
         return UNKNOWN_SOURCE if flow.credentials is None else flow.credentials.source
-    return source_prefix(flow.client_remote)
-
-
-def source_prefix(client: Address) -> str:
-    """The source a client belongs to: its /32, or its /64 in IPv6, where a host owns the rest."""
-    if ":" not in client[0]:
-        return f"{client[0]}/32"
-    host = ipaddress.IPv6Address(client[0])
-    return str(ipaddress.IPv6Network((int(host), 64), strict=False))
+    limits = flow.counters.gate.limits
+    key = limits.key(flow.client_remote[0])
+    return source_text(key, limits.prefix_v4, limits.prefix_v6)
 
 
 def credentials_row(credentials: Credentials) -> CredentialsRow:

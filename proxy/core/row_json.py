@@ -11,6 +11,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.core.address import format_address
+from proxy.core.prefix import V4_BITS
 from proxy.core.query import credentials_row, source_of
 
 if TYPE_CHECKING:
@@ -102,7 +103,11 @@ def _end(address: Address | None) -> str:
 
 def _source(flow: Flow) -> str:
     client = flow.client_remote
-    if type(client) is tuple and len(client) == 2:
+    if (
+        type(client) is tuple
+        and len(client) == 2
+        and flow.counters.gate.limits.prefix_v4 == V4_BITS
+    ):
         return f'"{client[0]}/32"'
     return json.dumps(source_of(flow))
 

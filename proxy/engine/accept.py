@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy.core.access import ANYBODY, AccessList
 from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
     from proxy.core.expiry import FlowLimits
+    from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
@@ -81,6 +83,7 @@ class StreamListener:
         limits: the clocks of its flows.
         upstream: where its flows go.
         connect: makes the sockets to endpoints.
+        access: who may connect.
 
     """
 
@@ -92,12 +95,13 @@ class StreamListener:
         limits: FlowLimits,
         upstream: Upstream,
         connect: Connect,
+        access: AccessList = ANYBODY,
     ) -> None:
         self.relay = relay
         self.socket = socket
         self.address: Address = canonical(socket.getsockname())
         self.is_open = True
-        self.serve(counters, limits, upstream, connect)
+        self.serve(counters, limits, upstream, connect, access)
         self.slot: Slot | None = None
         self._fd = socket.fileno()
         self._family = int(socket.family)
@@ -112,12 +116,14 @@ class StreamListener:
         limits: FlowLimits,
         upstream: Upstream,
         connect: Connect,
+        access: AccessList = ANYBODY,
     ) -> None:
         """Treat flows like this from the next one on."""
         self.counters = counters
         self.limits = limits
         self.upstream = upstream
         self.connect = connect
+        self.access = access
         self._original = upstream if isinstance(upstream, OriginalUpstream) else None
 
     def ready(self, mask: int, now: float) -> None:
@@ -174,7 +180,8 @@ class StreamListener:
         local: Address = self._local or client.getsockname()
         if self._mapped:
             address, local = canonical(address), canonical(local)
-        refusal = self._refusal(address, local)
+        source = self.counters.gate.key(address[0])
+        refusal = self._refusal(address, local, source, now)
         if refusal is not None:
             self._refuse(client, refusal)
             return
@@ -185,13 +192,19 @@ class StreamListener:
                 self._refuse(client, Refusal.LOOP)
                 return
             upstream = self._original.towards(destination)
-        flow = StreamFlow(self.relay, self.counters, self.limits, client, address, local, now)
+        flow = StreamFlow(
+            self.relay, self.counters, self.limits, client, address, local, now, source
+        )
         flow.start(upstream, self.connect, now)
 
-    def _refusal(self, remote: Address, local: Address) -> Refusal | None:
+    def _refusal(
+        self, remote: Address, local: Address, source: SourceKey, now: float
+    ) -> Refusal | None:
+        if not self.access.admits(remote[0]):
+            return Refusal.ACCESS
         if self.relay.table.comes_round(self.counters, remote, local):
             return Refusal.LOOP
-        return self.relay.refusal(FILES_PER_FLOW)
+        return self.relay.refusal(FILES_PER_FLOW) or self.counters.ceiling(source, now)
 
     def _refuse(self, client: Socket, refusal: Refusal) -> None:
         self.counters.refused[refusal] += 1

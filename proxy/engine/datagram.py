@@ -36,6 +36,7 @@ from proxy.engine.unix import UnixDatagramSocket
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.responders import Responders
+    from proxy.core.sources import SourceKey
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.datagram_listener import DatagramListener
@@ -70,6 +71,7 @@ class DatagramFlow(Flow):
         client_remote: Address,
         client_local: Address,
         now: float,
+        source_key: SourceKey = "",
     ) -> None:
         super().__init__(
             listener.relay.table.take_id(),
@@ -80,6 +82,7 @@ class DatagramFlow(Flow):
             Direction(),
             State.UNREPLIED,
             now,
+            source_key,
         )
         self.listener = listener
         self.fd = listener.fd

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy.core.access import ANYBODY, AccessList
 from proxy.core.address import WILDCARDS, same_address
 from proxy.core.expiry import FlowLimits
 from proxy.core.flow import Drop, Refusal
@@ -62,6 +63,7 @@ class DatagramListener:
         options: how they are treated.
         kind: the class of its flows, which follows from the options.
         connect: makes the sockets to endpoints.
+        access: whose datagrams may open a flow.
 
     Attributes:
         live: its flows, those included that have left the index.
@@ -84,6 +86,7 @@ class DatagramListener:
         options: DatagramOptions = ORDINARY,
         kind: type[DatagramFlow] = DatagramFlow,
         connect: Connect = PLAIN_WAY,
+        access: AccessList = ANYBODY,
     ) -> None:
         self.relay = relay
         self.socket = socket
@@ -103,7 +106,7 @@ class DatagramListener:
             spare_local_address(socket)
             self._lone_control = 0
         self._mapped = socket.family == AF_INET6
-        self.serve(counters, limits, upstream, options, kind, connect)
+        self.serve(counters, limits, upstream, options, kind, connect, access)
         relay.own(self.address)
         relay.pump.register(self.fd, self, EPOLLIN)
 
@@ -115,6 +118,7 @@ class DatagramListener:
         options: DatagramOptions,
         kind: type[DatagramFlow],
         connect: Connect,
+        access: AccessList = ANYBODY,
     ) -> None:
         """Treat flows like this from now on; the clocks, and the counts of ``options``, at once."""
         self.counters = counters
@@ -122,6 +126,7 @@ class DatagramListener:
         self.upstream = upstream
         self.options = options
         self.connect = connect
+        self.access = access
         self._kind = kind
         self.trains = kind is DatagramFlow and can_segment()  # others look at each datagram
         ask_for_trains(self.socket, wanted=self.trains)
@@ -212,16 +217,19 @@ class DatagramListener:
             control = answer_from(hit)
         if self._mapped:
             remote, local = unmapped(remote), unmapped(local)
-        refusal = self._refusal(remote, local, hit)
+        source = self.counters.gate.key(remote[0])
+        refusal = self._refusal(remote, local, hit) or self.counters.ceiling(source, now)
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
-        flow = self._kind(self, key, name, control, remote, local, now)
+        flow = self._kind(self, key, name, control, remote, local, now, source)
         return flow if flow.start(self.upstream, now) else None
 
     def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
         if self.draining:
             return Refusal.DRAINING
+        if not self.access.admits(remote[0]):
+            return Refusal.ACCESS
         if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
             return Refusal.LOOP
         if self.relay.table.comes_round(self.counters, remote, local):

@@ -151,6 +151,8 @@ def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSn
         "closed": _add_counts(one["closed"], other["closed"]),
         "refused": _add_counts(one["refused"], other["refused"]),
         "dropped": _add_counts(one["dropped"], other["dropped"]),
+        "hits": _add_counts(one["hits"], other["hits"]),
+        "dry_run_hits": _add_counts(one["dry_run_hits"], other["dry_run_hits"]),
         "original": _add_directions(one["original"], other["original"]),
         "reply": _add_directions(one["reply"], other["reply"]),
         "duration": _add_histograms(one["duration"], other["duration"]),

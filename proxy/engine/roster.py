@@ -27,12 +27,15 @@ from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.outbound import Outbound
 from proxy.engine.specs import OpenListener, cookie_of
 from proxy.engine.transparent import TransparentListener
-from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener
+from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener, user_key
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
+    from proxy.core.admission import AdmissionLimits
     from proxy.core.expiry import FlowLimits
+    from proxy.core.flow import Flow
+    from proxy.core.sources import SourceKey
     from proxy.engine.outbound import Connect
     from proxy.engine.port import ListenRow
     from proxy.engine.relay import Relay
@@ -123,6 +126,9 @@ class Roster:
         specs |= {spec.name: spec for spec in change.changed}
         before, self._specs = self._specs, specs
         self._ledger.use((spec.name, spec.transport) for spec in specs.values())
+        for spec in specs.values():
+            counters = self.counters_of(spec)
+            counters.gate.become(spec.admission, now, self._sources(counters, spec.admission))
         self._exchange(change.opened, change.closed, now)
         for name, listeners in self._listeners.items():
             for listener in listeners:
@@ -182,6 +188,14 @@ class Roster:
         return route is not None and target.endpoint in {
             each.name for each in route.upstream.endpoints
         }
+
+    def _sources(
+        self, counters: ListenerCounters, limits: AdmissionLimits
+    ) -> Iterator[tuple[Flow, SourceKey]]:
+        """The live flows of a listener, and the sources that these limits see them come from."""
+        for flow in self._relay.table:
+            if flow.counters is counters:
+                yield flow, source_key_of(flow, limits)
 
     def _accepting(self) -> Iterator[Listener]:
         return (
@@ -256,10 +270,14 @@ class Roster:
                     relay, socket, counters, limits, upstream, datagrams, connect
                 )
             case Transport.TCP:
-                return StreamListener(relay, socket, counters, limits, upstream, connect)
+                return StreamListener(
+                    relay, socket, counters, limits, upstream, connect, spec.access
+                )
         serve = TransparentListener if spec.transparent else DatagramListener
         kind = flow_type_of(datagrams)
-        return serve(relay, socket, counters, limits, upstream, datagrams, kind, connect)
+        return serve(
+            relay, socket, counters, limits, upstream, datagrams, kind, connect, spec.access
+        )
 
     def _serve(self, listener: Listener, spec: ListenerSpec) -> None:
         """Have a listener do what its spec says; one that drains goes on draining."""
@@ -267,10 +285,10 @@ class Roster:
         counters.upstream = spec.upstream
         connect = self._way(spec)
         if isinstance(listener, StreamListener):
-            listener.serve(counters, spec.limits, upstream, connect)
+            listener.serve(counters, spec.limits, upstream, connect, spec.access)
             return
         kind = UnixgramFlow if spec.transport.is_unix else flow_type_of(spec.datagrams)
-        listener.serve(counters, spec.limits, upstream, spec.datagrams, kind, connect)
+        listener.serve(counters, spec.limits, upstream, spec.datagrams, kind, connect, spec.access)
 
     def _way(self, spec: ListenerSpec) -> Connect:
         route = self._routes[spec.upstream]
@@ -280,6 +298,13 @@ class Roster:
         if spec.transport.is_datagram:
             return outbound.way(SOCK_DGRAM)
         return outbound.way(SOCK_STREAM, spec.options)
+
+
+def source_key_of(flow: Flow, limits: AdmissionLimits) -> SourceKey:
+    """The key of the source that a flow's client belongs to."""
+    if flow.transport.is_unix:
+        return user_key(flow.credentials)
+    return limits.key(flow.client_remote[0])
 
 
 def _endpoint_counters(key: EndpointKey) -> EndpointCounters:

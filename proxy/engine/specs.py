@@ -16,6 +16,8 @@ from socket import SOL_SOCKET
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple
 
+from proxy.core.access import ANYBODY, AccessList
+from proxy.core.admission import UNLIMITED, AdmissionLimits
 from proxy.core.upstream import HOME, MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.marks import UNMARKED, Marks
@@ -74,6 +76,8 @@ class ListenerSpec:
         name: of the listener.
         transport: of its sockets.
         upstream: the name of the upstream its flows go to.
+        access: who may open flows.
+        admission: how many, and how fast.
         limits: the clocks of its flows.
         options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
         datagrams: how datagram flows are treated.
@@ -85,6 +89,8 @@ class ListenerSpec:
     transport: Transport
     upstream: str
     limits: FlowLimits
+    access: AccessList = ANYBODY
+    admission: AdmissionLimits = UNLIMITED
     options: SocketOptions = NODELAY
     datagrams: DatagramOptions = ORDINARY
     transparent: bool = False

@@ -24,6 +24,7 @@ from proxy.engine.tcp import CLOSED, reason_of, reset_on_close, unsent
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.sources import SourceKey
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
@@ -61,6 +62,7 @@ class StreamFlow(Flow):
         client_remote: Address,
         client_local: Address,
         now: float,
+        source_key: SourceKey = "",
     ) -> None:
         original = StreamLeg(client, counters.original)
         reply = StreamLeg(CLOSED, counters.reply)
@@ -73,6 +75,7 @@ class StreamFlow(Flow):
             reply,
             State.CONNECTING,
             now,
+            source_key,
         )
         original.flow = reply.flow = self
         original.other, reply.other = reply, original

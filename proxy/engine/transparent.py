@@ -64,7 +64,8 @@ class TransparentListener(DatagramListener):
         remote = canonical(decode(name))
         local = canonical(decode(original_of(batch.control(index))))
         fd = self.fd
-        refusal = Refusal.DRAINING if self.draining else self._diverted_refusal(remote, local)
+        source = self.counters.gate.key(remote[0])
+        refusal = self._diverted_refusal(remote, local) or self.counters.ceiling(source, now)
         if refusal is None and local[1] != self._local[1]:
             try:
                 fd = self.relay.exits.take(self.socket, local, self.options.pmtu)
@@ -78,7 +79,7 @@ class TransparentListener(DatagramListener):
             control = answer_from(_hit(local, mapped=self._mapped))
         else:
             name, control = _name_for(local, remote, name), b""
-        flow = self._kind(self, key, name, control, remote, local, now)
+        flow = self._kind(self, key, name, control, remote, local, now, source)
         flow.fd = fd
         upstream = self.upstream
         if isinstance(upstream, OriginalUpstream):
@@ -86,6 +87,8 @@ class TransparentListener(DatagramListener):
         return flow if flow.start(upstream, now) else None
 
     def _diverted_refusal(self, remote: Address, local: Address) -> Refusal | None:
+        if self.draining:
+            return Refusal.DRAINING
         if isinstance(self.upstream, OriginalUpstream) and is_circle(
             self.relay, Transport.UDP, remote, local
         ):

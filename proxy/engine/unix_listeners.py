@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import same_address
 from proxy.core.flow import Drop, Refusal
-from proxy.core.unix import Credentials, UnixAddress
+from proxy.core.unix import UNKNOWN_SOURCE, Credentials, UnixAddress
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import CountedFlow
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
@@ -29,6 +29,7 @@ from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_uni
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.expiry import FlowLimits
+    from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
@@ -52,15 +53,17 @@ class UnixListener(StreamListener):
     """A listening Unix socket of ours. Owns it."""
 
     def _admit(self, client: Socket, address: object, now: float) -> None:
-        refusal = self.relay.refusal(FILES_PER_STREAM)
+        credentials = credentials_of(client)
+        source = user_key(credentials)
+        refusal = self.relay.refusal(FILES_PER_STREAM) or self.counters.ceiling(source, now)
         if refusal is not None:
             self._refuse(client, refusal)
             return
         assert isinstance(address, str | bytes)
         local = self.socket.getsockname()
         remote = unix_name(address)
-        flow = UnixFlow(self.relay, self.counters, self.limits, client, remote, local, now)
-        flow.credentials = credentials_of(client)
+        flow = UnixFlow(self.relay, self.counters, self.limits, client, remote, local, now, source)
+        flow.credentials = credentials
         flow.start(self.upstream, self.connect, now)
         if flow.original.socket is client:
             serve_unix_leg(self.relay.pump, flow.original)
@@ -116,12 +119,14 @@ class UnixgramListener(DatagramListener):
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
         remote = decode_unix(key)
-        refusal = self._unix_refusal(remote)
+        credentials = sender_of(self.batch.control(index)) if key else None
+        source = user_key(credentials)
+        refusal = self._unix_refusal(remote) or self.counters.ceiling(source, now)
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
-        flow = UnixgramFlow(self, key, key, b"", remote, self._local, now)
-        flow.credentials = sender_of(self.batch.control(index)) if key else None
+        flow = UnixgramFlow(self, key, key, b"", remote, self._local, now, source)
+        flow.credentials = credentials
         return flow if flow.start(self.upstream, now) else None
 
     def _unix_refusal(self, remote: UnixAddress) -> Refusal | None:
@@ -130,6 +135,11 @@ class UnixgramListener(DatagramListener):
         if same_address(remote, self._local) or self.relay.is_own(remote):
             return Refusal.LOOP
         return self.relay.refusal(FILES_PER_FLOW)
+
+
+def user_key(credentials: Credentials | None) -> SourceKey:
+    """The source of a Unix client: its user, whatever it calls itself."""
+    return UNKNOWN_SOURCE if credentials is None else credentials.source
 
 
 def decode_unix(name: bytes) -> UnixAddress:

@@ -198,6 +198,20 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _listener_by(lambda row: row["refused"]),
     ),
     MetricEntry(
+        "sockpair_limit_hits_total",
+        "counter",
+        ("listener", "limit"),
+        "How often a limit struck: it refused a flow, or dropped a datagram.",
+        _listener_by(lambda row: row["hits"]),
+    ),
+    MetricEntry(
+        "sockpair_limit_dry_run_hits_total",
+        "counter",
+        ("listener", "limit"),
+        "How often a limit would have struck, were it not for dry_run.",
+        _listener_by(lambda row: row["dry_run_hits"]),
+    ),
+    MetricEntry(
         "sockpair_client_received_bytes_total",
         "counter",
         _LISTENER,

@@ -27,7 +27,10 @@ VALID = LEAST + UPSTREAM
 REFERENCE = Path(__file__).parents[2] / "config" / "sockpair.toml"
 
 # The reference without its comments, but with the keys that it comments out: every key there is.
-SOUND = re.sub(r"(?m)^# (?=\w+ = )|(^|  +)# .*$", "", REFERENCE.read_text())
+# The files that it names lie here.
+SOUND = re.sub(r"(?m)^# (?=\w+ = )|(^|  +)# .*$", "", REFERENCE.read_text()).replace(
+    "/etc/sockpair/", f"{Path(__file__).parent}/"
+)
 
 
 def problems(text: str) -> list[str]:

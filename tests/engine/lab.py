@@ -102,11 +102,14 @@ async def relaying(
     limits: FlowLimits | None = None,
     table_limit: int = 10_000,
     datagrams: DatagramOptions = ORDINARY,
+    **parts: Any,
 ) -> AsyncIterator[Lab]:
     """A worker with one listener in front of these endpoints, for as long as ``PATIENCE``."""
     worker = Worker(table_limit, recent=10_000)
     socket = bind_socket(ListenAddress(transport, host, 0))
-    await open_listener(worker, "lab", socket, endpoints, transport, limits, datagrams=datagrams)
+    await open_listener(
+        worker, "lab", socket, endpoints, transport, limits, datagrams=datagrams, **parts
+    )
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
@@ -127,6 +130,7 @@ async def open_listener(
     options: SocketOptions = NODELAY,
     datagrams: DatagramOptions = ORDINARY,
     multicast: MulticastPath = HOME,
+    **parts: Any,
 ) -> None:
     """One more listener, with an upstream of its own; the endpoints are called e0, e1 and so on."""
     upstream = upstream_spec(name, endpoints, multicast)
@@ -139,6 +143,7 @@ async def open_listener(
         limits=limits or FlowLimits(),
         options=options,
         datagrams=datagrams,
+        **parts,
     )
     opened = OpenListener(spec, (socket,))
     table = worker._relay.table
@@ -186,9 +191,11 @@ def closed_port() -> Address:
     return address
 
 
-async def connect(address: Address) -> SocketType:
-    """A client of the lab's listener."""
+async def connect(address: Address, source: str | None = None) -> SocketType:
+    """A client of the lab's listener, from any address of this host, or from this one."""
     socket = _noted(trio.socket.socket(family_of(address), SOCK_STREAM))
+    if source is not None:
+        await socket.bind((source, 0))
     await socket.connect(address)
     return socket
 
@@ -243,10 +250,10 @@ async def is_reset(socket: SocketType) -> bool:
     return False
 
 
-async def is_refused(address: Address) -> bool:
+async def is_refused(address: Address, source: str | None = None) -> bool:
     """Connect, and tell whether RST was the answer, be it at once or a moment later."""
     try:
-        return await is_reset(await connect(address))
+        return await is_reset(await connect(address, source))
     except ConnectionResetError:
         return True
 

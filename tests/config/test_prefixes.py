@@ -1,0 +1,138 @@
+"""Access lists in the configuration, and in files of their own."""
+
+from __future__ import annotations
+
+import ipaddress
+import re
+from pathlib import Path
+
+import pytest
+
+from proxy.config.load import ConfigError, parse
+from proxy.config.model import Config, Listener
+from proxy.config.prefixes import TOLD_MAX, parse_prefix
+
+HEAD = '[listener.web]\nlisten = "{}"\nupstream = "web"\n'
+TAIL = '[upstream.web]\nendpoints = ["10.0.0.1:80"]\n'
+UNIX_TAIL = '[upstream.web]\nendpoints = ["unix:///run/y.sock"]\n'
+
+
+def listener(keys: str) -> Listener:
+    config: Config = parse(f"{HEAD.format('tcp://0.0.0.0:80')}{keys}\n{TAIL}", "f")
+    return config.listener["web"]
+
+
+def problems(keys: str, listen: str = "tcp://0.0.0.0:80", tail: str = TAIL) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        parse(f"{HEAD.format(listen)}{keys}\n{tail}", "f")
+    return [str(problem).removeprefix("f:") for problem in caught.value.problems]
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("10.0.0.0/8", "10.0.0.0/8"),
+        ("10.0.0.7", "10.0.0.7/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("2001:db8::/32", "2001:db8::/32"),
+        ("2001:DB8::1", "2001:db8::1/128"),
+        ("10.0.0.0/255.0.0.0", "10.0.0.0/8"),
+    ],
+)
+def test_a_prefix_is_read(text: str, expected: str) -> None:
+    assert str(parse_prefix(text)) == expected
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("10.0.0.1/8", 'has bits beyond its length: write "10.0.0.0/8"'),
+        ("2001:db8::1/32", 'has bits beyond its length: write "2001:db8::/32"'),
+        ("::ffff:10.0.0.0/104", "is IPv4 in IPv6: write 10.0.0.0/8"),
+        ("10.0.0.0/33", "is no prefix"),
+        ("web.example", "is no prefix"),
+        ("", "is no prefix"),
+    ],
+)
+def test_what_is_no_prefix_is_told(text: str, message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        parse_prefix(text)
+
+
+def test_every_wrong_prefix_is_told() -> None:
+    assert problems('allow = ["10.0.0.1/8", "10.0.0.0/8", "x", 5]') == [
+        '4: listener.web.allow[0]: "10.0.0.1/8" has bits beyond its length: write "10.0.0.0/8"',
+        '4: listener.web.allow[2]: "x" is no prefix: expected "10.0.0.0/8" or "2001:db8::/32"',
+        '4: listener.web.allow[3]: expected text such as "10.0.0.0/8" or "2001:db8::/32", found 5',
+    ]
+
+
+def test_what_is_allowed_and_denied_is_told() -> None:
+    keys = 'allow = ["10.0.0.0/8"]\ndeny = ["10.1.0.0/16", "10.0.0.0/8"]'
+    assert problems(keys) == [
+        '5: listener.web.deny[1]: "10.0.0.0/8" is in allow, too; remove one of them'
+    ]
+
+
+def test_a_unix_listener_has_no_access_lists() -> None:
+    message = "has no effect on a unix listener, only on tcp and udp; remove it"
+    found = problems('deny = ["10.0.0.0/8"]', "unix:///run/x.sock", UNIX_TAIL)
+    assert found == [f"4: listener.web.deny: {message}"]
+
+
+def test_a_file_of_prefixes_is_read(tmp_path: Path) -> None:
+    file = tmp_path / "allow.txt"
+    file.write_text("# ours\n10.0.0.0/8\n\n2001:db8::/32  # and theirs\n192.0.2.7\n")
+    read = listener(f'allow_file = "{file}"').allow_file
+    assert read is not None
+    assert read.networks == tuple(
+        map(ipaddress.ip_network, ("10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"))
+    )
+    assert str(read) == f"{file} (3 prefixes)"
+
+
+def test_the_lines_of_a_file_that_are_wrong_are_named(tmp_path: Path) -> None:
+    file = tmp_path / "deny.txt"
+    file.write_text("10.0.0.0/8\n" + "x\n" * (TOLD_MAX + 2))
+    [problem] = problems(f'deny_file = "{file}"')
+    expected = '"x" is no prefix: expected "10.0.0.0/8" or "2001:db8::/32"'
+    assert problem.startswith(f"4: listener.web.deny_file: {file}:2: {expected}; {file}:3: ")
+    assert problem.endswith("; and 2 more")
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("/nowhere/allow.txt", "/nowhere/allow.txt cannot be read: no such file or directory"),
+        ("allow.txt", 'expected an absolute path, found "allow.txt"'),
+        ("/tmp", "/tmp is not an ordinary file"),
+    ],
+)
+def test_a_file_that_cannot_be_read_is_a_problem(path: str, message: str) -> None:
+    [problem] = problems(f'allow_file = "{path}"')
+    assert problem.startswith(f"4: listener.web.allow_file: {message}")
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("burst = 5", "limits.burst: has no effect without flow_rate; add that, or remove this"),
+        (
+            "per_source.burst = 5",
+            "limits.per_source.burst: has no effect without flow_rate; add that, or remove this",
+        ),
+        (
+            "flows = 200000",
+            "limits.flows: 200000 are never reached: engine.table_limit is 100000; raise that",
+        ),
+        (
+            "flows = 10\nper_source.flows = 11",
+            "limits.per_source.flows: 11 are never reached: limits.flows is 10; lower this",
+        ),
+        ("flows = 0", "limits.flows: expected at least 1, found 0"),
+        ("per_source.prefix_v4 = 33", "limits.per_source.prefix_v4: expected at most 32, found 33"),
+    ],
+)
+def test_a_ceiling_that_means_nothing_is_told(keys: str, message: str) -> None:
+    [problem] = problems(f"[listener.web.limits]\n{keys}")
+    assert problem.partition(": ")[2] == f"listener.web.{message}"
