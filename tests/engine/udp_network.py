@@ -51,6 +51,7 @@ class Network:
         self._prefix = f"sockpair-{os.getpid()}-{next(_serial)}-"
         self._hosts: list[str] = []
         self._links = itertools.count()
+        self._ports: dict[tuple[str, str], str] = {}
         self._home = os.open(HERE, os.O_RDONLY)
 
     def close(self) -> None:
@@ -83,7 +84,7 @@ class Network:
                 "0",
             )
             self.run(bridge, "ip", "link", "set", "switch", "up")
-        port = f"port{next(self._links)}"
+        port = self._ports[bridge, host] = f"port{next(self._links)}"
         peer = ("peer", "name", link, "netns", self._prefix + host)
         self.run(bridge, "ip", "link", "add", port, "type", "veth", *peer)
         self.run(bridge, "ip", "link", "set", port, "master", "switch", "up")
@@ -93,8 +94,16 @@ class Network:
             more = ("nodad",) if ":" in address else ("broadcast", "+")
             self.run(host, "ip", "address", "add", address, "dev", link, *more)
 
+    def unplug(self, bridge: str, host: str) -> None:
+        """Pull out the link that was plugged in last; the host itself sees no difference."""
+        self.run(bridge, "ip", "link", "set", self._ports[bridge, host], "nomaster")
+
+    def name(self, host: str) -> str:
+        """What a host's namespace is called, for ``ip netns exec``."""
+        return self._prefix + host
+
     def run(self, host: str, *command: str) -> None:
-        run("ip", "netns", "exec", self._prefix + host, *command)
+        run("ip", "netns", "exec", self.name(host), *command)
 
     @contextmanager
     def inside(self, host: str) -> Iterator[None]:
