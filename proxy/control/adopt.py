@@ -19,7 +19,7 @@ import structlog
 
 from proxy.control.inherited import STORED, Inheritance, Inherited
 from proxy.control.outbound import OptionError
-from proxy.control.refit import differences, set_live
+from proxy.control.refit import differences, fit
 from proxy.control.steering import lone_reason
 from proxy.control.store import SocketStore, labels, storable
 from proxy.core.unix import unix_address
@@ -145,7 +145,7 @@ def _fit_out(config: Config, name: str, given: Inherited) -> bool:
     if given.stored and (differences(given.socket, listener) or not storable(listener)):
         return False
     try:
-        set_live(given.socket, listener, stored=given.stored)
+        fit(given.socket, listener, stored=given.stored)
     except MarkError as error:
         if given.stored:
             return False

@@ -1,14 +1,19 @@
 """Options of a socket that is bound already: compared with what its listener wants, and set.
 
-What can be set on a living socket is set, also back to what it is by default, since a key may be
-gone from the file. The rest is compared.
+A bound socket meets a listener twice: when it was inherited, and whatever an earlier life of ours
+or a socket unit has set on it is not known; and at a reload, when it is known what the listener
+said before. Both set the same things, by one table: ``OPTIONS``. What can be set on a living socket
+is set, also back to what it is by default, since a key may be gone from the file. What cannot is
+compared, see ``differences``, or is bound anew, see ``binding_of`` in ``sockets``.
 """
 
 from __future__ import annotations
 
 import errno
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
 from socket import (
-    AF_INET,
     AF_INET6,
     IP_TOS,
     IPPROTO_IP,
@@ -21,19 +26,20 @@ from socket import (
     SO_KEEPALIVE,
     SO_PROTOCOL,
     SO_RCVBUF,
-    SOCK_DGRAM,
     SOL_SOCKET,
     TCP_FASTOPEN,
     TCP_NODELAY,
     TCP_USER_TIMEOUT,
 )
 from socket import socket as Socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from proxy.control.listen import ask_for_local_address
 from proxy.control.outbound import listener_marks
+from proxy.control.unix import UnixListenSocket, give_file
 from proxy.engine.accept import DIVERTED
-from proxy.engine.group import join_groups, only_joined_groups
+from proxy.engine.datagram_options import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, Pmtu, set_pmtu
+from proxy.engine.group import join_groups, leave_groups, only_joined_groups
 from proxy.engine.marks import IFNAMSIZ, MARK_MAX, SO_MARK
 from proxy.engine.options import SocketOptions, set_options, stream_options
 
@@ -44,9 +50,12 @@ STREAM_DEFAULTS: Final[SocketOptions] = (
     (IPPROTO_TCP, TCP_NODELAY, 0),
     (SOL_SOCKET, SO_KEEPALIVE, 0),
     (IPPROTO_TCP, TCP_USER_TIMEOUT, 0),
-    (IPPROTO_IP, IP_TOS, 0),
 )
 """What a new socket has; the listener's own options are set after these."""
+
+PMTUDISC_WANT: Final = 1  # uapi/linux/in.h; what a socket has that was told nothing
+
+RMEM_DEFAULT: Final = Path("/proc/sys/net/core/rmem_default")
 
 
 def differences(socket: Socket, listener: Listener) -> list[str]:
@@ -91,8 +100,22 @@ def _written(value: object) -> str:
     return f'"{value}"' if isinstance(value, str) else str(value).lower()
 
 
-def set_live(socket: Socket, listener: Listener, *, stored: bool) -> None:
-    """Set all options of a listener that a bound socket takes.
+class Former(NamedTuple):
+    """What is known of a socket before something is set on it.
+
+    Attributes:
+        listener: that it was set up for; None if it was inherited.
+        own: whether it is ours; or else a socket unit made it, and what the file leaves open is
+            as the unit says.
+
+    """
+
+    listener: Listener | None = None
+    own: bool = True
+
+
+def fit(socket: Socket, listener: Listener, *, stored: bool) -> None:
+    """Set all options of a listener on an inherited socket, as far as it takes them.
 
     Raises:
         MarkError: a mark is refused.
@@ -100,41 +123,100 @@ def set_live(socket: Socket, listener: Listener, *, stored: bool) -> None:
 
     """
     transport = listener.listen.transport
-    if not transport.is_unix:
-        if transport.is_datagram:
-            _set_datagrams(socket, listener, stored=stored)
-        else:
-            _set_stream(socket, listener)
-        listener_marks(listener).set(socket)
-    if not transport.is_datagram:
-        socket.listen(listener.backlog)  # again: the backlog is set anew, who waits stays
+    if transport.is_datagram and not transport.is_unix:
+        ask_for_local_address(socket, transparent=listener.transparent)
+        only_joined_groups(socket)
+    for option in OPTIONS:
+        option.set(socket, Former(own=stored), listener)
 
 
-def _set_stream(socket: Socket, listener: Listener) -> None:
-    set_options(socket, STREAM_DEFAULTS)
-    if socket.family == AF_INET6:
-        socket.setsockopt(IPPROTO_IPV6, IPV6_TCLASS, 0)
-    set_options(socket, stream_options(listener.tcp))
-    socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, listener.tcp.fastopen)
+def changes(old: Listener, new: Listener) -> Iterator[Setter]:
+    """What sets on a socket all that is said of it now and was not before."""
+    return (option.set for option in OPTIONS if option.said(old) != option.said(new))
 
 
-def _set_datagrams(socket: Socket, listener: Listener, *, stored: bool) -> None:
-    ask_for_local_address(socket, transparent=listener.transparent)
-    only_joined_groups(socket)
-    socket.setsockopt(IPPROTO_IP, IP_TOS, 0)
-    if socket.family == AF_INET6:
-        socket.setsockopt(IPPROTO_IPV6, IPV6_TCLASS, 0)
-    if listener.receive_buffer is not None:
-        socket.setsockopt(SOL_SOCKET, SO_RCVBUF, listener.receive_buffer)
-    elif stored:
-        socket.setsockopt(SOL_SOCKET, SO_RCVBUF, _default_buffer() // 2)  # it is doubled: socket(7)
+def _set_backlog(socket: Socket, _former: Former, new: Listener) -> None:
+    """listen(2) again: the length of the queue changes, and nothing in it is lost."""
+    if not new.listen.transport.is_datagram:
+        socket.listen(new.backlog)
+
+
+def _set_buffer(socket: Socket, former: Former, new: Listener) -> None:
+    transport, size = new.listen.transport, new.receive_buffer
+    if not transport.is_datagram or transport.is_unix or (size is None and not former.own):
+        return
+    if size is None:  # socket(7): the kernel doubles what it is told, not what it has by default
+        size = int(RMEM_DEFAULT.read_text()) // 2
+    socket.setsockopt(SOL_SOCKET, SO_RCVBUF, size)
+
+
+def _set_stream_options(socket: Socket, _former: Former, new: Listener) -> None:
+    if new.listen.transport.is_unix or new.listen.transport.is_datagram:
+        return
+    set_options(socket, STREAM_DEFAULTS + stream_options(new.tcp))
+    socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, new.tcp.fastopen)
+
+
+def _set_marks(socket: Socket, former: Former, new: Listener) -> None:
+    """Mark and interface are taken away only where we gave them: see ``differences``."""
+    if new.listen.transport.is_unix:
+        return
+    old = former.listener
+    if old is not None and old.mark is not None and new.mark is None:
+        socket.setsockopt(SOL_SOCKET, SO_MARK, 0)
+    if old is not None and old.interface is not None and new.interface is None:
+        socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, b"")
+    if new.dscp is None:
+        socket.setsockopt(IPPROTO_IP, IP_TOS, 0)
+        if socket.family == AF_INET6:
+            socket.setsockopt(IPPROTO_IPV6, IPV6_TCLASS, 0)
+    listener_marks(new).set(socket)
+
+
+def _set_groups(socket: Socket, former: Former, new: Listener) -> None:
+    if former.listener is not None:
+        leave_groups(socket, former.listener.multicast, former.listener.multicast_interface)
     try:
-        join_groups(socket, listener.multicast, listener.multicast_interface)
+        join_groups(socket, new.multicast, new.multicast_interface)
     except OSError as error:
-        if error.errno != errno.EADDRINUSE:  # a member already: ip(7)
-            raise
+        if former.listener is not None or error.errno != errno.EADDRINUSE:
+            raise  # an inherited socket may be a member already: ip(7)
 
 
-def _default_buffer() -> int:
-    with Socket(AF_INET, SOCK_DGRAM) as fresh:
-        return fresh.getsockopt(SOL_SOCKET, SO_RCVBUF)
+def _set_pmtu(socket: Socket, _former: Former, new: Listener) -> None:
+    transport = new.listen.transport
+    if not transport.is_datagram or transport.is_unix:
+        return
+    set_pmtu(socket, Pmtu(new.pmtu))
+    if new.pmtu == "system":
+        if socket.family == AF_INET6:
+            socket.setsockopt(IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_WANT)
+        socket.setsockopt(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)
+
+
+def _set_file(socket: Socket, _former: Former, new: Listener) -> None:
+    if isinstance(socket, UnixListenSocket) and socket.file is not None:
+        owner, group = new.owner or str(os.geteuid()), new.group or str(os.getegid())
+        give_file(socket.file.path, new.mode, owner, group)
+
+
+Setter: TypeAlias = Callable[[Socket, Former, "Listener"], None]
+"""Sets something on a socket, given what it was before, and the listener that it serves now."""
+
+
+class Option(NamedTuple):
+    """What of a listener is set by which function; at a reload, when that has changed."""
+
+    said: Callable[[Listener], Any]
+    set: Setter
+
+
+OPTIONS: Final = (
+    Option(lambda one: one.backlog, _set_backlog),
+    Option(lambda one: one.receive_buffer, _set_buffer),
+    Option(lambda one: one.tcp, _set_stream_options),
+    Option(lambda one: (one.mark, one.dscp, one.interface), _set_marks),
+    Option(lambda one: (one.multicast, one.multicast_interface), _set_groups),
+    Option(lambda one: one.pmtu, _set_pmtu),
+    Option(lambda one: (one.mode, one.owner, one.group), _set_file),
+)

@@ -20,50 +20,23 @@ Source: socket(7) SO_REUSEPORT; inet_csk_bind_conflict in net/ipv4/inet_connecti
 from __future__ import annotations
 
 import errno
-import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from contextlib import ExitStack, suppress
-from pathlib import Path
-from socket import (
-    AF_INET6,
-    IP_TOS,
-    IPPROTO_IP,
-    IPPROTO_IPV6,
-    IPPROTO_TCP,
-    IPV6_TCLASS,
-    SO_BINDTODEVICE,
-    SO_KEEPALIVE,
-    SO_RCVBUF,
-    SOL_SOCKET,
-    TCP_FASTOPEN,
-    TCP_NODELAY,
-    TCP_USER_TIMEOUT,
-)
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from proxy.control.listen import BindError, bind_listener, option_errors
-from proxy.control.outbound import listener_marks
+from proxy.control.refit import Former, Setter, changes
 from proxy.control.steering import lone_reason
-from proxy.control.unix import UnixListenSocket, give_file, socket_files
-from proxy.engine.datagram_options import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, Pmtu, set_pmtu
-from proxy.engine.group import join_groups, leave_groups
-from proxy.engine.marks import SO_MARK
-from proxy.engine.options import SocketOptions, set_options, stream_options
+from proxy.control.unix import socket_files
 
 if TYPE_CHECKING:
     from proxy.config.model import Listener
-
-PMTUDISC_WANT: Final = 1  # uapi/linux/in.h; what a socket has that was told nothing
 
 STILL_SERVING: Final = (
     "a socket of ours that gives up this port still serves its flows; "
     "choose another port, or restart"
 )
-
-RMEM_DEFAULT: Final = Path("/proc/sys/net/core/rmem_default")
-
-Undo = Callable[[], None]
 
 Given: TypeAlias = Mapping[str, "tuple[Socket, ...]"]
 
@@ -207,82 +180,12 @@ def _adjust(former: Bound, new: Listener, undo: ExitStack) -> None:
 
     """
     old = former.listener
-    for differs, setter in _SETTERS:
-        for socket in former.sockets if differs(old) != differs(new) else ():
-            undo.callback(_quietly, setter, socket, new, old)
-            setter(socket, old, new)
+    for setter in changes(old, new):
+        for socket in former.sockets:
+            undo.callback(_quietly, setter, socket, Former(new), old)
+            setter(socket, Former(old), new)
 
 
-def _quietly(setter: Callable[..., None], socket: Socket, old: Listener, new: Listener) -> None:
+def _quietly(setter: Setter, socket: Socket, former: Former, listener: Listener) -> None:
     with suppress(OSError):  # it was so before
-        setter(socket, old, new)
-
-
-def _set_backlog(socket: Socket, _old: Listener, new: Listener) -> None:
-    """listen(2) again: the length of the queue changes, and nothing in it is lost."""
-    if not new.listen.transport.is_datagram:
-        socket.listen(new.backlog)
-
-
-def _set_buffer(socket: Socket, _old: Listener, new: Listener) -> None:
-    size = new.receive_buffer
-    if size is None:  # socket(7): the kernel doubles what it is told, not what it has by default
-        size = int(RMEM_DEFAULT.read_text()) // 2
-    socket.setsockopt(SOL_SOCKET, SO_RCVBUF, size)
-
-
-def _set_stream_options(socket: Socket, _old: Listener, new: Listener) -> None:
-    if new.listen.transport.is_unix or new.listen.transport.is_datagram:
-        return
-    off: SocketOptions = (
-        (IPPROTO_TCP, TCP_NODELAY, 0),
-        (SOL_SOCKET, SO_KEEPALIVE, 0),
-        (IPPROTO_TCP, TCP_USER_TIMEOUT, 0),
-    )
-    set_options(socket, off + stream_options(new.tcp))
-    socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, new.tcp.fastopen)
-
-
-def _set_marks(socket: Socket, old: Listener, new: Listener) -> None:
-    if new.listen.transport.is_unix:
-        return
-    if old.mark is not None and new.mark is None:
-        socket.setsockopt(SOL_SOCKET, SO_MARK, 0)
-    if old.interface is not None and new.interface is None:
-        socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, b"")
-    if old.dscp is not None and new.dscp is None:
-        socket.setsockopt(IPPROTO_IP, IP_TOS, 0)
-        if socket.family == AF_INET6:
-            socket.setsockopt(IPPROTO_IPV6, IPV6_TCLASS, 0)
-    listener_marks(new).set(socket)
-
-
-def _set_groups(socket: Socket, old: Listener, new: Listener) -> None:
-    leave_groups(socket, old.multicast, old.multicast_interface)
-    join_groups(socket, new.multicast, new.multicast_interface)
-
-
-def _set_pmtu(socket: Socket, _old: Listener, new: Listener) -> None:
-    set_pmtu(socket, Pmtu(new.pmtu))
-    if new.pmtu == "system":
-        if socket.family == AF_INET6:
-            socket.setsockopt(IPPROTO_IPV6, IPV6_MTU_DISCOVER, PMTUDISC_WANT)
-        socket.setsockopt(IPPROTO_IP, IP_MTU_DISCOVER, PMTUDISC_WANT)
-
-
-def _set_file(socket: Socket, _old: Listener, new: Listener) -> None:
-    if isinstance(socket, UnixListenSocket) and socket.file is not None:
-        owner, group = new.owner or str(os.geteuid()), new.group or str(os.getegid())
-        give_file(socket.file.path, new.mode, owner, group)
-
-
-_SETTERS: Final[tuple[tuple[Callable[[Listener], Any], Callable[..., None]], ...]] = (
-    (lambda one: one.backlog, _set_backlog),
-    (lambda one: one.receive_buffer, _set_buffer),
-    (lambda one: one.tcp, _set_stream_options),
-    (lambda one: (one.mark, one.dscp, one.interface), _set_marks),
-    (lambda one: (one.multicast, one.multicast_interface), _set_groups),
-    (lambda one: one.pmtu, _set_pmtu),
-    (lambda one: (one.mode, one.owner, one.group), _set_file),
-)
-"""What of a listener is set by which function; it is called when that has changed."""
+        setter(socket, former, listener)

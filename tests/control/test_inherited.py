@@ -20,6 +20,7 @@ from proxy.control.listen import bind_for_workers
 from proxy.control.notify import Notifier
 from proxy.control.store import SocketStore, sockets_to_keep
 from proxy.core.address import Transport
+from proxy.engine.datagram_options import IP_MTU_DISCOVER, Pmtu, set_pmtu
 from proxy.engine.drops import kernel_drops
 from proxy.engine.worker import Worker
 from tests.control.manager import Manager
@@ -310,6 +311,18 @@ def test_a_receive_buffer_that_is_gone_from_the_file_is_the_systems_again(
     config = config_of(dns=f'"udp://127.0.0.1:{kept.getsockname()[1]}"')
     given, _, _ = adopted(stack, tmp_path, config, pass_on(stack, kept, names="kept/dns"))
     assert given["dns"][0].getsockopt(Socket.SOL_SOCKET, Socket.SO_RCVBUF) == usual
+
+
+def test_a_policy_of_fragmentation_that_is_gone_from_the_file_is_the_systems_again(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    with udp() as fresh:
+        usual = fresh.getsockopt(Socket.IPPROTO_IP, IP_MTU_DISCOVER)
+    kept = udp()
+    set_pmtu(kept, Pmtu.FORBID)
+    config = config_of(dns=f'"udp://127.0.0.1:{kept.getsockname()[1]}"\npmtu = "system"')
+    given, _, _ = adopted(stack, tmp_path, config, pass_on(stack, kept, names="kept/dns"))
+    assert given["dns"][0].getsockopt(Socket.IPPROTO_IP, IP_MTU_DISCOVER) == usual
 
 
 def test_the_store_follows_a_change_of_the_listeners(tmp_path: Path) -> None:
