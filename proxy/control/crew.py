@@ -1,9 +1,7 @@
 """The crew: worker processes, which together are one ``RelayPort``.
 
-Clients are steered to workers by the prefix of their address (see ``steering``), each worker by a
-listening socket of its own; what cannot be shared (see ``is_shareable``) belongs to one worker.
-The table limit is divided among them. Flow ids tell whose a flow is: worker ``k`` of ``n`` gives
-``k + 1``, ``k + 1 + n`` and so on.
+What is whose is for ``division`` to say; here the workers are kept at work, told what to do, and
+asked; their answers become one.
 
 The supervisor keeps a duplicate of every listening socket, so that clients wait in its queue, and
 go to nobody else, while a worker is away. One that ends is started again at once, with a growing
@@ -18,22 +16,20 @@ from __future__ import annotations
 import heapq
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
-from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Final, TypeVar
-from zlib import crc32
 
 import structlog
 import trio
 
+from proxy.control.division import Division, whole
 from proxy.control.remote import RemoteWorker, WorkerLostError
 from proxy.core.query import ROW_SORTS
-from proxy.engine.child import Hello
 from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
 from proxy.engine.relay import OUTBOX
-from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener, cookie_of
+from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
@@ -41,9 +37,6 @@ if TYPE_CHECKING:
     from proxy.core.query import FlowQuery
     from proxy.core.row_json import ClosedFlow
     from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
-
-GENERATION: Final = 1_000_000_000
-"""Ids of one life of a worker; its successor goes on with the next ones."""
 
 READING: Final = 0.5
 """Seconds between two readings of a worker: what may be unknown of one that was killed."""
@@ -78,9 +71,8 @@ class Crew:
 
     def __init__(self, size: int, table_limit: int, recent: int) -> None:
         self.size = size
-        self._bounds = (table_limit, recent)
+        self._division = Division(size, table_limit, recent)
         self._remotes: list[RemoteWorker | None] = [None] * size
-        self._generations = [0] * size
         self._wanted: Change | None = None
         self._drains: dict[DrainTarget, DrainOrder] = {}
         self._groups: list[tuple[Socket, ...]] = []
@@ -114,7 +106,7 @@ class Crew:
                 for target, each in self._drains.items()
                 if target == EVERYTHING  # a reload opens what was drained by hand
             }
-            self._wanted = _whole(self._wanted, change)
+            self._wanted = whole(self._wanted, change)
             await self._all(lambda remote: self._apply(remote, change))
             self._groups += [
                 each.sockets for each in change.opened if each.sockets not in self._groups
@@ -153,7 +145,7 @@ class Crew:
         rows: dict[int, str | None] = {}
 
         async def ask(remote: RemoteWorker) -> None:
-            own = [id for id in ids if (id - 1) % self.size == remote.index]
+            own = [id for id in ids if self._division.worker_of(id) == remote.index]
             if own:
                 rows.update(zip(own, await remote.flow_rows(own, recent=recent), strict=True))
 
@@ -220,7 +212,7 @@ class Crew:
         pause = 0.0
         while True:
             began = trio.current_time()
-            remote = RemoteWorker(index, self._settings(index), self)
+            remote = RemoteWorker(index, self._division.settings(index), self)
             async with trio.open_nursery() as life:
                 life.start_soon(self._employ, remote, task_status)
                 code = await self._live(remote)
@@ -260,7 +252,7 @@ class Crew:
                 nursery.start_soon(self._collect_closed, remote)
 
     async def _apply(self, remote: RemoteWorker, change: Change) -> None:
-        await remote.apply(self._part(change, remote.index))
+        await remote.apply(self._division.part(change, remote.index))
 
     def _close_unused(self) -> None:
         """Close the listeners that no worker serves; one that is away may have to again."""
@@ -314,49 +306,3 @@ class Crew:
                 if remote is not None:
                     nursery.start_soon(ask_one, remote)
         return [answers[index] for index in sorted(answers)]
-
-    def _settings(self, index: int) -> Hello:
-        generation = self._generations[index]
-        self._generations[index] += 1
-        first_id = index + 1 + self.size * GENERATION * generation
-        table_limit, recent = (self._share(bound, index) for bound in self._bounds)
-        return Hello(table_limit, recent, first_id, self.size)
-
-    def _part(self, change: Change, index: int) -> Change:
-        """What of a change is for one worker."""
-        opened = [
-            each._replace(sockets=tuple(self._sockets_of(each, index))) for each in change.opened
-        ]
-        return replace(
-            change,
-            opened=tuple(each for each in opened if each.sockets),
-            table_limit=self._share(change.table_limit, index),
-            recent=self._share(change.recent, index),
-        )
-
-    def _sockets_of(self, opened: OpenListener, index: int) -> Iterator[Socket]:
-        """A worker's sockets of a listener; those of one that was drained are closed."""
-        own: Sequence[Socket] = ()
-        if len(opened.sockets) == self.size:
-            own = opened.sockets[index : index + 1]
-        elif crc32(opened.spec.name.encode()) % self.size == index:
-            own = opened.sockets
-        return (socket for socket in own if socket.fileno() >= 0)
-
-    def _share(self, bound: int, index: int) -> int:
-        """A worker's part of a bound; the parts add up to it."""
-        return bound // self.size + (index < bound % self.size)
-
-
-def _whole(before: Change | None, change: Change) -> Change:
-    """What a worker that begins now has to be."""
-    if before is None:
-        return change
-    specs = {spec.name: spec for spec in change.changed}
-    listeners = {
-        each.spec.name: each._replace(spec=specs.get(each.spec.name, each.spec))
-        for each in before.opened
-        if each.spec.name not in change.closed
-    }
-    listeners |= {each.spec.name: each for each in change.opened}
-    return replace(change, opened=tuple(listeners.values()), changed=(), closed=())

@@ -1,0 +1,93 @@
+"""What belongs to which worker of a crew: listening sockets, parts of the bounds, flow ids.
+
+Clients are steered to workers by the prefix of their address (see ``steering``), each worker by a
+listening socket of its own; what cannot be shared (see ``lone_reason`` there) belongs to one
+worker. The table limit is divided among them. Flow ids tell whose a flow is: worker ``k`` of ``n``
+gives ``k + 1``, ``k + 1 + n`` and so on; one that takes another's place begins far beyond what that
+may have given.
+
+Nothing here waits or speaks to anybody.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Final
+from zlib import crc32
+
+from proxy.engine.child import Hello
+from proxy.engine.specs import Change, OpenListener
+
+if TYPE_CHECKING:
+    from socket import SocketType as Socket
+
+GENERATION: Final = 1_000_000_000
+"""Ids of one life of a worker; its successor goes on with the next ones."""
+
+
+class Division:
+    """How so many workers share.
+
+    Args:
+        size: how many they are.
+        table_limit: flows at once, of all together.
+        recent: ended flows remembered, of all together.
+
+    """
+
+    def __init__(self, size: int, table_limit: int, recent: int) -> None:
+        self._size = size
+        self._bounds = (table_limit, recent)
+        self._generations = [0] * size
+
+    def settings(self, index: int) -> Hello:
+        """What a worker is made of that begins now; each time another."""
+        generation = self._generations[index]
+        self._generations[index] += 1
+        first_id = index + 1 + self._size * GENERATION * generation
+        table_limit, recent = (self._share(bound, index) for bound in self._bounds)
+        return Hello(table_limit, recent, first_id, self._size)
+
+    def worker_of(self, id: int) -> int:
+        """Whose a flow is."""
+        return (id - 1) % self._size
+
+    def part(self, change: Change, index: int) -> Change:
+        """What of a change is for one worker."""
+        opened = [
+            each._replace(sockets=tuple(self._sockets_of(each, index))) for each in change.opened
+        ]
+        return replace(
+            change,
+            opened=tuple(each for each in opened if each.sockets),
+            table_limit=self._share(change.table_limit, index),
+            recent=self._share(change.recent, index),
+        )
+
+    def _sockets_of(self, opened: OpenListener, index: int) -> Iterator[Socket]:
+        """A worker's sockets of a listener; those of one that was drained are closed."""
+        own: Sequence[Socket] = ()
+        if len(opened.sockets) == self._size:
+            own = opened.sockets[index : index + 1]
+        elif crc32(opened.spec.name.encode()) % self._size == index:
+            own = opened.sockets
+        return (socket for socket in own if socket.fileno() >= 0)
+
+    def _share(self, bound: int, index: int) -> int:
+        """A worker's part of a bound; the parts add up to it."""
+        return bound // self._size + (index < bound % self._size)
+
+
+def whole(before: Change | None, change: Change) -> Change:
+    """What a worker that begins now has to be."""
+    if before is None:
+        return change
+    specs = {spec.name: spec for spec in change.changed}
+    listeners = {
+        each.spec.name: each._replace(spec=specs.get(each.spec.name, each.spec))
+        for each in before.opened
+        if each.spec.name not in change.closed
+    }
+    listeners |= {each.spec.name: each for each in change.opened}
+    return replace(change, opened=tuple(listeners.values()), changed=(), closed=())
