@@ -79,7 +79,7 @@ def parser() -> ArgumentParser:
     )
     known.add_argument("--only", default="", metavar="NAME,...", help=f"workloads: {names}")
     known.add_argument(
-        "--proxies", default="", metavar="NAME,...", help="sockpair, haproxy, nginx, envoy"
+        "--proxies", default="", metavar="NAME,...", help="sockpair, haproxy, nginx, envoy, floor"
     )
     known.add_argument(
         "--quiet",

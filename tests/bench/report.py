@@ -2,7 +2,8 @@
 
 A sample is what one measurement of one proxy gave for one part of a workload. The median over the
 rounds is what counts; the ratio is sockpair's median over the least of its peers' medians, so below
-1 sockpair is the cheapest.
+1 sockpair is the cheapest. The floor is no peer: where it was measured, its own ratio to the best
+peer tells whether a goal can be reached, and sockpair's ratio to it what is left to win.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from statistics import median
 from typing import Final
 
 from tests.bench.measure import Figures
+from tests.bench.peers import FLOOR
 from tests.bench.workload import Figure, Goal, Part, Workload
 
 SUBJECT: Final = "sockpair"
@@ -41,6 +43,7 @@ class Standing:
         best: the best peer's name and median; None where the goal is not a ratio, or without peers.
         compared: what the goal is about: the ratio, or the value itself; None if there is no ratio.
         goal: the goal.
+        floor: the median of the cheapest relay in Python; None if it has not been measured.
 
     """
 
@@ -48,6 +51,17 @@ class Standing:
     best: tuple[str, float] | None
     compared: float | None
     goal: Goal
+    floor: float | None = None
+
+    @property
+    def floor_to_best(self) -> float | None:
+        """What the ratio would be if sockpair cost no more than the floor."""
+        return self.floor / self.best[1] if self.floor and self.best and self.best[1] else None
+
+    @property
+    def to_floor(self) -> float | None:
+        """How many times the floor sockpair is."""
+        return self.value / self.floor if self.floor else None
 
     @property
     def verdict(self) -> str:
@@ -78,11 +92,12 @@ def standing(by_proxy: Mapping[str, float], goal: Goal) -> Standing | None:
         return None
     if not goal.to_peer:
         return Standing(value, None, value, goal)
-    peers = {proxy: found for proxy, found in by_proxy.items() if proxy != SUBJECT}
+    floor = by_proxy.get(FLOOR)
+    peers = {proxy: found for proxy, found in by_proxy.items() if proxy not in {SUBJECT, FLOOR}}
     if not peers:
-        return Standing(value, None, None, goal)
+        return Standing(value, None, None, goal, floor)
     best = min(peers.items(), key=lambda item: item[1])
-    return Standing(value, best, value / best[1] if best[1] else None, goal)
+    return Standing(value, best, value / best[1] if best[1] else None, goal, floor)
 
 
 def table(samples: Sequence[Sample], workloads: Sequence[Workload], proxies: Sequence[str]) -> str:
@@ -93,7 +108,8 @@ def table(samples: Sequence[Sample], workloads: Sequence[Workload], proxies: Seq
         for part in workload.parts:
             if (workload.name, part.name) in measured:
                 lines += [*_part_lines(samples, workload, part, proxies), ""]
-    return "\n".join([*lines, *_goal_lines(samples, workloads), "", disturbances(samples)])
+    lines += [*_goal_lines(samples, workloads), "", *_floor_lines(samples, workloads)]
+    return "\n".join([*lines, disturbances(samples)])
 
 
 def disturbances(samples: Sequence[Sample]) -> str:
@@ -131,6 +147,9 @@ def summary(samples: Sequence[Sample], workloads: Sequence[Workload]) -> list[di
             "best_value": where.best[1] if where.best else None,
             "compared": where.compared,
             "goal": [where.goal.first, where.goal.second],
+            "floor": where.floor,
+            "floor_to_best": where.floor_to_best,
+            "to_floor": where.to_floor,
             "verdict": where.verdict,
         }
         for name, _, where in standings(samples, workloads)
@@ -160,6 +179,21 @@ def _goal_lines(samples: Sequence[Sample], workloads: Sequence[Workload]) -> Ite
             f"{name:44}{_number(where.value, figure):>10}  {best:20}{ratio:>6}  "
             f"{_goal(where.goal):18}{where.verdict}"
         )
+
+
+def _floor_lines(samples: Sequence[Sample], workloads: Sequence[Workload]) -> Iterator[str]:
+    """Where the floor is; nothing unless it has been measured beside a peer."""
+    lines = [
+        f"{name:44}{_number(where.floor, figure):>10}{where.floor_to_best:>18.2f}"
+        f"{where.to_floor:>18.2f}  {_goal(where.goal)}"
+        for name, figure, where in standings(samples, workloads)
+        if where.floor_to_best and where.to_floor
+    ]
+    if lines:
+        head = f"{'the floor':44}{'floor':>10}"
+        yield f"{head}{'floor / best peer':>18}{'sockpair / floor':>18}  goal"
+        yield from lines
+        yield ""
 
 
 def _goal(goal: Goal) -> str:

@@ -260,6 +260,26 @@ def test_standing_without_peers_or_without_sockpair() -> None:
     assert standing({"nginx": 1.0}, Goal(1.0)) is None
 
 
+def test_the_floor_is_no_peer() -> None:
+    where = standing({"sockpair": 12.0, "nginx": 10.0, "floor": 8.0}, Goal(1.25, 1.0))
+
+    assert where is not None
+    assert where.best == ("nginx", 10.0)
+    assert where.floor_to_best == pytest.approx(0.8)
+    assert where.to_floor == pytest.approx(1.5)
+
+
+def test_table_tells_the_floor_only_where_it_was_measured() -> None:
+    peers = {"sockpair": [{"cpu": 18.0}], "nginx": [{"cpu": 15.0}]}
+    with_floor = samples_of(**peers, floor=[{"cpu": 12.0}])
+
+    lines = table(with_floor, WORKLOADS[:1], ["sockpair", "nginx", "floor"]).splitlines()
+
+    (found,) = (line for line in lines if " 0.80 " in line)
+    assert found.split()[-7:] == ["12.00", "0.80", "1.50", "<=", "1.25,", "then", "1"]
+    assert "the floor" not in table(samples_of(**peers), WORKLOADS[:1], ["sockpair", "nginx"])
+
+
 def test_table_shows_medians_and_goals() -> None:
     samples = samples_of(
         sockpair=[{"cpu": 18.0, "rate": 50_000.0}],
@@ -306,10 +326,12 @@ def test_rounds_are_interleaved_and_begin_with_another_proxy() -> None:
         "haproxy",
         "nginx",
         "envoy",
+        "floor",
     ]
     assert [name for number, work, name in planned if (number, work) == (2, "udp1")] == [
         "nginx",
         "envoy",
+        "floor",
         "sockpair",
     ]
     assert [name for number, work, name in planned if work == "metrics"] == ["sockpair"] * 2
