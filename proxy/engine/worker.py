@@ -10,10 +10,11 @@ from __future__ import annotations
 import heapq
 import os
 import resource
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from itertools import islice
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import trio
 
@@ -34,6 +35,9 @@ if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.upstream import Upstream
     from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+
+MERGED: Final = 25
+"""Flows put in order between two turns of the pump, where that takes a microsecond or two each."""
 
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
@@ -140,11 +144,13 @@ class Worker:
         """Find the same flows, and return their ids."""
         matching, matched = await self._find(query)
         key = SORTS[query.sort]
-        return {
-            "ids": [flow.id for flow in matching],
-            "keys": [key(flow) for flow in matching],
-            "matched": matched,
-        }
+        ids: list[int] = []
+        keys: list[Any] = []
+        for part in slices(matching):
+            ids += [flow.id for flow in part]
+            keys += map(key, part)
+            await trio.lowlevel.checkpoint()
+        return {"ids": ids, "keys": keys, "matched": matched}
 
     async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
         """Describe flows as JSON, each id's; None where the flow is gone."""
@@ -221,18 +227,19 @@ class Worker:
         """
         async with self._searching:
             order = SORTS[query.sort]
-            matched, parts = 0, []
+            limit = query.limit or None
+            matched, runs = 0, list[list[Flow]]()
             for part in slices(self._candidates(query)):
                 fitting = sorted(filter(query.matches, part), key=order)
                 matched += len(fitting)
-                parts.append(fitting)
-                if query.limit:
-                    parts = [heapq.nsmallest(query.limit, heapq.merge(*parts, key=order), order)]
+                _add_run(runs, fitting[:limit], order)
                 await trio.lowlevel.checkpoint()
+            if len(runs) < 2:
+                return list(*runs)[:limit], matched
             found: list[Flow] = []
-            for flow in heapq.merge(*parts, key=order):
+            for flow in islice(heapq.merge(*runs, key=order), limit):
                 found.append(flow)
-                if len(found) % SLICE == 0:
+                if len(found) % MERGED == 0:
                     await trio.lowlevel.checkpoint()
         return found, matched
 
@@ -291,6 +298,17 @@ class Worker:
                 flow.abort(reason, CloseSide.PROXY, now)
                 ended += 1
         return ended
+
+
+def _add_run(runs: list[list[Flow]], flows: list[Flow], order: Callable[[Flow], Any]) -> None:
+    """Add flows in order to the runs that are to be merged; to the last one if they follow it.
+
+    The table is in the order of ids, so the usual listing is one run and has nothing to merge.
+    """
+    if runs and flows and order(runs[-1][-1]) <= order(flows[0]):
+        runs[-1] += flows
+    elif flows:
+        runs.append(flows)
 
 
 def open_files() -> int:
