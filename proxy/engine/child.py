@@ -30,6 +30,8 @@ import trio
 
 from proxy.core.row_json import ClosedFlow
 from proxy.engine.garbage import spare_collector
+from proxy.engine.specs import OpenListener
+from proxy.engine.unix import BoundUnixSocket
 from proxy.engine.wire import Message, Wire, WireError
 from proxy.engine.worker import Worker
 
@@ -72,13 +74,18 @@ def read_order(message: Message) -> tuple[int, str, tuple[Any, ...], dict[str, A
     number, method, arguments, options = pickle.loads(message.body)  # noqa: S301 - it is trusted
     if method == "apply":
         bare, counts = arguments
-        sockets = (Socket(fileno=fd) for fd in message.files)
+        files = iter(message.files)
         opened = tuple(
-            each._replace(sockets=tuple(next(sockets) for _ in range(count)))
+            each._replace(sockets=tuple(_received(each, next(files)) for _ in range(count)))
             for each, count in zip(bare.opened, counts, strict=True)
         )
         arguments = (replace(bare, opened=opened),)
     return number, method, arguments, options
+
+
+def _received(opened: OpenListener, fd: int) -> Socket:
+    """A listening socket that came as a descriptor, and tells its address as the table has it."""
+    return BoundUnixSocket(fileno=fd) if opened.spec.transport.is_unix else Socket(fileno=fd)
 
 
 class Child:

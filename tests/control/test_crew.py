@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
+from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM
 
 import pytest
 import structlog.testing
@@ -387,3 +388,30 @@ async def test_workers_end_with_the_supervisor(tmp_path: Path) -> None:
             remote._wire._socket.shutdown(trio.socket.SHUT_RDWR)  # as if we were gone
         while any(map(is_alive, pids)):
             await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("scheme", ["unix", "unixgram"])
+async def test_a_unix_socket_is_served_by_one_of_two_workers(tmp_path: Path, scheme: str) -> None:
+    """Its descriptor comes from the supervisor; the worker must know that it is a Unix socket."""
+    kind = SOCK_STREAM if scheme == "unix" else SOCK_DGRAM
+    path, behind = tmp_path / "listener", tmp_path / "endpoint"
+    text = settings(tmp_path) + (
+        f'[listener.u]\nlisten = "{scheme}://{path}"\nupstream = "u"\n'
+        f'[upstream.u]\nendpoints = ["{scheme}://{behind}"]\n'
+    )
+    endpoint = _noted(trio.socket.socket(AF_UNIX, kind))
+    await endpoint.bind(str(behind))
+    async with crewed(text) as house:
+        client = _noted(trio.socket.socket(AF_UNIX, kind))
+        if kind == SOCK_STREAM:
+            endpoint.listen()
+        else:
+            await client.bind(str(tmp_path / "client"))
+        await client.connect(str(path))
+        await client.send(b"hello")
+        if kind == SOCK_STREAM:
+            endpoint, _ = await endpoint.accept()
+            _noted(endpoint)
+        assert await endpoint.recv(100) == b"hello"
+        page = await house.worker.flows(FlowQuery())
+        assert [row["client"]["local"] for row in page["rows"]] == [f"unix:{path}"]
