@@ -70,6 +70,15 @@ class Forward:
 
 
 @dataclass(frozen=True)
+class UnixForward(Forward):
+    """A listener at a Unix socket; its host is the path."""
+
+    @property
+    def text(self) -> str:
+        return self.host
+
+
+@dataclass(frozen=True)
 class Settings:
     """A configuration file, and what a test must know of it."""
 
@@ -114,6 +123,14 @@ class Metrics:
         ]
         assert values, f"no sample {name} with {labels}"
         return int(sum(values))
+
+    def by(self, name: str, key: str, **labels: str) -> Counter[str]:
+        """The samples that have these labels, added up by another label."""
+        found: Counter[str] = Counter()
+        for sample in self._samples:
+            if sample.name == name and labels.items() <= sample.labels.items():
+                found[sample.labels[key]] += int(sample.value)
+        return found
 
 
 @dataclass(frozen=True)

@@ -9,7 +9,6 @@ import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -19,18 +18,9 @@ from tests.e2e.conftest import Stage
 from tests.e2e.patience import until
 from tests.e2e.peers import HOST, RedisBooks
 from tests.e2e.program import Program, free_port, output_of, peer, program, start
-from tests.e2e.subject import Forward, Sockpair, agree_nothing_lost
+from tests.e2e.subject import Forward, Sockpair, UnixForward, agree_nothing_lost
 
 ME = {"uid": os.getuid(), "gid": os.getgid()}
-
-
-@dataclass(frozen=True)
-class UnixForward(Forward):
-    """A listener at a Unix socket; its host is the path."""
-
-    @property
-    def text(self) -> str:
-        return self.host
 
 
 @asynccontextmanager
