@@ -21,6 +21,9 @@ was found out by experiment (Linux 6.18; tests/control/test_steering.py repeats 
   from its members meanwhile: a SYN is sent again after a second, and a datagram is lost, as it
   would have been a moment earlier. So no client is ever met by the wrong worker, nor before its
   group is whole.
+- A kernel may keep socket filters for CAP_NET_ADMIN, which we do not need for anything else (the
+  one program that steers is free for all). Without the filter a client of the group's first
+  moments may be served by another worker than it would be later; nothing else is lost.
 - A closing TCP socket resets what waits in its queue (net.ipv4.tcp_migrate_req is 0).
 
 Not everything can be divided: see ``lone_reason``. Known, and left: a broadcast to a wildcard is
@@ -34,7 +37,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from ctypes import addressof, create_string_buffer
 from enum import Enum, auto
 from socket import SO_REUSEPORT, SOL_SOCKET
@@ -114,7 +117,8 @@ def bind_group(
 def before_bind(socket: Socket, share: Share) -> None:
     """Prepare a socket for how it has its address."""
     if share is not Share.ALONE:
-        _set_program(socket, SO_ATTACH_FILTER, NOTHING)
+        with suppress(PermissionError):
+            _set_program(socket, SO_ATTACH_FILTER, NOTHING)
     if share is Share.NEXT:
         socket.setsockopt(SOL_SOCKET, SO_REUSEPORT, 1)
 
@@ -137,7 +141,8 @@ def attach(member: Socket, program: Sequence[Instruction]) -> None:
 
 def let_in(member: Socket) -> None:
     """Take away what ``before_bind`` keeps its clients out with."""
-    member.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
+    with suppress(FileNotFoundError):  # there is none
+        member.setsockopt(SOL_SOCKET, SO_DETACH_FILTER, 0)
 
 
 def _set_program(socket: Socket, option: int, program: Sequence[Instruction]) -> None:

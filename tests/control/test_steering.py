@@ -22,7 +22,7 @@ from proxy.config.values import parse_listen
 from proxy.control import steering
 from proxy.control.listen import BindError, bind_for_workers, bind_listeners, bind_socket
 from proxy.control.steering import Share, attach, bind_group, lone_reason
-from proxy.core.steering import steering_program
+from proxy.core.steering import Instruction, steering_program
 from tests.engine.udp_network import Network, require_namespaces
 
 PATIENCE = 10.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
@@ -263,6 +263,23 @@ def test_nothing_comes_in_before_the_group_is_whole() -> None:
             steering.let_in(first)
             client.send(b"in time")
         assert first.recv(16) == b"in time"
+
+
+def test_a_kernel_that_forbids_filters_does_not_forbid_workers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Some keep them for CAP_NET_ADMIN, which the service does not have."""
+    set_program = steering._set_program
+
+    def refuse(socket: Socket, option: int, program: Sequence[Instruction]) -> None:
+        if option == steering.SO_ATTACH_FILTER:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        set_program(socket, option, program)
+
+    monkeypatch.setattr(steering, "_set_program", refuse)
+    for transport in ("tcp", "udp"):
+        with group(f"{transport}://127.0.0.1:0") as members:
+            assert len(members) == WORKERS
 
 
 def test_a_connection_that_came_too_early_comes_again() -> None:
