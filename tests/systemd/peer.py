@@ -4,6 +4,9 @@
 * ``tcp PORT TEXT``, ``udp PORT TEXT``: say it, print what comes back.
 * ``bulk PORT MIB``: send so much, print how many bytes of it came back right.
 * ``knock PORT SECONDS``: connect and say something again and again; print the outcomes, counted.
+* ``stay PORT SECONDS``: the same over one connection; print how many answers came.
+* ``hoard PORT COUNT``: open flows, one after the other, send all that they take, read nothing, and
+  hold them until something is cut, or all are open; print which.
 """
 
 from __future__ import annotations
@@ -86,6 +89,41 @@ def knock(port: str, seconds: str) -> None:
             outcomes[type(error).__name__] += 1
         threading.Event().wait(0.005)
     print(*(f"{word}={number}" for word, number in outcomes.items()))
+
+
+def stay(port: str, seconds: str) -> None:
+    end = time.monotonic() + float(seconds)
+    answers = 0
+    with socket.socket() as client:
+        client.settimeout(PATIENCE)
+        client.connect((HOST, int(port)))
+        while time.monotonic() < end:
+            client.sendall(b"x")
+            assert client.recv(1) == b"x"
+            answers += 1
+            threading.Event().wait(0.02)
+    print(f"answers={answers}")
+
+
+def hoard(port: str, count: str) -> None:
+    data = bytes(1 << 20)
+    held = []
+    for _ in range(int(count)):
+        client = socket.socket()
+        client.settimeout(PATIENCE)
+        held.append(client)
+        try:
+            client.connect((HOST, int(port)))
+            client.settimeout(0.01)
+            while True:
+                client.send(data)
+        except TimeoutError:
+            continue
+        except ConnectionError as error:
+            print(f"cut after {len(held)}: {type(error).__name__}")
+            return
+    print(f"open={len(held)}")
+    threading.Event().wait(PATIENCE)
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ import json
 import re
 import resource
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 import pytest
 
@@ -33,12 +34,19 @@ DROP_INS = "/run/systemd/system/sockpair.service.d"
 @pytest.fixture
 def lab(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[Lab]:
     """The machine with an endpoint, our configuration, and no service that runs."""
+    with at_rest(machine, reinstall):
+        yield machine
+
+
+@contextmanager
+def at_rest(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[None]:
+    """Bring a machine to rest before and after, with an endpoint and our configuration."""
     reinstall(machine)
     if machine.ask("systemctl", "is-active", "echo.service").stdout != "active\n":
         machine.run("systemd-run", "--unit=echo", *PEER, "echo", "7000")
     rest(machine)
     machine.write(FILE, CONFIG)
-    yield machine
+    yield
     rest(machine)
 
 
