@@ -2,8 +2,8 @@
 
     python -m tests.soak.endpoint NAME:KIND:WHERE...
 
-WHERE is a port on loopback, or a path for a Unix stream. On SIGTERM the books are printed as one
-JSON object: of each NAME how many stream flows came, and the bytes received and sent. KIND is one of
+WHERE is a port on loopback, or a path for a Unix stream. On SIGTERM the books are printed as a
+JSON object: of each NAME how many streams came, and the bytes received and sent. KIND is one of
 
 * ``echo``: send back what comes;
 * ``digest``: read to the end, then send the SHA-256 of it in hexadecimal;
