@@ -11,6 +11,7 @@ import trio
 
 from tests.e2e import peers, subject
 from tests.e2e.peers import Origin
+from tests.e2e.program import Command
 from tests.e2e.subject import Forward, Settings, Sockpair
 
 
@@ -23,12 +24,16 @@ class Stage:
         self._stack = stack
 
     async def sockpair(
-        self, *forwards: Forward, descriptor_limit: int | None = None, **engine: int | str
+        self,
+        *forwards: Forward,
+        descriptor_limit: int | None = None,
+        wrapper: Command = (),
+        **engine: int | str,
     ) -> Sockpair:
-        """Run sockpair with these listeners, and keys of [engine]."""
+        """Run sockpair with these listeners, and keys of [engine]; the wrapper starts it."""
         settings = self.settings(*forwards, **engine)
         return await self._stack.enter_async_context(
-            subject.sockpair(settings, descriptor_limit=descriptor_limit)
+            subject.sockpair(settings, descriptor_limit=descriptor_limit, wrapper=wrapper)
         )
 
     def settings(self, *forwards: Forward, **engine: int | str) -> Settings:

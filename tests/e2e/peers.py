@@ -115,9 +115,9 @@ class RedisBooks:
 
 
 @asynccontextmanager
-async def nsd(folder: Path) -> AsyncIterator[Origin]:
-    """Serve one zone over UDP and TCP, on IPv4 and IPv6."""
-    port = free_port()
+async def nsd(folder: Path, host: str = HOST, port: int = 0) -> AsyncIterator[Origin]:
+    """Serve one zone over UDP and TCP, on IPv4 and IPv6; or at this address alone."""
+    others = "" if port else f"ip-address: ::1@{(port := free_port())}"
     records = "".join(f"{name} A 192.0.2.{number % 256}\n" for number, name in enumerate(names()))
     (folder / "zone").write_text(
         f"""$ORIGIN {ZONE}.
@@ -125,14 +125,15 @@ $TTL 3600
 @ SOA ns hostmaster 1 3600 600 86400 300
 @ NS ns
 ns A 192.0.2.53
+local A {HOST}
 long TXT {" ".join('"' + "x" * 200 + '"' for _ in range(15))}
 {records}"""
     )
     file = folder / "nsd.conf"
     file.write_text(
         f"""server:
-    ip-address: {HOST}@{port}
-    ip-address: ::1@{port}
+    ip-address: {host}@{port}
+    {others}
     server-count: 1
     username: ""
     chroot: ""
@@ -153,7 +154,7 @@ zone:
 """
     )
     command: Command = [peer("nsd"), "-d", "-c", file]
-    async with program(command, folder, lambda: answers(port), name="nsd") as started:
+    async with program(command, folder, lambda: answers(port, host), name="nsd") as started:
         yield Origin(started, port, folder)
 
 
@@ -168,20 +169,20 @@ def dns_query(name: str) -> bytes:
     return struct.pack("!6H", 4711, 0x0100, 1, 0, 0, 0) + labels + struct.pack("!BHH", 0, 1, 1)
 
 
-async def dns_answer(port: int, query: bytes) -> bytes:
+async def dns_answer(port: int, query: bytes, host: str = HOST) -> bytes:
     """Ask a DNS server directly."""
     with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as asking:
-        await asking.connect((HOST, port))
+        await asking.connect((host, port))
         await asking.send(query)
         with trio.fail_after(PATIENCE):
             return await asking.recv(65535)
 
 
-async def answers(port: int) -> bool:
+async def answers(port: int, host: str = HOST) -> bool:
     """Whether a DNS server answers already."""
     with trio.move_on_after(0.2):
         try:
-            return bool(await dns_answer(port, dns_query(f"ns.{ZONE}")))
+            return bool(await dns_answer(port, dns_query(f"ns.{ZONE}"), host))
         except OSError:
             return False
     return False

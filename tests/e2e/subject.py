@@ -22,7 +22,7 @@ import trio
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import Program, free_port, program, start
+from tests.e2e.program import Command, Program, free_port, program, start
 
 Row: TypeAlias = dict[str, Any]
 
@@ -315,12 +315,12 @@ def agree_nothing_lost(name: str, metrics: Metrics) -> None:
 
 @asynccontextmanager
 async def sockpair(
-    settings: Settings, *, descriptor_limit: int | None = None
+    settings: Settings, *, descriptor_limit: int | None = None, wrapper: Command = ()
 ) -> AsyncIterator[Sockpair]:
     """Run sockpair until the block ends; ready when all its listeners are."""
     settings.write()
     async with program(
-        command_of(settings, descriptor_limit),
+        [*wrapper, *command_of(settings, descriptor_limit)],
         settings.folder,
         lambda: _is_ready(settings.admin),
         name="sockpair",
@@ -328,10 +328,10 @@ async def sockpair(
         yield Sockpair(settings, started)
 
 
-async def start_sockpair(settings: Settings) -> Program:
+async def start_sockpair(settings: Settings, wrapper: Command = ()) -> Program:
     """Start sockpair where it is not expected to become ready."""
     settings.write()
-    return await start(command_of(settings), settings.folder, name="sockpair")
+    return await start([*wrapper, *command_of(settings)], settings.folder, name="sockpair")
 
 
 def command_of(settings: Settings, descriptor_limit: int | None = None) -> list[str | Path]:

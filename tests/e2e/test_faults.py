@@ -9,18 +9,24 @@ from __future__ import annotations
 
 import os
 import signal
+import time
+from dataclasses import replace
+from datetime import datetime
+from functools import partial
+from pathlib import Path
 
 import pytest
 import trio
 
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import until
-from tests.e2e.program import free_port
+from tests.e2e.program import Command, free_port
 from tests.e2e.sockets import (
     connect,
     datagram_client,
     echo,
     exchange,
+    expect_reset,
     listen,
     listen_datagrams,
     say,
@@ -131,6 +137,58 @@ async def test_a_full_disk_under_the_log_stops_nothing(stage: Stage, workers: in
     await until(lost, "the lines that nobody took")
     assert (await sockpair.metrics()).sum("sockpair_flows_closed_total", reason="finished") == 10
     assert await sockpair.stop() == 0
+
+
+@pytest.mark.peers("faketime")
+@WORKERS
+async def test_the_clock_is_set_and_no_flow_ends_of_it(stage: Stage, workers: int) -> None:
+    """Hours forward, then back: clocks of flows are monotonic, and times shown follow."""
+    hours = {"idle": "1h", "duration": "2h"}
+    web = Forward("web", "tcp", [await listen(stage.nursery, echo)], limits=hours)
+    game = Forward("game", "udp", [await listen_datagrams(stage.nursery)], limits=hours)
+    brief = replace(web, name="brief", port=free_port(), limits={"idle": "300ms"})
+    clock = stage.folder / "clock"
+    clock.write_text("+0s")
+    sockpair = await stage.sockpair(web, game, brief, wrapper=faked(clock), workers=workers)
+    async with await connect(web.address) as client, datagram_client(game.address) as player:
+        for hour in (0, 5, -5):
+            clock.write_text(f"{hour:+}h")
+            now = time.time() + 3600 * hour
+            await say(client, b"hello")
+            assert await exchange(player, b"hello") == b"hello"
+            async with await connect(brief.address) as other:
+                await say(other, b"hello")
+                await expect_reset(other)
+            rows = {row["listener"]: row for row in await sockpair.flows()}
+            assert set(rows) == {"web", "game"}
+            for row in rows.values():
+                assert abs(row["opened"] - now) < 60, "the time by today's clock"
+                assert abs(row["last_active"] - now) < 60
+            await until(partial(is_told, sockpair, now), "the line of the flow that has ended")
+        sockpair.program.process.send_signal(signal.SIGHUP)
+        await until(lambda: sockpair.log_records("reloaded"), "the reload")
+    assert (await sockpair.books("web", flows=1)).reasons == {"finished": 1}
+    assert {row["close_reason"] for row in sockpair.logged("brief")} == {"idle_timeout"}
+    assert await sockpair.stop() == 0
+
+
+def is_told(sockpair: Sockpair, now: float) -> bool:
+    """Whether the last flow of "brief" is in the log, by today's clock."""
+    told = sockpair.log_records("flow")
+    return bool(told) and abs(told[-1]["closed"] - now) < 60 and iso(told[-1]["time"], now)
+
+
+def iso(text: str, now: float) -> bool:
+    return abs(datetime.fromisoformat(text).timestamp() - now) < 60
+
+
+def faked(clock: Path) -> Command:
+    """Have a program take the time of day from a file; its monotonic clock stays the real one."""
+    (library,) = Path("/usr/lib").glob("*/faketime/libfaketimeMT.so.1")
+    return [
+        *("env", f"LD_PRELOAD={library}", f"FAKETIME_TIMESTAMP_FILE={clock}"),
+        *("FAKETIME_NO_CACHE=1", "FAKETIME_DONT_FAKE_MONOTONIC=1"),
+    ]
 
 
 async def full(stage: Stage, web: Forward, workers: int) -> Sockpair:
