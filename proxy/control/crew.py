@@ -6,7 +6,8 @@ asked; their answers become one.
 The supervisor keeps a duplicate of every listening socket, so that clients wait in its queue, and
 go to nobody else, while a worker is away. One that ends is started again at once, with a growing
 pause if it does so again soon, and gets everything that was ordered before. Its flows are gone:
-they are counted as ``internal``, by the last reading that is known. So counters never go backwards.
+they are counted as ``internal``, by the last reading that is known, and so is what it had counted
+for names that are no more, in case they come again. So counters never go backwards.
 
 Order of changes: one at a time, for all workers, the one just starting among them.
 """
@@ -27,7 +28,13 @@ import trio
 from proxy.control.division import Division, whole
 from proxy.control.remote import RemoteWorker, WorkerLostError
 from proxy.core.query import ROW_SORTS
-from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
+from proxy.engine.merge import (
+    carry_counters,
+    merge_counters,
+    merge_ids,
+    merge_status,
+    retire_counters,
+)
 from proxy.engine.relay import OUTBOX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
 
@@ -81,6 +88,8 @@ class Crew:
         self._finishing = False
         self._last: list[RelayCounters | None] = [None] * size
         self._past: list[RelayCounters] = []
+        self._shown = [0] * size  # names in the last reading of each
+        self._unsettled = set[int]()  # workers whose former names have to be read once more
         self._closed: deque[ClosedFlow] = deque(maxlen=OUTBOX)
         self._filled = trio.Event()
         self._closed_dropped = 0
@@ -107,6 +116,7 @@ class Crew:
                 if target == EVERYTHING  # a reload opens what was drained by hand
             }
             self._wanted = whole(self._wanted, change)
+            self._unsettled |= set(range(self.size))
             await self._all(lambda remote: self._apply(remote, change))
             self._groups += [
                 each.sockets for each in change.opened if each.sockets not in self._groups
@@ -162,8 +172,10 @@ class Crew:
         counters = merge_counters([*parts, *self._past])
         counters["log_dropped"] += self._closed_dropped
         counters["worker_restarts"] = self.restarts
-        if parts:  # who knows which listeners there still are
-            counters["listeners"] = counters["listeners"][: len(merge_counters(parts)["listeners"])]
+        if parts:  # who knows which names there still are
+            living = merge_counters(parts)
+            counters["listeners"] = counters["listeners"][: len(living["listeners"])]
+            counters["endpoints"] = counters["endpoints"][: len(living["endpoints"])]
         return counters
 
     async def status(self) -> RelayStatus:
@@ -272,15 +284,28 @@ class Crew:
                 await trio.sleep(READING)
                 with trio.move_on_after(HUNG) as waiting:
                     await self._read(remote)
+                    await self._read_former(remote)
                 if waiting.cancelled_caught:
                     log.error("worker_hung", worker=remote.index, pid=remote.pid, silent=HUNG)
                     remote.kill_process()
 
     async def _read(self, remote: RemoteWorker) -> RelayCounters:
-        reading = await remote.counters()
-        if self._remotes[remote.index] is remote:
-            self._last[remote.index] = reading
+        reading, index = await remote.counters(), remote.index
+        if self._remotes[index] is remote:
+            self._last[index] = carry_counters(self._last[index], reading)
+            before, self._shown[index] = self._shown[index], _rows(reading)
+            if self._shown[index] < before:  # a former name's last flow has ended
+                self._unsettled.add(index)
         return reading
+
+    async def _read_former(self, remote: RemoteWorker) -> None:
+        """Read those of former names, too, when they may have changed; once, for they are many."""
+        index = remote.index
+        if index in self._unsettled:
+            self._unsettled.discard(index)
+            reading = await remote.counters(former=True)
+            if self._remotes[index] is remote:
+                self._last[index] = reading
 
     async def _collect_closed(self, remote: RemoteWorker) -> None:
         with suppress(WorkerLostError):
@@ -306,3 +331,7 @@ class Crew:
                 if remote is not None:
                     nursery.start_soon(ask_one, remote)
         return [answers[index] for index in sorted(answers)]
+
+
+def _rows(reading: RelayCounters) -> int:
+    return len(reading["listeners"]) + len(reading["endpoints"])

@@ -158,9 +158,9 @@ class RemoteWorker:
         """End flows."""
         return int(await self._call("kill", query))
 
-    async def counters(self) -> RelayCounters:
-        """Read every running aggregate."""
-        counters: RelayCounters = await self._call("counters")
+    async def counters(self, *, former: bool = False) -> RelayCounters:
+        """Read every running aggregate; with those of former names, if wanted."""
+        counters: RelayCounters = await self._call("counters", former=former)
         return counters
 
     async def status(self) -> RelayStatus:

@@ -49,12 +49,12 @@ def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
     return {
         "listeners": _merge_rows(
             (row for part in parts for row in part["listeners"]),
-            lambda row: (row["listener"], row["transport"]),
+            _listener_key,
             _add_listeners,
         ),
         "endpoints": _merge_rows(
             (row for part in parts for row in part["endpoints"]),
-            lambda row: (row["upstream"], row["endpoint"]),
+            _endpoint_key,
             _add_endpoints,
         ),
         "table_entries": sum(part["table_entries"] for part in parts),
@@ -62,6 +62,17 @@ def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
         "recent_entries": sum(part["recent_entries"] for part in parts),
         "log_dropped": sum(part["log_dropped"] for part in parts),
         "worker_restarts": sum(part["worker_restarts"] for part in parts),
+    }
+
+
+def carry_counters(before: RelayCounters | None, now: RelayCounters) -> RelayCounters:
+    """A worker's new reading, with the last that was known of names that are not in it any more."""
+    if before is None:
+        return now
+    return {
+        **now,
+        "listeners": _merge_rows([*now["listeners"], *before["listeners"]], _listener_key, _first),
+        "endpoints": _merge_rows([*now["endpoints"], *before["endpoints"]], _endpoint_key, _first),
     }
 
 
@@ -100,7 +111,7 @@ def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
             (row for part in parts for row in part["drains"]), _target, _add_drains
         ),
         "listening": _merge_rows(
-            (row for part in parts for row in part["listening"]), _listen_key, _same
+            (row for part in parts for row in part["listening"]), _listen_key, _first
         ),
         "flows": sum(part["flows"] for part in parts),
         "workers": [row for part in parts for row in part["workers"]],
@@ -228,10 +239,18 @@ def _retire_listener(row: ListenerSnapshot) -> ListenerSnapshot:
     }
 
 
+def _listener_key(row: ListenerSnapshot) -> Hashable:
+    return row["listener"], row["transport"]
+
+
+def _endpoint_key(row: EndpointSnapshot) -> Hashable:
+    return row["upstream"], row["endpoint"]
+
+
+def _first(one: Row, _: Row) -> Row:
+    """The newer of two readings; or a socket of an address that two workers have one of each."""
+    return one
+
+
 def _listen_key(row: ListenRow) -> Hashable:
     return row["listener"], row["transport"], row["local"], row["upstream"]
-
-
-def _same(one: ListenRow, _: ListenRow) -> ListenRow:
-    """A worker's socket of an address that another has a socket of, too."""
-    return one

@@ -91,6 +91,11 @@ class Roster:
         return self._endpoints.shown()
 
     @property
+    def remembered(self) -> tuple[list[ListenerCounters], list[EndpointCounters]]:
+        """Those of every listener and endpoint that is or was, and is not forgotten."""
+        return list(self._ledger), list(self._endpoints)
+
+    @property
     def upstreams(self) -> list[Upstream]:
         """Every upstream."""
         return [route.upstream for route in self._routes.values()]

@@ -175,14 +175,22 @@ class Worker:
             await trio.lowlevel.checkpoint()
         return killed
 
-    async def counters(self) -> RelayCounters:
-        """Read every running aggregate at once."""
+    async def counters(self, *, former: bool = False) -> RelayCounters:
+        """Read every running aggregate at once.
+
+        Args:
+            former: with those of names that are no more, but may come again.
+
+        """
         await trio.lowlevel.checkpoint()
         relay, now = self._relay, monotonic()
         self._roster.count_kernel_drops()
+        listeners, endpoints = self._roster.counters, self._roster.endpoint_counters
+        if former:
+            listeners, endpoints = self._roster.remembered
         return {
-            "listeners": [counters.snapshot() for counters in self._roster.counters],
-            "endpoints": [counters.snapshot(now) for counters in self._roster.endpoint_counters],
+            "listeners": [counters.snapshot() for counters in listeners],
+            "endpoints": [counters.snapshot(now) for counters in endpoints],
             "table_entries": len(relay.table),
             "table_limit": relay.table.limit,
             "recent_entries": len(relay.table.recent),

@@ -242,6 +242,44 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path: Pat
         nursery.cancel_scope.cancel()
 
 
+async def test_a_name_goes_on_where_it_was_though_a_worker_died_while_it_was_away(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "READING", 0.02)
+    endpoint = listening()
+    web = listener("web", "tcp://127.0.0.1:0", ("127.0.0.1", 9))
+    more = listener("more", "tcp://127.0.0.1:0", endpoint.getsockname())
+    file = tmp_path / "f.toml"
+    file.write_text(settings(tmp_path) + web + more)
+    async with crewed(file.read_text()) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, steward = crew_of(house), Steward(house, str(file))
+        port = await port_of(house, "more")
+        for host in CLIENTS:
+            with await client_from(host, port) as client:
+                assert await asks(client)
+        await until(house, lambda counters: counters["table_entries"] == 0)
+        before = (await house.worker.counters())["listeners"][1]
+        file.write_text(settings(tmp_path) + web)
+        assert (await steward.reload("test"))["problems"] == []
+        while crew._unsettled:
+            await trio.sleep(0.01)
+        await trio.sleep(0.1)  # further readings, in which it is not
+        for index in range(2):
+            victim = crew._remotes[index]
+            assert victim is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            while crew.restarts <= index or crew._remotes[index] is None:
+                await trio.sleep(0.01)
+        gone = await house.worker.counters()
+        assert [row["listener"] for row in gone["listeners"]] == ["web"]
+        assert [row["upstream"] for row in gone["endpoints"]] == ["web"]
+        file.write_text(settings(tmp_path) + web + more)
+        assert (await steward.reload("test"))["problems"] == []
+        assert (await house.worker.counters())["listeners"][1] == before
+        nursery.cancel_scope.cancel()
+
+
 async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
     one, two = listening(), listening()
     file = tmp_path / "f.toml"
