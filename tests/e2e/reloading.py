@@ -45,13 +45,20 @@ async def reload(sockpair: Sockpair, *forwards: Forward, **engine: int | str) ->
 class Load:
     """Clients that go on until they are told to stop; a failure is an error of theirs.
 
+    Args:
+        nursery: where they live.
+        pause: seconds of each between two requests.
+
     Attributes:
         requests: answered so far.
+        flows: opened so far by those who connect anew.
 
     """
 
-    def __init__(self, nursery: trio.Nursery) -> None:
+    def __init__(self, nursery: trio.Nursery, pause: float = 0.0) -> None:
         self.requests = 0
+        self.flows = 0
+        self._pause = pause
         self._nursery = nursery
         self._stopping = False
 
@@ -68,16 +75,21 @@ class Load:
         async with await connect(web.address) as client:
             while not self._stopping:
                 await say(client, b"the same connection")
-                self.requests += 1
+                await self._answered()
 
     async def _connect_anew(self, web: Forward) -> None:
         while not self._stopping:
             async with await connect(web.address) as client:
+                self.flows += 1
                 await say(client, b"a new one")
-                self.requests += 1
+                await self._answered()
 
     async def _datagrams(self, game: Forward) -> None:
         async with datagram_client(game.address) as player:
             while not self._stopping:
                 assert await exchange(player, b"a datagram") == b"a datagram"
-                self.requests += 1
+                await self._answered()
+
+    async def _answered(self) -> None:
+        self.requests += 1
+        await trio.sleep(self._pause)

@@ -160,8 +160,8 @@ class Client:
     async def think(self, least: float = 0.1, most: float = 0.8) -> None:
         """Be silent for a while, but not when all is to end."""
         end = trio.current_time() + self.chance.uniform(least, most)
-        while trio.current_time() < end and not self.scene.stopping:
-            await trio.sleep(min(0.2, end - trio.current_time()))
+        while (left := end - trio.current_time()) > 0 and not self.scene.stopping:
+            await trio.sleep(min(0.2, left))
 
     def data(self) -> bytes:
         return self.chance.randbytes(self.chance.choice(SMALL))
