@@ -27,7 +27,9 @@ import trio
 
 from proxy.control.division import Division, whole
 from proxy.control.remote import RemoteWorker, WorkerLostError
+from proxy.control.slots import Slots
 from proxy.core.query import ROW_SORTS
+from proxy.engine.commons import Commons, make_commons
 from proxy.engine.merge import (
     carry_counters,
     merge_counters,
@@ -79,6 +81,8 @@ class Crew:
     def __init__(self, size: int, table_limit: int, recent: int) -> None:
         self.size = size
         self._division = Division(size, table_limit, recent)
+        self._commons = make_commons(size)
+        self._slots = Slots(Commons(self._commons, size))
         self._remotes: list[RemoteWorker | None] = [None] * size
         self._wanted: Change | None = None
         self._drains: dict[DrainTarget, DrainOrder] = {}
@@ -106,6 +110,8 @@ class Crew:
         finally:
             for socket in (socket for group in self._groups for socket in group):
                 socket.close()
+            self._slots.close()
+            os.close(self._commons)
 
     async def apply(self, change: Change) -> None:
         """Have every worker be what the change says, and remember it for those to come."""
@@ -115,6 +121,7 @@ class Crew:
                 for target, each in self._drains.items()
                 if target == EVERYTHING  # a reload opens what was drained by hand
             }
+            change = self._slots.given(change)
             self._wanted = whole(self._wanted, change)
             self._unsettled |= set(range(self.size))
             await self._all(lambda remote: self._apply(remote, change))
@@ -214,6 +221,7 @@ class Crew:
     def lost(self, index: int) -> None:
         """Count what a worker that has ended leaves behind."""
         self._remotes[index] = None
+        self._slots.lost(index)
         self._in_use[index] = None
         last, self._last[index] = self._last[index], None
         if last is not None:
@@ -224,7 +232,7 @@ class Crew:
         pause = 0.0
         while True:
             began = trio.current_time()
-            remote = RemoteWorker(index, self._division.settings(index), self)
+            remote = RemoteWorker(index, self._division.settings(index), self._commons, self)
             async with trio.open_nursery() as life:
                 life.start_soon(self._employ, remote, task_status)
                 code = await self._live(remote)

@@ -34,10 +34,16 @@ from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
 from proxy.control.outbound import OptionError, listener_marks
-from proxy.control.steering import Share, after_listen, before_bind, bind_group, lone_reason
+from proxy.control.steering import (
+    Share,
+    after_listen,
+    before_bind,
+    bind_group,
+    lone_reason,
+    program_of,
+)
 from proxy.control.unix import UnixListenSocket, bind_unix, remove_stale, socket_files
 from proxy.core.address import HostPort, Transport
-from proxy.core.steering import steering_program
 from proxy.engine.group import join_groups, only_joined_groups
 from proxy.engine.marks import UNMARKED, MarkError, Marks
 from proxy.engine.options import NODELAY, SocketOptions, set_options, stream_options
@@ -183,7 +189,7 @@ def _bind_ip(listener: Listener, workers: int, *, beside: bool = False) -> list[
     bind = partial(_bind_shared, listener, beside=beside)
     if workers == 1 or lone_reason(listener) is not None:
         return [bind(listener.listen, Share.ALONE)]
-    return bind_group(bind, listener.listen, workers, steering_program(workers))
+    return bind_group(bind, listener.listen, workers, program_of(listener, workers))
 
 
 def _bind_shared(

@@ -70,6 +70,7 @@ class RemoteWorker:
     Args:
         index: of the worker, from 0 on.
         settings: what it is made of.
+        commons: the memory of all workers.
         watcher: told what happens to it.
 
     Attributes:
@@ -77,10 +78,11 @@ class RemoteWorker:
 
     """
 
-    def __init__(self, index: int, settings: Hello, watcher: Watcher) -> None:
+    def __init__(self, index: int, settings: Hello, commons: int, watcher: Watcher) -> None:
         self.index = index
         self.pid = 0
         self._settings = settings
+        self._commons = commons
         self._watcher = watcher
         self._wire: Wire | None = None
         self._process: trio.Process | None = None
@@ -111,7 +113,7 @@ class RemoteWorker:
         self.pid = process.pid
         try:
             with suppress(WireError):
-                await wire.send(*hello(self._settings))
+                await wire.send(*hello(self._settings, self._commons))
                 self._started.set()
                 await self._hear(wire)
         finally:

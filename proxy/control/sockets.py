@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from proxy.control.listen import BindError, bind_listener, option_errors
 from proxy.control.refit import Former, Setter, changes
-from proxy.control.steering import lone_reason
+from proxy.control.steering import lone_reason, steered_by
 from proxy.control.unix import socket_files
 
 if TYPE_CHECKING:
@@ -68,7 +68,13 @@ class Arrangement(NamedTuple):
 def binding_of(listener: Listener, workers: int = 1) -> tuple[Any, ...]:
     """What the sockets must be bound anew for."""
     shared = workers > 1 and lone_reason(listener) is None
-    return (listener.listen, listener.dual_stack, listener.tcp.mptcp, listener.transparent, shared)
+    return (
+        listener.listen,
+        listener.dual_stack,
+        listener.tcp.mptcp,
+        listener.transparent,
+        steered_by(listener) if shared else None,
+    )
 
 
 def arrange(

@@ -45,7 +45,7 @@ from socket import socket as Socket
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport
-from proxy.core.steering import RETURN_K, Instruction, encode
+from proxy.core.steering import RETURN_K, Instruction, encode, steering_program
 
 if TYPE_CHECKING:
     from proxy.config.model import Listener
@@ -84,6 +84,17 @@ def lone_reason(listener: Listener) -> str | None:
     if listener.transparent and listener.listen.transport is Transport.UDP:
         return "TPROXY looks for a datagram's socket without its header, and divides by port too"
     return None
+
+
+def steered_by(listener: Listener) -> tuple[int, int]:
+    """How many bits of an address, of IPv4 and of IPv6, name a client's worker: its source's."""
+    per_source = listener.limits.per_source
+    return per_source.prefix_v4, per_source.prefix_v6
+
+
+def program_of(listener: Listener, workers: int) -> tuple[Instruction, ...]:
+    """The program by which a listener's clients are divided, so that a source has one worker."""
+    return steering_program(workers, *steered_by(listener))
 
 
 def bind_group(

@@ -85,6 +85,11 @@ class AdmissionLimits:
             assert rate is None or rate.burst >= 1, f"never lets one pass: {rate}"
 
     @property
+    def as_a_whole(self) -> bool:
+        """Whether the listener as a whole has a ceiling, which holds over all workers."""
+        return self.flows is not None or self.flow_rate is not None
+
+    @property
     def by_source(self) -> bool:
         """Whether sources are told apart."""
         return self.source_flows is not None or self.source_rate is not None
@@ -151,7 +156,7 @@ class Gate:
     Attributes:
         limits: in force; changed by ``become``.
         flows: how many are live here.
-        admitted: how many have entered here so far.
+        admitted: how many have been taken from the buckets so far.
         sources: those that are kept.
 
     """
@@ -243,7 +248,8 @@ class Gate:
         self.admitted += spends
         if spends:
             full_at = self._full_at
-            self._full_at = (max(now, full_at)) + self._flow_step
+            full_at = full_at if full_at > now else now  # noqa: FURB136 - max() is a slow call
+            self._full_at = full_at + self._flow_step
         if self._elsewhere is not None:
             self.tell()
         if not self._by_source:
@@ -251,7 +257,8 @@ class Gate:
         source = self.sources.enter(key, now)
         if spends:
             full_at = source.full_at
-            source.full_at = (max(now, full_at)) + self._source_step
+            full_at = full_at if full_at > now else now  # noqa: FURB136
+            source.full_at = full_at + self._source_step
         return source
 
     def leave(self, source: Source, now: float) -> None:
@@ -299,6 +306,12 @@ class Gate:
             spent = rate.spend(self._full_at, admitted - self._seen, now)
             self._full_at = max(self._full_at, min(spent, _empty(rate, now)))
         self._seen = admitted
+
+    def join(self, elsewhere: Elsewhere) -> None:
+        """Have other workers, or none, from now on; what they admitted before counts at once."""
+        self._elsewhere = None if elsewhere is NOBODY else elsewhere
+        self._seen = 0
+        self.tell()
 
     def tell(self) -> None:
         """Tell the others how it is here."""

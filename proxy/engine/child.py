@@ -16,6 +16,7 @@ an ``apply`` come beside it, in the order of the listeners they belong to. Up go
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import signal
 import sys
@@ -29,6 +30,7 @@ import structlog
 import trio
 
 from proxy.core.row_json import ClosedFlow
+from proxy.engine.commons import Commons
 from proxy.engine.garbage import spare_collector
 from proxy.engine.specs import OpenListener
 from proxy.engine.unix import BoundUnixSocket
@@ -50,9 +52,9 @@ class Hello(NamedTuple):
     step: int
 
 
-def hello(settings: Hello) -> Message:
-    """Write the first message."""
-    return Message(pickle.dumps(settings))
+def hello(settings: Hello, commons: int) -> Message:
+    """Write the first message; the memory of all workers goes beside it."""
+    return Message(pickle.dumps(settings), (commons,))
 
 
 def order(
@@ -178,8 +180,12 @@ async def _main(fd: int) -> None:
     socket = Socket(fileno=fd)
     socket.setblocking(False)
     wire = Wire(trio.socket.from_stdlib_socket(socket))
-    hello: Hello = pickle.loads((await wire.receive()).body)  # noqa: S301 - from the supervisor
-    await Child(wire, Worker(*hello)).serve(events.out)
+    message = await wire.receive()
+    hello: Hello = pickle.loads(message.body)  # noqa: S301 - from the supervisor
+    (memory,) = message.files
+    commons = Commons(memory, hello.step)
+    os.close(memory)
+    await Child(wire, Worker(*hello, commons)).serve(events.out)
 
 
 log = structlog.get_logger()

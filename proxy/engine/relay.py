@@ -23,6 +23,7 @@ from proxy.engine.splice import PipePool
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
+    from proxy.engine.commons import Commons
 
 OUTBOX: Final = 65536
 """Ended flows that wait to be logged; beyond it records are dropped and counted, not held."""
@@ -41,12 +42,21 @@ class Relay:
         now: monotonic seconds.
         first_id: of its flows.
         step: from one id to the next.
+        commons: what other workers tell, where there are any.
 
     """
 
     def __init__(
-        self, table_limit: int, recent: int, now: float, first_id: int = 1, step: int = 1
+        self,
+        table_limit: int,
+        recent: int,
+        now: float,
+        first_id: int = 1,
+        step: int = 1,
+        commons: Commons | None = None,
     ) -> None:
+        self.commons = commons
+        self.index = (first_id - 1) % step
         self.pump = Pump()
         self.table = FlowTable(table_limit, recent, first_id, step)
         self.wheel = TimerWheel(now)

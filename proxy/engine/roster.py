@@ -17,6 +17,7 @@ from socket import SOCK_DGRAM, SOCK_STREAM
 from typing import TYPE_CHECKING, TypeAlias
 
 from proxy.core.address import Transport, format_address
+from proxy.core.admission import NOBODY
 from proxy.core.counters import EndpointCounters, ListenerCounters
 from proxy.core.ledger import Ledger
 from proxy.core.source import SourcePool
@@ -32,7 +33,7 @@ from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixList
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
-    from proxy.core.admission import AdmissionLimits
+    from proxy.core.admission import AdmissionLimits, Gate
     from proxy.core.expiry import FlowLimits
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
@@ -119,6 +120,12 @@ class Roster:
             if isinstance(listener, DatagramListener):
                 listener.count_kernel_drops()
 
+    def look_around(self, now: float) -> None:
+        """Have the listeners that all workers limit together know what the others admit."""
+        for spec in self._specs.values():
+            if spec.slot is not None:
+                self.counters_of(spec).gate.look(now)
+
     def apply(self, change: Change, now: float) -> dict[ListenerCounters, FlowLimits]:
         """Be what the change says; return the listeners whose clocks are others, with them.
 
@@ -134,6 +141,9 @@ class Roster:
         for spec in specs.values():
             counters = self.counters_of(spec)
             counters.gate.become(spec.admission, now, self._sources(counters, spec.admission))
+            self._join(counters.gate, before.get(spec.name), spec)
+        for name in change.closed:
+            self._leave(before.get(name))
         self._exchange(change.opened, change.closed, now)
         for name, listeners in self._listeners.items():
             for listener in listeners:
@@ -193,6 +203,19 @@ class Roster:
         return route is not None and target.endpoint in {
             each.name for each in route.upstream.endpoints
         }
+
+    def _join(self, gate: Gate, before: ListenerSpec | None, spec: ListenerSpec) -> None:
+        """Have a listener's ceilings hold over all workers, where there are others."""
+        commons = self._relay.commons
+        if spec.slot is None or commons is None:
+            gate.join(NOBODY)
+        elif before is None or before.slot != spec.slot:
+            gate.join(commons.row(spec.slot, self._relay.index))
+
+    def _leave(self, spec: ListenerSpec | None) -> None:
+        """Tell nobody any more of a listener that is no more; its place may go to another."""
+        if spec is not None:
+            self.counters_of(spec).gate.join(NOBODY)
 
     def _sources(
         self, counters: ListenerCounters, limits: AdmissionLimits

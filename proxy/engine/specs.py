@@ -82,6 +82,7 @@ class ListenerSpec:
         options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
         datagrams: how datagram flows are treated.
         transparent: whether it takes what was diverted, and leaves as the client if it may.
+        slot: where workers tell each other of it; None if they need not. See ``commons``.
 
     """
 
@@ -94,6 +95,7 @@ class ListenerSpec:
     options: SocketOptions = NODELAY
     datagrams: DatagramOptions = ORDINARY
     transparent: bool = False
+    slot: int | None = None
 
 
 class OpenListener(NamedTuple):

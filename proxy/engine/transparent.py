@@ -72,6 +72,7 @@ class TransparentListener(DatagramListener):
             except OSError as error:
                 exhausted = error.errno in EXHAUSTED
                 refusal = Refusal.FILE_DESCRIPTORS if exhausted else Refusal.NO_SOURCE
+                self.counters.gate.tell()  # it would have been admitted
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None

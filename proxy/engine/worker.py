@@ -34,6 +34,7 @@ from proxy.engine.stream import StreamFlow
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.upstream import Upstream
+    from proxy.engine.commons import Commons
     from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
 
 MERGED: Final = 25
@@ -51,11 +52,19 @@ class Worker:
         recent: ended flows remembered.
         first_id: of its flows.
         step: from one id to the next: the number of workers, whose ids do not meet.
+        commons: what the others tell.
 
     """
 
-    def __init__(self, table_limit: int, recent: int, first_id: int = 1, step: int = 1) -> None:
-        self._relay = Relay(table_limit, recent, monotonic(), first_id, step)
+    def __init__(
+        self,
+        table_limit: int,
+        recent: int,
+        first_id: int = 1,
+        step: int = 1,
+        commons: Commons | None = None,
+    ) -> None:
+        self._relay = Relay(table_limit, recent, monotonic(), first_id, step, commons)
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
@@ -70,6 +79,8 @@ class Worker:
                 await nursery.start(self._relay.pump.run)
                 nursery.start_soon(self._relay.keep_time)
                 nursery.start_soon(self._drains.run)
+                if self._relay.commons is not None:
+                    nursery.start_soon(self._look_around)
                 task_status.started()
         finally:
             self._pulse.close()
@@ -289,6 +300,12 @@ class Worker:
                     assert isinstance(flow, StreamFlow | DatagramFlow)
                     flow.look_again(limits, now)
             await trio.lowlevel.checkpoint()
+
+    async def _look_around(self) -> None:
+        """Learn often what other workers admit, so that it is taken at its time."""
+        while True:
+            await trio.sleep(self._relay.wheel.tick)
+            self._roster.look_around(monotonic())
 
     def _wall_offset(self) -> float:
         """Unix time less monotonic time: the same value, so that times do not waver, until set."""

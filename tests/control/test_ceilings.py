@@ -1,0 +1,142 @@
+"""Ceilings of a listener hold over all workers together, also when one dies."""
+
+from __future__ import annotations
+
+import os
+import signal
+from contextlib import suppress
+from pathlib import Path
+
+import trio
+
+from proxy.control.house import House
+from proxy.control.steward import Steward
+from tests.control.test_crew import (
+    CLIENTS,
+    asks,
+    client_from,
+    crewed,
+    echo,
+    listener,
+    port_of,
+    rows_by_worker,
+    settings,
+    until,
+)
+from tests.e2e.program import free_port
+from tests.engine.lab import listening
+
+
+def limited(folder: Path, endpoint: tuple[str, int], limits: str) -> str:
+    return (
+        settings(folder)
+        + listener("web", "tcp://127.0.0.1:0", endpoint)
+        + f"[listener.web.limits]\n{limits}\n"
+    )
+
+
+async def admitted(port: int, *, at_once: bool = True) -> list[trio.socket.SocketType]:
+    """Connect from twenty sources, at once or one after the other; those that are served."""
+    served = []
+
+    async def attempt(host: str) -> None:
+        with suppress(ConnectionResetError):
+            client = await client_from(host, port)
+            if await asks(client):
+                served.append(client)
+
+    async with trio.open_nursery() as nursery:
+        for host in CLIENTS:
+            if at_once:
+                nursery.start_soon(attempt, host)
+            else:
+                await attempt(host)
+    return served
+
+
+async def both_serve(house: House) -> bool:
+    return len([ids for ids in (await rows_by_worker(house)).values() if ids]) == 2
+
+
+async def test_flows_of_all_workers_together_are_never_more_than_the_ceiling(
+    tmp_path: Path,
+) -> None:
+    endpoint = listening()
+    text = limited(tmp_path, endpoint.getsockname(), "flows = 15")
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        served = await admitted(port)
+        # Two that reach for the last place at once may both find it taken.
+        assert 14 <= len(served) <= 15
+        assert await both_serve(house)
+        counters = await until(house, lambda read: read["table_entries"] == len(served))
+        refused = counters["listeners"][0]["refused"]["listener_flows"]
+        assert refused == len(CLIENTS) - len(served)
+        for client in served[:5]:
+            client.close()
+        await until(house, lambda read: read["table_entries"] == len(served) - 5)
+        assert 4 <= len(await admitted(port)) <= 15 - len(served[5:])
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_rate_of_new_flows_is_that_of_all_workers_together(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = limited(tmp_path, endpoint.getsockname(), 'flow_rate = "1/h"\nburst = 10')
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        assert len(await admitted(port, at_once=False)) == 10
+        assert await both_serve(house)
+        assert len(await admitted(port)) == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_places_of_a_dead_worker_are_free(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = limited(tmp_path, endpoint.getsockname(), "flows = 20")
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        assert len(await admitted(port)) == 20
+        of_worker = await rows_by_worker(house)
+        victim = min(of_worker)
+        pid = (await house.worker.status())["workers"][victim]["pid"]
+        os.kill(pid, signal.SIGKILL)
+        await until(house, lambda read: read["worker_restarts"] == 1)
+        await until(house, lambda read: read["table_entries"] == 20 - len(of_worker[victim]))
+        assert len(await admitted(port)) == len(of_worker[victim])
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ceiling_that_a_reload_brings_knows_the_flows_of_all(tmp_path: Path) -> None:
+    endpoint = listening()
+    file = tmp_path / "sockpair.toml"
+    text = limited(tmp_path, endpoint.getsockname(), "").replace(":0", f":{free_port()}")
+    file.write_text(text)
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        served = await admitted(port)
+        assert len(served) == 20
+        file.write_text(text.replace("limits]\n", "limits]\nflows = 10\n"))
+        answer = await Steward(house, str(file)).reload("test")
+        assert answer["reloaded"], answer
+        assert len(await admitted(port)) == 0
+        for client in served[:12]:
+            client.close()
+        await until(house, lambda read: read["table_entries"] == 8)
+        assert 1 <= len(await admitted(port)) <= 2
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_source_is_steered_by_the_prefix_that_names_it(tmp_path: Path) -> None:
+    """With a /24 as a source its addresses have one worker, so that its ceiling is exact."""
+    endpoint = listening()
+    limits = "per_source = { prefix_v4 = 24, flows = 7 }"
+    text = limited(tmp_path, endpoint.getsockname(), limits)
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        assert len(await admitted(await port_of(house, "web"))) == 7
+        assert len(await rows_by_worker(house)) == 1
+        nursery.cancel_scope.cancel()

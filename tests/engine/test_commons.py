@@ -1,0 +1,50 @@
+"""What workers tell each other in shared memory."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+
+import pytest
+
+from proxy.engine.commons import SLOTS, Commons, make_commons
+
+
+@pytest.fixture
+def commons() -> Iterator[Commons]:
+    fd = make_commons(3)
+    mapped = Commons(fd, 3)
+    os.close(fd)
+    yield mapped
+    mapped.close()
+
+
+async def test_each_sees_what_the_others_tell_and_not_itself(commons: Commons) -> None:
+    rows = [commons.row(SLOTS - 1, index) for index in range(3)]
+    for index, row in enumerate(rows):
+        row.tell(10**index, 2 * 10**index)
+    assert [row.flows() for row in rows] == [110, 101, 11]
+    assert [row.admitted() for row in rows] == [220, 202, 22]
+    assert commons.row(SLOTS - 2, 0).flows() == 0
+
+
+async def test_who_is_lost_has_no_flows_but_has_admitted(commons: Commons) -> None:
+    commons.row(5, 1).tell(7, 70)
+    commons.leave(5, 1)
+    assert (commons.row(5, 0).flows(), commons.row(5, 0).admitted()) == (0, 70)
+
+
+async def test_a_cleared_slot_knows_nothing(commons: Commons) -> None:
+    commons.row(5, 1).tell(7, 70)
+    commons.clear(5)
+    assert (commons.row(5, 0).flows(), commons.row(5, 0).admitted()) == (0, 0)
+
+
+async def test_another_mapping_is_the_same_memory() -> None:
+    fd = make_commons(2)
+    one, other = Commons(fd, 2), Commons(fd, 2)
+    os.close(fd)
+    one.row(0, 0).tell(3, 4)
+    assert (other.row(0, 1).flows(), other.row(0, 1).admitted()) == (3, 4)
+    one.close()
+    other.close()
