@@ -137,13 +137,12 @@ class Roster:
         specs |= {each.spec.name: each.spec for each in change.opened}
         specs |= {spec.name: spec for spec in change.changed}
         before, self._specs = self._specs, specs
+        self._leave(before, specs)
         self._ledger.use((spec.name, spec.transport) for spec in specs.values())
         for spec in specs.values():
             counters = self.counters_of(spec)
             counters.gate.become(spec.admission, now, self._sources(counters, spec.admission))
             self._join(counters.gate, before.get(spec.name), spec)
-        for name in change.closed:
-            self._leave(before.get(name))
         self._exchange(change.opened, change.closed, now)
         for name, listeners in self._listeners.items():
             for listener in listeners:
@@ -212,10 +211,11 @@ class Roster:
         elif before is None or before.slot != spec.slot:
             gate.join(commons.row(spec.slot, self._relay.index))
 
-    def _leave(self, spec: ListenerSpec | None) -> None:
-        """Tell nobody any more of a listener that is no more; its place may go to another."""
-        if spec is not None:
-            self.counters_of(spec).gate.join(NOBODY)
+    def _leave(self, before: dict[str, ListenerSpec], specs: dict[str, ListenerSpec]) -> None:
+        """Tell nobody any more of listeners that are no more; their slots may go to others."""
+        for name, spec in before.items():
+            if name not in specs or specs[name].transport is not spec.transport:
+                self.counters_of(spec).gate.join(NOBODY)
 
     def _sources(
         self, counters: ListenerCounters, limits: AdmissionLimits
