@@ -1,0 +1,487 @@
+"""Shaping in virtual time: exact, smooth, fair, and nobody who waits is lost.
+
+Wake-ups are late at random, as they are in a loop that has other work too. What a perfect divider
+would give is in ``tests.core.fluid``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable, Iterable
+from itertools import pairwise
+from math import inf
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+
+from proxy.core.ceiling import (
+    GRANT_MAX,
+    GRANT_MIN,
+    PAUSE,
+    SLACK,
+    ShapeRates,
+    piece_of,
+    shaping_rate,
+)
+from proxy.core.rate import Rate
+from proxy.core.shaper import Shaper, Share
+from tests.core.fluid import Gauge, Hungry, tree
+
+BEGIN = 1e5  # a machine that has been up for a day: clocks are not near 0
+BITS = 1 / 8
+LATE = 0.005
+
+
+class Lab:
+    """A shaper with shares that always want more, and a loop that comes late."""
+
+    def __init__(self, rates: ShapeRates, late: float = LATE) -> None:
+        self.now = BEGIN
+        self.rates = rates
+        self.shaper = Shaper(rates, self.now)
+        self.late = late
+        self.random = Random(4)  # the lateness only; the same in each run
+        self.hungry: set[Share] = set()
+        self.moved: Counter[Share] = Counter()
+        self.grants: list[tuple[float, Share, int]] = []
+
+    def join(
+        self,
+        source: Hashable,
+        weight: float = 1,
+        flow_rate: Rate | None = None,
+        hungry: bool = True,
+    ) -> Share:
+        share = self.shaper.join(source, self.now, weight, flow_rate)
+        if hungry:
+            self.feed(share)
+        return share
+
+    def feed(self, share: Share) -> None:
+        """From now on it wants all it can get."""
+        self.hungry.add(share)
+        while grant := self.shaper.ask(share, self.now):
+            self.move(share, grant)
+
+    def rest(self, share: Share) -> None:
+        """From now on it wants nothing; the shaper learns it when it grants the next time."""
+        self.hungry.discard(share)
+
+    def move(self, share: Share, grant: int) -> None:
+        size = grant if share in self.hungry else 0
+        self.moved[share] += size
+        self.grants.append((self.now, share, size))
+        self.shaper.spent(share, size, self.now)
+
+    def serve(self) -> None:
+        for share, grant in self.shaper.serve(self.now):
+            self.move(share, grant)
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        while (at := self.shaper.next_at()) < end:
+            self.now = min(end, max(self.now, at) + self.random.uniform(0, self.late))
+            self.serve()
+        self.now = end
+
+    def of_source(self, source: Hashable) -> int:
+        return sum(size for share, size in self.moved.items() if share.source.key == source)
+
+
+def speed(bits: float) -> Rate:
+    return shaping_rate(bits * BITS)
+
+
+@pytest.mark.parametrize("bits", [64e3, 10e6, 1e9])
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+@pytest.mark.parametrize("late", [0.0, LATE, SLACK - PAUSE])
+def test_one_flow_gets_its_bandwidth_for_ten_seconds(bits: float, level: str, late: float) -> None:
+    lab = Lab(ShapeRates(**{level: speed(bits)}), late)
+    share = lab.join("one")
+    lab.run(10)
+    assert 0.97 <= lab.moved[share] / (10 * bits * BITS) <= 1.01
+
+
+@pytest.mark.parametrize(
+    ("bits", "piece", "apart"), [(64e3, 400, 0.05), (10e6, 12_500, 0.01), (1e9, 125_000, 0.001)]
+)
+def test_one_flow_is_smooth(bits: float, piece: int, apart: float) -> None:
+    lab = Lab(ShapeRates(flow=speed(bits)), late=0)
+    lab.join("one")
+    lab.run(1)
+    times = [at for at, _, _ in lab.grants]
+    gaps = [later - at for at, later in pairwise(times)]
+    assert {size for _, _, size in lab.grants} <= {piece - 1, piece, piece + 1}
+    assert all(gap == pytest.approx(apart, rel=0.01) for gap in gaps)
+
+
+@pytest.mark.parametrize("bits", [8, 100, 1e3])
+def test_the_slowest_rates_move_bytes_too(bits: float) -> None:
+    lab = Lab(ShapeRates(flow=speed(bits)))
+    share = lab.join("one")
+    lab.run(100)
+    assert 0.97 <= lab.moved[share] / (100 * bits * BITS) <= 1.02
+
+
+@pytest.mark.parametrize("bits", [10e6, 1e9])
+def test_500_flows_beside_one_get_half(bits: float) -> None:
+    lab = Lab(ShapeRates(listener=speed(bits)))
+    for _ in range(500):
+        lab.join("many")
+    lab.join("one")
+    lab.moved.clear()  # the first of all found a piece there, and nobody else
+    lab.run(2)
+    half = bits * BITS
+    assert lab.of_source("many") == pytest.approx(half, rel=0.05)
+    assert lab.of_source("one") == pytest.approx(half, rel=0.05)
+    per_flow = [size for share, size in lab.moved.items() if share.source.key == "many"]
+    assert len(per_flow) == 500
+    assert max(per_flow) - min(per_flow) <= 2 * max(GRANT_MIN, piece_of(bits * BITS) / 16)
+
+
+def test_each_has_the_whole_when_the_other_is_quiet() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    many = [lab.join("many") for _ in range(500)]
+    one = lab.join("one")
+    lab.run(1)
+    seen = []
+    for eater, sleeper in (([one], many), (many, [one])):
+        for share in sleeper:
+            lab.rest(share)
+        for share in eater:
+            lab.feed(share)
+        lab.run(0.1)
+        lab.moved.clear()
+        lab.run(2)
+        seen.append(sum(lab.moved[share] for share in eater))
+        assert not any(lab.moved[share] for share in sleeper)
+    assert seen == [pytest.approx(2 * 10e6 * BITS, rel=0.03)] * 2
+
+
+def test_a_low_ceiling_is_kept_beside_many_without_one() -> None:
+    """A round of all takes half a second here, ten times what the low one's bucket holds."""
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    for number in range(500):
+        lab.join(number)
+    low = lab.join("low", flow_rate=speed(10e3))
+    lab.run(4)
+    lab.moved.clear()
+    lab.run(10)
+    assert 0.97 <= lab.moved[low] / (10 * 10e3 * BITS) <= 1.01
+
+
+def test_who_comes_and_goes_gains_nothing() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)), late=0)
+    steady = lab.join("steady")
+    sly, gained = lab.join("sly"), 0
+    for _ in range(2000):
+        lab.run(0.001)
+        if lab.moved[sly]:  # it has had a grant: away, and back as somebody new
+            gained += lab.moved[sly]
+            lab.shaper.leave(sly)
+            sly = lab.join("sly")
+    assert gained <= lab.moved[steady] * 1.05
+
+
+def test_a_ceiling_of_a_source_is_not_evaded_by_coming_back() -> None:
+    lab = Lab(ShapeRates(source=speed(1e6)), late=0)
+    for _ in range(1000):
+        share = lab.join("sly")
+        lab.run(0.001)
+        lab.shaper.leave(share)
+    assert sum(lab.moved.values()) <= speed(1e6).burst + 1e6 * BITS
+
+
+def test_newcomers_without_end_do_not_starve_who_waits() -> None:
+    lab = Lab(ShapeRates(listener=speed(1e6)), late=0)
+    old = lab.join("old")
+    lab.run(0.5)
+    lab.moved.clear()
+    for number in range(4000):  # each wants more than is there in its millisecond
+        lab.join(number)
+        lab.run(0.001)
+    assert lab.moved[old] >= GRANT_MIN
+
+
+def test_weights_divide_between_sources() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    lab.join("heavy", weight=3)
+    lab.join("light")
+    lab.run(4)
+    assert lab.of_source("heavy") / lab.of_source("light") == pytest.approx(3, rel=0.03)
+
+
+def test_sources_that_are_gone_are_forgotten() -> None:
+    lab = Lab(ShapeRates(source=speed(1e6)))
+    for number in range(1000):
+        share = lab.join(number)
+        lab.run(0.01)
+        lab.shaper.leave(share)
+    assert len(lab.shaper._sources) < 20
+    assert len(lab.shaper._idle) < 20
+
+
+def test_a_flood_that_goes_leaves_no_places_behind() -> None:
+    lab = Lab(ShapeRates(listener=speed(64e3)))
+    lab.join("one")
+    for _ in range(1000):
+        lab.shaper.leave(lab.join("flood"))
+        lab.shaper.leave(lab.join("one"))
+    assert len(lab.shaper._root.queue.heap) <= 3
+    assert len(lab.shaper._sources["one"].queue.heap) <= 3
+
+
+def test_a_new_ceiling_holds_at_once_and_without_a_burst_beyond_it() -> None:
+    lab = Lab(ShapeRates(flow=speed(64e3)))
+    share = lab.join("one")
+    lab.run(1)
+    for bits in (10e6, 1e6, 1e9, 64e3):
+        share.rate = speed(bits)
+        lab.moved.clear()
+        lab.run(2)
+        assert 0.94 <= lab.moved[share] / (2 * bits * BITS) <= 1.05
+    share.rate = None
+    assert share.rate == lab.rates.flow
+    lab.shaper.become(ShapeRates(flow=speed(10e6)))
+    lab.moved.clear()
+    lab.run(2)
+    assert 0.94 <= lab.moved[share] / (2 * 10e6 * BITS) <= 1.05
+
+
+def test_without_ceilings_nobody_waits() -> None:
+    shaper = Shaper(ShapeRates(), BEGIN)
+    share = shaper.join("one", BEGIN)
+    for _ in range(1000):
+        assert shaper.ask(share, BEGIN) == GRANT_MAX
+        shaper.spent(share, GRANT_MAX, BEGIN)
+    assert shaper.next_at() == inf
+
+
+def test_a_ceiling_that_is_lifted_lets_go_of_those_who_wait() -> None:
+    lab = Lab(ShapeRates(listener=speed(64e3), source=speed(64e3)))
+    share = lab.join("one")
+    lab.shaper.become(ShapeRates())
+    lab.rest(share)
+    lab.run(1)
+    assert share.line is None
+    assert lab.shaper.ask(share, lab.now) == GRANT_MAX
+
+
+def test_serving_may_stop_at_any_grant() -> None:
+    lab = Lab(ShapeRates(listener=speed(100e6)), late=0.002)
+    shares = [lab.join(number % 3) for number in range(9)]
+    end = lab.now + 2
+    while lab.now < end:
+        lab.now = max(lab.now, lab.shaper.next_at()) + 0.0001
+        for share, grant in lab.shaper.serve(lab.now):
+            lab.move(share, grant)
+            break  # one each time: the rest is there when it comes back
+    parts = [lab.moved[share] for share in shares]
+    assert sum(parts) == pytest.approx(2 * 100e6 * BITS, rel=0.03)
+    assert max(parts) <= min(parts) * 1.05
+
+
+RATES = st.one_of(st.none(), st.sampled_from([64e3, 1e6, 10e6, 30e6, 100e6]))
+SOURCES = st.lists(
+    st.tuples(st.lists(RATES, min_size=1, max_size=6), st.sampled_from([0.5, 1.0, 2.0, 5.0])),
+    min_size=1,
+    max_size=5,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.sampled_from([1e6, 10e6, 100e6]), RATES, SOURCES)
+def test_the_hungry_get_what_a_perfect_divider_gives(
+    listener: float, source: float | None, sources: list[tuple[list[float | None], float]]
+) -> None:
+    lab = Lab(
+        ShapeRates(listener=speed(listener), source=None if source is None else speed(source))
+    )
+    shares = [
+        [lab.join(n, weight, None if one is None else speed(one)) for one in flows]
+        for n, (flows, weight) in enumerate(sources)
+    ]
+    lab.run(0.2)
+    lab.moved.clear()
+    span = 2.0
+    lab.run(span)
+    model = tree(
+        listener * BITS,
+        [
+            Hungry([inf if one is None else one * BITS for one in flows], (source or inf) * BITS, w)
+            for flows, w in sources
+        ],
+    )
+    for row, parts in zip(shares, model, strict=True):
+        for share, part in zip(row, parts, strict=True):
+            slack = 0.03 * part * span + 2 * piece_of(listener * BITS) + SLACK * part
+            assert lab.moved[share] == pytest.approx(part * span, abs=slack)
+
+
+class Wanting:
+    """A flow of the model: what it still wants, and what watches its ceiling."""
+
+    def __init__(self, share: Share, gauge: Gauge | None) -> None:
+        self.share = share
+        self.gauge = gauge
+        self.wants = 0
+        self.asked = False
+
+
+class ShaperModel(RuleBasedStateMachine):
+    """Flows come, want, stop wanting and go at any moment; rates change; serving comes late."""
+
+    @initialize(rates=st.tuples(RATES, RATES, RATES))
+    def begin(self, rates: tuple[float | None, float | None, float | None]) -> None:
+        self.now = BEGIN
+        self.flows: list[Wanting] = []
+        self.shaper = Shaper(self.told(rates), self.now)
+        self.watch_all()
+
+    def told(self, rates: Iterable[float | None]) -> ShapeRates:
+        chosen = [None if rate is None else speed(rate) for rate in rates]
+        self.rates = ShapeRates(listener=chosen[0], source=chosen[1], flow=chosen[2])
+        return self.rates
+
+    def watch(self, rate: Rate | None) -> Gauge | None:
+        return None if rate is None else Gauge(rate.per_second, rate.burst, self.now)
+
+    def watch_all(self) -> None:
+        self.listener_gauge = self.watch(self.rates.listener)
+        self.source_gauges = {key: self.watch(self.rates.source) for key in range(3)}
+        for flow in self.flows:
+            flow.gauge = self.watch(flow.share.rate)
+
+    @rule(source=st.integers(0, 2), rate=RATES, weight=st.sampled_from([1.0, 4.0]))
+    def join(self, source: int, rate: float | None, weight: float) -> None:
+        own = None if rate is None else speed(rate)
+        share = self.shaper.join(source, self.now, weight, own)
+        assert share.rate == (own or self.rates.flow)
+        self.flows.append(Wanting(share, self.watch(share.rate)))
+
+    @precondition(lambda self: self.flows)
+    @rule(data=st.data())
+    def leave(self, data: st.DataObject) -> None:
+        flow = data.draw(st.sampled_from(self.flows))
+        self.flows.remove(flow)
+        self.shaper.leave(flow.share)
+
+    @precondition(lambda self: self.flows)
+    @rule(data=st.data(), more=st.integers(1, 300_000))
+    def want(self, data: st.DataObject, more: int) -> None:
+        flow = data.draw(st.sampled_from(self.flows))
+        flow.wants += more
+        while flow.wants and (grant := self.shaper.ask(flow.share, self.now)):
+            self.move(flow, grant)
+        flow.asked = flow.asked or flow.wants > 0
+
+    @precondition(lambda self: self.flows)
+    @rule(data=st.data())
+    def stop_wanting(self, data: st.DataObject) -> None:
+        data.draw(st.sampled_from(self.flows)).wants = 0
+
+    @rule(rates=st.tuples(RATES, RATES, RATES))
+    def become(self, rates: tuple[float | None, float | None, float | None]) -> None:
+        self.shaper.become(self.told(rates))
+        self.watch_all()
+
+    @precondition(lambda self: self.flows)
+    @rule(data=st.data(), rate=RATES)
+    def change(self, data: st.DataObject, rate: float | None) -> None:
+        flow = data.draw(st.sampled_from(self.flows))
+        flow.share.rate = None if rate is None else speed(rate)
+        flow.gauge = self.watch(flow.share.rate)
+
+    @rule(late=st.floats(0, 0.08), stop=st.integers(0, 30), gone=st.booleans())
+    def serve(self, late: float, stop: int, gone: bool) -> None:
+        at = self.shaper.next_at()
+        self.now = (self.now if at == inf else max(self.now, at)) + late
+        for share, grant in self.shaper.serve(self.now):
+            flow = next(flow for flow in self.flows if flow.share is share)
+            if not stop and gone:
+                self.flows.remove(flow)
+                self.shaper.leave(share)
+                break
+            self.move(flow, grant)
+            if not stop:
+                break
+            stop -= 1
+
+    @rule(step=st.floats(0, 3))
+    def nothing_happens(self, step: float) -> None:
+        self.now += step
+
+    def move(self, flow: Wanting, grant: int) -> None:
+        assert 1 <= grant <= GRANT_MAX
+        size = min(grant, flow.wants)
+        flow.wants -= size
+        for gauge in (
+            flow.gauge,
+            self.source_gauges[flow.share.source.key],  # type: ignore[index]
+            self.listener_gauge,
+        ):
+            if gauge is not None:
+                gauge.passed(size, self.now)
+        if flow.share.granted and size < grant:
+            flow.asked = False  # it has dried up, and has to ask again
+        self.shaper.spent(flow.share, size, self.now)
+
+    @invariant()
+    def who_asked_and_got_nothing_waits(self) -> None:
+        for flow in self.flows:
+            assert (flow.share.line is not None) == flow.asked
+
+    @invariant()
+    def who_waits_will_be_served(self) -> None:
+        asked = any(flow.asked for flow in self.flows)
+        assert (self.shaper.next_at() < inf) == asked
+
+    @invariant()
+    def lines_hold_those_who_wait_and_nobody_else(self) -> None:
+        shaper = self.shaper
+        groups = [shaper._root, *shaper._sources.values()]
+        lines = [shaper._clock, *(group.queue for group in groups)]
+        waiting = [flow.share for flow in self.flows if flow.asked]
+        sources = [group for group in groups[1:] if group.queue.heap]
+        assert sum(map(len, lines)) == len(waiting) + len(sources)
+        for line in lines:
+            alive = [node for _, _, node in line.heap if node.line is line]
+            assert len(line) <= len(line.heap) <= 2 * len(line) + 1
+            assert not line.heap or line.heap[0][2].place is line.heap[0]
+            assert len(line) <= len(alive)
+
+    def teardown(self) -> None:
+        """Nobody is lost: all that is still wanted is moved, in the time that it takes."""
+        if not hasattr(self, "shaper"):
+            return
+        end = self.now + 10 + sum(flow.wants for flow in self.flows) / (64e3 * BITS)
+        while (at := self.shaper.next_at()) < inf:
+            self.now = max(self.now, at)
+            assert self.now < end, "starved"
+            for share, grant in self.shaper.serve(self.now):
+                self.move(next(flow for flow in self.flows if flow.share is share), grant)
+        assert not any(flow.asked for flow in self.flows)
+
+
+TestShaperModel = ShaperModel.TestCase
+TestShaperModel.settings = settings(max_examples=80, stateful_step_count=40, deadline=None)
+
+
+def test_a_grant_that_is_not_settled_is_an_assertion() -> None:
+    lab = Lab(ShapeRates(listener=speed(64e3)))
+    lab.join("one")
+    lab.join("two")
+    lab.now += 1
+    with pytest.raises(AssertionError, match="not settled"):
+        list(lab.shaper.serve(lab.now))
+
+
+def test_leaving_twice_is_an_assertion() -> None:
+    shaper = Shaper(ShapeRates(), BEGIN)
+    share = shaper.join("one", BEGIN)
+    shaper.leave(share)
+    with pytest.raises(AssertionError):
+        shaper.leave(share)
