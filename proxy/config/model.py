@@ -32,6 +32,7 @@ from proxy.config.values import (
     Account,
     AdminHttp,
     Balance,
+    Bandwidth,
     BufferSize,
     Endpoints,
     FileMode,
@@ -43,6 +44,7 @@ from proxy.config.values import (
     Name,
     PmtuPolicy,
     Rate,
+    Size,
     SocketPath,
     Timeout,
     Workers,
@@ -136,6 +138,13 @@ FLOWS_KEY: Final = key(
     None, "Live flows at once. Default: no ceiling.", example=1000, ge=1, le=10_000_000
 )
 FLOW_RATE_KEY: Final = key(None, "New flows in the long run. Default: no ceiling.", example="500/s")
+BANDWIDTH_KEY: Final = key(
+    None,
+    "Payload in each direction, divided fairly between those who want it. TCP. "
+    "Default: no ceiling.",
+    example="100Mbit/s",
+    only=STREAMS,
+)
 BURST_KEY: Final = key(
     None,
     "New flows at once, beyond flow_rate. Default: what flow_rate brings in a second.",
@@ -168,6 +177,24 @@ class PerFlow(Table):
     duration: Timeout | None = key(
         None, "How long at most, busy or not. Default: no maximum.", example="8h"
     )
+    bytes: Size | None = key(
+        None,
+        "Payload of its life, both directions together. TCP. Default: no maximum.",
+        example="10GiB",
+        only=STREAMS,
+    )
+    bandwidth_original: Bandwidth | None = key(
+        None,
+        "From the client to the endpoint. TCP. Default: no ceiling.",
+        example="10MiB/s",
+        only=STREAMS,
+    )
+    bandwidth_reply: Bandwidth | None = key(
+        None,
+        "From the endpoint to the client. TCP. Default: no ceiling.",
+        example="50MiB/s",
+        only=STREAMS,
+    )
 
 
 class PerSource(Table):
@@ -182,6 +209,7 @@ class PerSource(Table):
     flows: int | None = FLOWS_KEY
     flow_rate: Rate | None = FLOW_RATE_KEY
     burst: int | None = BURST_KEY
+    bandwidth: Bandwidth | None = BANDWIDTH_KEY
 
 
 class Limits(Table):
@@ -190,6 +218,7 @@ class Limits(Table):
     flows: int | None = FLOWS_KEY
     flow_rate: Rate | None = FLOW_RATE_KEY
     burst: int | None = BURST_KEY
+    bandwidth: Bandwidth | None = BANDWIDTH_KEY
     dry_run: bool = key(
         False, "Refuse nothing because of flows and flow_rate: only count what they would refuse."
     )

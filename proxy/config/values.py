@@ -28,11 +28,13 @@ from proxy.config.unix import (
 from proxy.core.address import HostPort, Transport, parse_host_port
 from proxy.core.steering import WORKERS_MAX
 from proxy.core.units import (
+    BANDWIDTH_PATTERN,
     DURATION_PATTERN,
     RATE_PATTERN,
     SIZE_PATTERN,
     format_duration,
     format_size,
+    parse_bandwidth,
     parse_duration,
     parse_rate,
     parse_size,
@@ -303,6 +305,16 @@ Rate: TypeAlias = Annotated[
     float, *written(parse_rate, 'text such as "500/s"', pattern=f"^{RATE_PATTERN}$")
 ]
 """Per second."""
+
+Bandwidth: TypeAlias = Annotated[
+    float, *written(parse_bandwidth, 'text such as "10MiB/s"', pattern=f"^{BANDWIDTH_PATTERN}$")
+]
+"""Bytes per second."""
+
+Size: TypeAlias = Annotated[
+    int, *written(parse_size, 'text such as "10GiB"', pattern=f"^({SIZE_PATTERN})$")
+]
+"""Bytes."""
 
 Workers: TypeAlias = Annotated[
     int | Literal["auto"],

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING
 
 from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import AdmissionLimits
+from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
 from proxy.core.pace import Pace
 from proxy.core.rate import Rate
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
-from proxy.engine.specs import ListenerSpec
+from proxy.engine.specs import BandwidthLimits, ListenerSpec
 
 if TYPE_CHECKING:
     from proxy.config.model import Engine, Limits, Listener, PerSource
@@ -28,6 +29,7 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         limits=limits_of(listener),
         access=access_of(listener),
         admission=admission_of(listener.limits),
+        bandwidth=bandwidth_of(listener.limits),
         options=stream_options(listener.tcp),
         datagrams=datagram_options(listener),
         transparent=listener.transparent,
@@ -65,6 +67,22 @@ def admission_of(limits: Limits) -> AdmissionLimits:
     )
 
 
+def bandwidth_of(limits: Limits) -> BandwidthLimits:
+    """How many bytes a second the flows of a listener move; each direction has as much."""
+    common, source = _shaping(limits.bandwidth), _shaping(limits.per_source.bandwidth)
+    per_flow = limits.per_flow
+    return BandwidthLimits(
+        *(
+            ShapeRates(listener=common, source=source, flow=_shaping(flow))
+            for flow in (per_flow.bandwidth_original, per_flow.bandwidth_reply)
+        )
+    )
+
+
+def _shaping(per_second: float | None) -> Rate | None:
+    return None if per_second is None else shaping_rate(per_second)
+
+
 def _flow_rate(ceilings: Limits | PerSource) -> Rate | None:
     if ceilings.flow_rate is None:
         return None
@@ -81,9 +99,12 @@ def limits_of(listener: Listener) -> FlowLimits:
         unreplied=per_flow.unreplied,
         linger=per_flow.linger,
     )
-    if per_flow.duration is None:
-        return clocks
-    return replace(clocks, duration=per_flow.duration)
+    chosen = {
+        name: value
+        for name in ("duration", "bytes", "bandwidth_original", "bandwidth_reply")
+        if (value := getattr(per_flow, name)) is not None
+    }
+    return replace(clocks, **chosen)
 
 
 def datagram_options(listener: Listener) -> DatagramOptions:

@@ -38,9 +38,12 @@ UNREPLIED_LIFE: Final = 10
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)  # compared by who it is, quickly
 class FlowLimits:
-    """The clocks of one flow, in seconds; ``inf`` never strikes.
+    """The limits of one flow: clocks in seconds, the rest in bytes; ``inf`` never strikes.
 
     Attributes:
+        bytes: payload of its whole life, both directions together.
+        bandwidth_original: bytes a second from the client, and
+        bandwidth_reply: to it; for who asks, they are kept to by all flows together.
         linger: how long a flow that was reset may be ``closing`` without any progress.
         stream_look: the shortest clock a TCP flow can have, when to look at a new one first.
         datagram_look: the same for UDP.
@@ -53,6 +56,9 @@ class FlowLimits:
     unreplied: float = 30.0
     linger: float = 10.0
     duration: float = inf
+    bytes: float = inf
+    bandwidth_original: float = inf
+    bandwidth_reply: float = inf
     stream_look: float = field(init=False)
     datagram_look: float = field(init=False)
 
@@ -91,7 +97,7 @@ def next_look(flow: Flow, limits: FlowLimits, now: float) -> float:
 @lru_cache(maxsize=1024)
 def limits_in_force(transport: Transport, limits: FlowLimits) -> dict[str, float]:
     """The clocks that can strike a flow, for its row in the table; to be read only."""
-    names = UDP_CLOCKS if transport.is_datagram else TCP_CLOCKS
+    names = UDP_LIMITS if transport.is_datagram else TCP_LIMITS
     return {name: value for name in names if (value := getattr(limits, name)) != inf}
 
 
@@ -101,8 +107,9 @@ def limits_json(transport: Transport, limits: FlowLimits) -> str:
     return json.dumps(limits_in_force(transport, limits), separators=(",", ":"))
 
 
-TCP_CLOCKS: Final = ("connect", "idle", "half_closed", "duration")
-UDP_CLOCKS: Final = ("unreplied", "idle", "duration")
+BYTES: Final = ("bytes", "bandwidth_original", "bandwidth_reply")
+TCP_LIMITS: Final = ("connect", "idle", "half_closed", "duration", *BYTES)
+UDP_LIMITS: Final = ("unreplied", "idle", "duration", *BYTES)
 
 
 def _clock_of(state: State, limits: FlowLimits) -> tuple[float, CloseReason]:

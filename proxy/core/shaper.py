@@ -41,7 +41,7 @@ from collections import deque
 from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
-from typing import Final
+from typing import Any, Final
 
 from proxy.core.ceiling import GRANT_MAX, PAUSE, SLACK, Ceiling, ShapeRates
 from proxy.core.line import Line, Waiter
@@ -123,10 +123,11 @@ class Share(_Node):
 
     Attributes:
         granted: what it may move in its turn, until it said what it did.
+        owner: who moves it; the caller's affair.
 
     """
 
-    __slots__ = ("granted", "source")
+    __slots__ = ("granted", "owner", "source")
     weight = 1.0
 
     def __init__(self, source: _Group, rate: Rate | None, now: float) -> None:
@@ -134,6 +135,7 @@ class Share(_Node):
         super().__init__(source, ceiling, source.newest_tag(self.weight), now)
         self.source = source
         self.granted = 0
+        self.owner: Any = None
 
     @property
     def rate(self) -> Rate | None:

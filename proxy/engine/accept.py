@@ -17,7 +17,6 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.core.access import ANYBODY, AccessList
 from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
@@ -30,12 +29,12 @@ from proxy.engine.tcp import reset_on_close
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
-    from proxy.core.expiry import FlowLimits
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
+    from proxy.engine.terms import Terms
 
 ACCEPTS_PER_TURN: Final = 16
 
@@ -80,10 +79,9 @@ class StreamListener:
         relay: where its flows live.
         socket: bound, listening, non-blocking.
         counters: the counters of its listener.
-        limits: the clocks of its flows.
+        terms: what its flows are held to.
         upstream: where its flows go.
         connect: makes the sockets to endpoints.
-        access: who may connect.
 
     """
 
@@ -92,16 +90,15 @@ class StreamListener:
         relay: Relay,
         socket: Socket,
         counters: ListenerCounters,
-        limits: FlowLimits,
+        terms: Terms,
         upstream: Upstream,
         connect: Connect,
-        access: AccessList = ANYBODY,
     ) -> None:
         self.relay = relay
         self.socket = socket
         self.address: Address = canonical(socket.getsockname())
         self.is_open = True
-        self.serve(counters, limits, upstream, connect, access)
+        self.serve(counters, terms, upstream, connect)
         self.slot: Slot | None = None
         self._fd = socket.fileno()
         self._family = int(socket.family)
@@ -113,17 +110,15 @@ class StreamListener:
     def serve(
         self,
         counters: ListenerCounters,
-        limits: FlowLimits,
+        terms: Terms,
         upstream: Upstream,
         connect: Connect,
-        access: AccessList = ANYBODY,
     ) -> None:
         """Treat flows like this from the next one on."""
         self.counters = counters
-        self.limits = limits
+        self.terms = terms
         self.upstream = upstream
         self.connect = connect
-        self.access = access
         self._original = upstream if isinstance(upstream, OriginalUpstream) else None
 
     def ready(self, mask: int, now: float) -> None:
@@ -185,7 +180,7 @@ class StreamListener:
         if refusal is not None:
             self._refuse(client, refusal)
             return
-        upstream = self.upstream
+        upstream, terms = self.upstream, self.terms
         if self._original is not None:
             destination = original_destination(client, local)
             if is_circle(self.relay, Transport.TCP, address, destination):
@@ -193,14 +188,14 @@ class StreamListener:
                 return
             upstream = self._original.towards(destination)
         flow = StreamFlow(
-            self.relay, self.counters, self.limits, client, address, local, now, source
+            self.relay, self.counters, terms.limits, client, address, local, now, source
         )
-        flow.start(upstream, self.connect, now)
+        flow.start(upstream, self.connect, now, terms.bandwidth)
 
     def _refusal(
         self, remote: Address, local: Address, source: SourceKey, now: float
     ) -> Refusal | None:
-        if not self.access.admits(remote[0]):
+        if not self.terms.access.admits(remote[0]):
             return Refusal.ACCESS
         if self.relay.table.comes_round(self.counters, remote, local):
             return Refusal.LOOP

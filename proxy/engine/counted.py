@@ -34,7 +34,7 @@ class CountedFlow(DatagramFlow):
     @property
     def limits(self) -> FlowLimits:
         """The clocks in force: those of a spent flow are shorter."""
-        limits = self.listener.limits
+        limits = self.listener.terms.limits
         return _spent_limits(limits) if self._spent else limits
 
     def ready(self, mask: int, now: float) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.datagram_listener import DatagramListener
+    from proxy.engine.terms import Terms
 
 FILES_PER_FLOW: Final = 1
 
@@ -96,7 +97,7 @@ class DatagramFlow(Flow):
     @property
     def limits(self) -> FlowLimits:
         """The clocks in force."""
-        return self.listener.limits
+        return self.listener.terms.limits
 
     @property
     def responders(self) -> Responders | None:
@@ -168,7 +169,7 @@ class DatagramFlow(Flow):
         relay = self.listener.relay
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
-        relay.wheel.schedule(self, now + self.listener.limits.datagram_look)
+        relay.wheel.schedule(self, now + self.listener.terms.limits.datagram_look)
         self.listener.flows[self.key] = self
         self.listener.live += 1
         failure = self._connect(upstream, now)
@@ -206,13 +207,13 @@ class DatagramFlow(Flow):
         self.listener.live -= 1
         self.listener.close_if_done()
 
-    def look_again(self, limits: FlowLimits, now: float) -> None:
-        """Have other clocks from now on, as all flows of its listener, which has them already.
+    def look_again(self, terms: Terms, now: float) -> None:
+        """Have other limits from now on, as all flows of its listener, which has them already.
 
         A former socket of the listener is told nothing else.
         """
         if self.listener.draining:
-            self.listener.limits = limits
+            self.listener.terms = terms
         self.listener.relay.wheel.schedule(self, next_look(self, self.limits, now))
 
     def leave_index(self) -> None:

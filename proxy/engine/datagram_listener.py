@@ -13,9 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
-from proxy.core.access import ANYBODY, AccessList
 from proxy.core.address import WILDCARDS, same_address
-from proxy.core.expiry import FlowLimits
 from proxy.core.flow import Drop, Refusal
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
@@ -42,6 +40,7 @@ if TYPE_CHECKING:
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
+    from proxy.engine.terms import Terms
 
 LONGEST_INFO: Final = 48
 """Bytes of control messages that tell where, or by whom, a datagram was sent; a train has more."""
@@ -58,12 +57,11 @@ class DatagramListener:
         relay: where its flows live.
         socket: bound, non-blocking; with packet information on if bound to a wildcard.
         counters: the counters of its listener.
-        limits: the clocks of its flows.
+        terms: what its flows are held to.
         upstream: where its flows go.
         options: how they are treated.
         kind: the class of its flows, which follows from the options.
         connect: makes the sockets to endpoints.
-        access: whose datagrams may open a flow.
 
     Attributes:
         live: its flows, those included that have left the index.
@@ -81,12 +79,11 @@ class DatagramListener:
         relay: Relay,
         socket: Socket,
         counters: ListenerCounters,
-        limits: FlowLimits,
+        terms: Terms,
         upstream: Upstream,
         options: DatagramOptions = ORDINARY,
         kind: type[DatagramFlow] = DatagramFlow,
         connect: Connect = PLAIN_WAY,
-        access: AccessList = ANYBODY,
     ) -> None:
         self.relay = relay
         self.socket = socket
@@ -106,27 +103,25 @@ class DatagramListener:
             spare_local_address(socket)
             self._lone_control = 0
         self._mapped = socket.family == AF_INET6
-        self.serve(counters, limits, upstream, options, kind, connect, access)
+        self.serve(counters, terms, upstream, options, kind, connect)
         relay.own(self.address)
         relay.pump.register(self.fd, self, EPOLLIN)
 
     def serve(
         self,
         counters: ListenerCounters,
-        limits: FlowLimits,
+        terms: Terms,
         upstream: Upstream,
         options: DatagramOptions,
         kind: type[DatagramFlow],
         connect: Connect,
-        access: AccessList = ANYBODY,
     ) -> None:
         """Treat flows like this from now on; the clocks, and the counts of ``options``, at once."""
         self.counters = counters
-        self.limits = limits
+        self.terms = terms
         self.upstream = upstream
         self.options = options
         self.connect = connect
-        self.access = access
         self._kind = kind
         self.trains = kind is DatagramFlow and can_segment()  # others look at each datagram
         ask_for_trains(self.socket, wanted=self.trains)
@@ -228,7 +223,7 @@ class DatagramListener:
     def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
         if self.draining:
             return Refusal.DRAINING
-        if not self.access.admits(remote[0]):
+        if not self.terms.access.admits(remote[0]):
             return Refusal.ACCESS
         if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
             return Refusal.LOOP

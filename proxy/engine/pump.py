@@ -30,6 +30,7 @@ from typing import Final, Protocol
 import structlog
 import trio
 
+from proxy.engine.alarms import Alarms
 from proxy.engine.scheduler import Scheduler, next_deadline
 
 MAX_EVENTS: Final = 256
@@ -63,6 +64,7 @@ class Pump:
         rounds: made so far.
 
         giving_way: whether others get a turn after this round.
+        alarms: rung after a round in which their moment came.
 
     """
 
@@ -73,8 +75,8 @@ class Pump:
         self._after_round: list[Callable[[float], None]] = []
         self._graves: list[Socket] = []
         self._in_round = False
+        self.alarms = Alarms()
         self.giving_way = False
-
         self.rounds = 0
 
     def register(self, fd: int, handler: Handler, mask: int) -> None:
@@ -142,9 +144,10 @@ class Pump:
         self.giving_way = False
         now = monotonic()
         until = min(next_deadline(), now + longest)
+        alarms = self.alarms
         while True:
             busy = self._again or others
-            events = poll(0 if busy else max(0.0, until - now), MAX_EVENTS)
+            events = poll(0 if busy else max(0.0, min(until, alarms.next) - now), MAX_EVENTS)
             now = monotonic()
             self._round(events, now)
             if others or self.giving_way or now >= until:
@@ -165,6 +168,8 @@ class Pump:
                     handler.crashed(error, now)
         if again:
             self._serve_again(again, now)
+        if self.alarms.next <= now:
+            self.alarms.ring(now)
         if self._after_round:
             self._finish_round(now)
         self._in_round = False

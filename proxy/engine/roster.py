@@ -26,15 +26,17 @@ from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.outbound import Outbound
+from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
+from proxy.engine.terms import Terms
+from proxy.engine.throttle import Bandwidth
 from proxy.engine.transparent import TransparentListener
-from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener, user_key
+from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
     from proxy.core.admission import AdmissionLimits, Gate
-    from proxy.core.expiry import FlowLimits
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
     from proxy.engine.outbound import Connect
@@ -74,6 +76,7 @@ class Roster:
         self._relay = relay
         self._listeners: dict[str, list[Listener]] = {}
         self._specs: dict[str, ListenerSpec] = {}
+        self._terms: dict[str, Terms] = {}
         self._retired: list[Listener] = []  # datagram sockets that serve their last flows
         self._routes: dict[str, _Route] = {}
         self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
@@ -126,8 +129,8 @@ class Roster:
             if spec.slot is not None:
                 self.counters_of(spec).gate.look(now)
 
-    def apply(self, change: Change, now: float) -> dict[ListenerCounters, FlowLimits]:
-        """Be what the change says; return the listeners whose clocks are others, with them.
+    def apply(self, change: Change, now: float) -> dict[ListenerCounters, Terms]:
+        """Be what the change says; return the listeners whose flows are held to other terms.
 
         Sockets that go to another name are known before any listener retires, so that one that
         is wanted again is not closed in between.
@@ -143,16 +146,29 @@ class Roster:
             counters = self.counters_of(spec)
             counters.gate.become(spec.admission, now, self._sources(counters, spec.admission))
             self._join(counters.gate, before.get(spec.name), spec)
+        self._terms = {name: self._terms_of(spec, now) for name, spec in specs.items()}
         self._exchange(change.opened, change.closed, now)
         for name, listeners in self._listeners.items():
             for listener in listeners:
                 if listener.is_open:
                     self._serve(listener, specs[name])
         return {
-            self.counters_of(spec): spec.limits
+            self.counters_of(spec): self._terms[name]
             for name, spec in specs.items()
-            if name in before and astuple(before[name].limits) != astuple(spec.limits)
+            if name in before and _held_to(before[name]) != _held_to(spec)
         }
+
+    def _terms_of(self, spec: ListenerSpec, now: float) -> Terms:
+        """What a listener's flows are held to; they go on sharing the bandwidth they shared."""
+        known = self._terms.get(spec.name)
+        bandwidth = known.bandwidth if known is not None else None
+        if spec.transport.is_datagram:
+            bandwidth = None
+        elif bandwidth is not None:
+            bandwidth.become(spec.bandwidth)
+        elif spec.bandwidth.restrict:
+            bandwidth = Bandwidth(self._relay.pump.alarms, spec.bandwidth, now)
+        return Terms(limits=spec.limits, access=spec.access, bandwidth=bandwidth)
 
     def counters_of(self, spec: ListenerSpec) -> ListenerCounters:
         """The counters of a listener in use."""
@@ -289,34 +305,30 @@ class Roster:
     def _open(self, spec: ListenerSpec, socket: Socket) -> Listener:
         relay, counters = self._relay, self.counters_of(spec)
         upstream, connect = self._routes[spec.upstream].upstream, self._way(spec)
-        limits, datagrams = spec.limits, spec.datagrams
+        terms, datagrams = self._terms[spec.name], spec.datagrams
         match spec.transport:
             case Transport.UNIX:
-                return UnixListener(relay, socket, counters, limits, upstream, connect)
+                return UnixListener(relay, socket, counters, terms, upstream, connect)
             case Transport.UNIXGRAM:
                 return UnixgramListener(
-                    relay, socket, counters, limits, upstream, datagrams, connect
+                    relay, socket, counters, terms, upstream, datagrams, connect
                 )
             case Transport.TCP:
-                return StreamListener(
-                    relay, socket, counters, limits, upstream, connect, spec.access
-                )
+                return StreamListener(relay, socket, counters, terms, upstream, connect)
         serve = TransparentListener if spec.transparent else DatagramListener
         kind = flow_type_of(datagrams)
-        return serve(
-            relay, socket, counters, limits, upstream, datagrams, kind, connect, spec.access
-        )
+        return serve(relay, socket, counters, terms, upstream, datagrams, kind, connect)
 
     def _serve(self, listener: Listener, spec: ListenerSpec) -> None:
         """Have a listener do what its spec says; one that drains goes on draining."""
         counters, upstream = self.counters_of(spec), self._routes[spec.upstream].upstream
         counters.upstream = spec.upstream
-        connect = self._way(spec)
+        connect, terms = self._way(spec), self._terms[spec.name]
         if isinstance(listener, StreamListener):
-            listener.serve(counters, spec.limits, upstream, connect, spec.access)
+            listener.serve(counters, terms, upstream, connect)
             return
         kind = UnixgramFlow if spec.transport.is_unix else flow_type_of(spec.datagrams)
-        listener.serve(counters, spec.limits, upstream, spec.datagrams, kind, connect, spec.access)
+        listener.serve(counters, terms, upstream, spec.datagrams, kind, connect)
 
     def _way(self, spec: ListenerSpec) -> Connect:
         route = self._routes[spec.upstream]
@@ -328,11 +340,9 @@ class Roster:
         return outbound.way(SOCK_STREAM, spec.options)
 
 
-def source_key_of(flow: Flow, limits: AdmissionLimits) -> SourceKey:
-    """The key of the source that a flow's client belongs to."""
-    if flow.transport.is_unix:
-        return user_key(flow.credentials)
-    return limits.key(flow.client_remote[0])
+def _held_to(spec: ListenerSpec) -> tuple[object, ...]:
+    """What the live flows of a listener must be told of when it changes."""
+    return astuple(spec.limits), spec.bandwidth
 
 
 def _endpoint_counters(key: EndpointKey) -> EndpointCounters:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import UNLIMITED, AdmissionLimits
+from proxy.core.ceiling import ShapeRates
 from proxy.core.upstream import HOME, MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.marks import UNMARKED, Marks
@@ -68,6 +69,21 @@ class UpstreamSpec:
     source: SourceSpec | None = None
 
 
+class BandwidthLimits(NamedTuple):
+    """The bandwidth of a listener's flows, in each direction."""
+
+    original: ShapeRates
+    reply: ShapeRates
+
+    @property
+    def restrict(self) -> bool:
+        """Whether there is any ceiling."""
+        return self != UNRESTRICTED
+
+
+UNRESTRICTED: Final = BandwidthLimits(ShapeRates(), ShapeRates())
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerSpec:
     """A listener as it shall be.
@@ -78,6 +94,7 @@ class ListenerSpec:
         upstream: the name of the upstream its flows go to.
         access: who may open flows.
         admission: how many, and how fast.
+        bandwidth: how many bytes a second they may move.
         limits: the clocks of its flows.
         options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
         datagrams: how datagram flows are treated.
@@ -92,6 +109,7 @@ class ListenerSpec:
     limits: FlowLimits
     access: AccessList = ANYBODY
     admission: AdmissionLimits = UNLIMITED
+    bandwidth: BandwidthLimits = UNRESTRICTED
     options: SocketOptions = NODELAY
     datagrams: DatagramOptions = ORDINARY
     transparent: bool = False

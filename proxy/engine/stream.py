@@ -9,12 +9,14 @@ order) always does, because FIN would tell a peer that the data is complete.
 from __future__ import annotations
 
 import errno
+from math import inf
 from socket import SHUT_WR
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy.core.admission import Limit
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Flow, State
 from proxy.engine.connect import ConnectAttempt
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
+    from proxy.engine.terms import Terms
+    from proxy.engine.throttle import Bandwidth
 
 FILES_PER_FLOW: Final = 2
 
@@ -88,10 +92,17 @@ class StreamFlow(Flow):
         self.verdict: tuple[CloseReason, CloseSide] | None = None
         self.slot: Slot | None = None
 
-    def start(self, upstream: Upstream, connect: Connect, now: float) -> None:
+    def start(
+        self,
+        upstream: Upstream,
+        connect: Connect,
+        now: float,
+        bandwidth: Bandwidth | None = None,
+    ) -> None:
         """Enter the table, watch the client and begin to connect."""
         relay = self.relay
         relay.table.add(self)
+        self._use(bandwidth, now)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
         relay.wheel.schedule(self, now + self.limits.stream_look)
@@ -163,6 +174,11 @@ class StreamFlow(Flow):
             reset_on_close(leg.socket)
         self._close(reason, side, now)
 
+    def overdrawn(self, now: float) -> None:
+        """End the flow: it wants to move more bytes than it may."""
+        self.counters.hits[Limit.BYTE_BUDGET] += 1
+        self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
+
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow because of a fault of ours: loud, and counted as ``internal``."""
         log.error("flow_crashed", flow=self.id, exc_info=error)
@@ -183,11 +199,20 @@ class StreamFlow(Flow):
         else:
             self.abort(reason, CloseSide.PROXY, now)
 
-    def look_again(self, limits: FlowLimits, now: float) -> None:
-        """Have other clocks from now on."""
-        self.limits = limits
+    def look_again(self, terms: Terms, now: float) -> None:
+        """Have other limits from now on."""
+        limits = self.limits = terms.limits
+        self._use(terms.bandwidth, now)
         if self.state is not State.CLOSING:  # which is looked at all the time
             self.relay.wheel.schedule(self, next_look(self, limits, now))
+
+    def _use(self, bandwidth: Bandwidth | None, now: float) -> None:
+        """Have what limits bytes looked at, if anything does."""
+        if bandwidth is not None and self.original.meter is None:
+            bandwidth.meter(self, now)
+        if self.limits.bytes < inf:
+            self.original.limit()
+            self.reply.limit()
 
     def _await_sent(self, now: float) -> None:
         survivor = self.reply if self.original.socket is CLOSED else self.original

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import same_address
 from proxy.core.flow import Drop, Refusal
-from proxy.core.unix import UNKNOWN_SOURCE, Credentials, UnixAddress
+from proxy.core.unix import Credentials, UnixAddress
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import CountedFlow
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
@@ -22,17 +22,17 @@ from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.drops import drop_of
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.sockaddr import CMSG
+from proxy.engine.sources import user_key
 from proxy.engine.stream import FILES_PER_FLOW as FILES_PER_STREAM
 from proxy.engine.stream import StreamFlow
 from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_unix_leg, unix_name
 
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
-    from proxy.core.expiry import FlowLimits
-    from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
+    from proxy.engine.terms import Terms
 
 CONTROL_SIZE: Final = 32
 """Bytes: just the credentials that come with a datagram. They come first; with room for more a
@@ -62,9 +62,10 @@ class UnixListener(StreamListener):
         assert isinstance(address, str | bytes)
         local = self.socket.getsockname()
         remote = unix_name(address)
-        flow = UnixFlow(self.relay, self.counters, self.limits, client, remote, local, now, source)
+        terms = self.terms
+        flow = UnixFlow(self.relay, self.counters, terms.limits, client, remote, local, now, source)
         flow.credentials = credentials
-        flow.start(self.upstream, self.connect, now)
+        flow.start(self.upstream, self.connect, now, terms.bandwidth)
         if flow.original.socket is client:
             serve_unix_leg(self.relay.pump, flow.original)
 
@@ -107,13 +108,13 @@ class UnixgramListener(DatagramListener):
         relay: Relay,
         socket: Socket,
         counters: ListenerCounters,
-        limits: FlowLimits,
+        terms: Terms,
         upstream: Upstream,
         options: DatagramOptions = ORDINARY,
         connect: Connect = PLAIN_WAY,
     ) -> None:
         socket.setsockopt(SOL_SOCKET, SO_PASSCRED, 1)
-        super().__init__(relay, socket, counters, limits, upstream, options, UnixgramFlow, connect)
+        super().__init__(relay, socket, counters, terms, upstream, options, UnixgramFlow, connect)
         self.serve_batch(DatagramBatch(CONTROL_SIZE))
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
@@ -135,11 +136,6 @@ class UnixgramListener(DatagramListener):
         if same_address(remote, self._local) or self.relay.is_own(remote):
             return Refusal.LOOP
         return self.relay.refusal(FILES_PER_FLOW)
-
-
-def user_key(credentials: Credentials | None) -> SourceKey:
-    """The source of a Unix client: its user, whatever it calls itself."""
-    return UNKNOWN_SOURCE if credentials is None else credentials.source
 
 
 def decode_unix(name: bytes) -> UnixAddress:

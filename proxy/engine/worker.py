@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from proxy.core.upstream import Upstream
     from proxy.engine.commons import Commons
     from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.terms import Terms
 
 MERGED: Final = 25
 """Flows put in order between two turns of the pump, where that takes a microsecond or two each."""
@@ -290,15 +291,15 @@ class Worker:
             ),
         ]
 
-    async def _look_again(self, changed: dict[ListenerCounters, FlowLimits]) -> None:
-        """Tell the live flows of these listeners that their clocks are others."""
+    async def _look_again(self, changed: dict[ListenerCounters, Terms]) -> None:
+        """Tell the live flows of these listeners that their limits are others."""
         for part in slices(list(self._relay.table)):
             now = monotonic()
             for flow in part:
-                limits = changed.get(flow.counters)
-                if limits is not None and flow.close_reason is None:
+                terms = changed.get(flow.counters)
+                if terms is not None and flow.close_reason is None:
                     assert isinstance(flow, StreamFlow | DatagramFlow)
-                    flow.look_again(limits, now)
+                    flow.look_again(terms, now)
             await trio.lowlevel.checkpoint()
 
     async def _look_around(self) -> None:

@@ -433,14 +433,14 @@ async def test_a_fault_of_ours_ends_one_flow_as_internal(
     async with relaying([endpoint.getsockname()]) as lab:
         victim, _ = await pair(lab, endpoint)
         bystander, accepted = await pair(lab, endpoint)
-        healthy = StreamLeg.pull
+        healthy = StreamLeg.ready
 
         def faulty(self: StreamLeg, mask: int, now: float) -> None:
             if self.flow.id == 1:
                 raise RuntimeError("planted")
             healthy(self, mask, now)
 
-        monkeypatch.setattr(StreamLeg, "pull", faulty)
+        monkeypatch.setattr(StreamLeg, "ready", faulty)
         await send_all(victim, b"x")
         assert await is_reset(victim)
         await send_all(bystander, b"fine")

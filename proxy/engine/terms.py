@@ -1,0 +1,28 @@
+"""What a listener holds its flows to; the same for all its sockets, and another after a reload."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from proxy.core.access import ANYBODY, AccessList
+
+if TYPE_CHECKING:
+    from proxy.core.expiry import FlowLimits
+    from proxy.engine.throttle import Bandwidth
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Terms:
+    """What a listener holds its flows to.
+
+    Attributes:
+        limits: of each flow.
+        access: who may open one.
+        bandwidth: what those of streams share; None if it is not limited.
+
+    """
+
+    limits: FlowLimits
+    access: AccessList = ANYBODY
+    bandwidth: Bandwidth | None = None

@@ -1,0 +1,271 @@
+"""Streams whose bandwidth, or whose bytes, are limited; with real sockets on loopback.
+
+That nothing is faster than its ceiling can be shown here, since the ceiling is a bound on what has
+arrived by now. That nothing is slower is an affair of the benchmark.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
+from time import monotonic
+from typing import Any
+
+import pytest
+import trio
+from trio.socket import SocketType
+
+from proxy.core.admission import AdmissionLimits
+from proxy.core.ceiling import ShapeRates, shaping_rate
+from proxy.core.expiry import FlowLimits
+from proxy.core.query import FlowQuery
+from proxy.engine.specs import BandwidthLimits
+from tests.engine.lab import (
+    Lab,
+    accept,
+    connect,
+    is_reset,
+    listening,
+    pair,
+    receive_all,
+    receive_exactly,
+    relaying,
+    reset,
+    send_all,
+)
+from tests.engine.test_admission import become
+
+QUICK = 4 << 20
+"""Bytes a second; some pieces every few milliseconds."""
+
+BULK = os.urandom(1 << 20)
+
+
+def both(**rates: float) -> BandwidthLimits:
+    """The same ceilings in both directions, in bytes a second."""
+    shaped = ShapeRates(**{name: shaping_rate(value) for name, value in rates.items()})
+    return BandwidthLimits(shaped, shaped)
+
+
+@asynccontextmanager
+async def limited(endpoint: SocketType, **parts: Any) -> AsyncIterator[Lab]:
+    async with relaying([endpoint.getsockname()], **parts) as lab:
+        yield lab
+
+
+async def pour(socket: SocketType) -> None:
+    """Send without end."""
+    while True:
+        await socket.send(BULK)
+
+
+class Sink:
+    """Receives all that comes, and counts."""
+
+    def __init__(self, socket: SocketType) -> None:
+        self.socket = socket
+        self.bytes = 0
+
+    async def run(self) -> None:
+        while part := await self.socket.recv(1 << 16):
+            self.bytes += len(part)
+
+
+@pytest.mark.parametrize("rates", [{"flow": QUICK}, {"source": QUICK}, {"listener": QUICK}])
+async def test_what_has_arrived_is_never_more_than_the_ceiling_lets_through(
+    rates: dict[str, float],
+) -> None:
+    endpoint = listening()
+    async with limited(endpoint, bandwidth=both(**rates)) as lab:
+        began = monotonic()
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            there, back = Sink(accepted), Sink(client)
+            for run in (there.run, back.run):
+                nursery.start_soon(run)
+            nursery.start_soon(pour, client)
+            nursery.start_soon(pour, accepted)
+            while min(there.bytes, back.bytes) < 1 << 20:
+                await trio.sleep(0.005)
+                burst, rate = shaping_rate(QUICK).burst, QUICK
+                most = burst + rate * (monotonic() - began)
+                assert max(there.bytes, back.bytes) <= most
+            nursery.cancel_scope.cancel()
+
+
+async def test_every_byte_arrives_in_order_and_so_does_the_end() -> None:
+    endpoint = listening()
+    async with limited(endpoint, bandwidth=both(flow=QUICK, source=QUICK, listener=QUICK)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+
+            async def send_there() -> None:
+                await send_all(client, BULK)
+                client.shutdown(SHUT_WR)
+
+            async def send_back() -> None:
+                await send_all(accepted, BULK[::-1])
+                accepted.shutdown(SHUT_WR)
+
+            received: dict[str, bytes] = {}
+
+            async def receive(name: str, socket: SocketType) -> None:
+                received[name] = await receive_all(socket)
+
+            nursery.start_soon(send_there)
+            nursery.start_soon(send_back)
+            nursery.start_soon(receive, "there", accepted)
+            nursery.start_soon(receive, "back", client)
+        assert received == {"there": BULK, "back": BULK[::-1]}
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == "finished"
+        assert ended["original"]["bytes"] == ended["reply"]["bytes"] == len(BULK)
+        (row,) = (await lab.counters())["listeners"]
+        assert row["original"]["buffered"] == row["reply"]["buffered"] == 0
+
+
+async def test_urgent_data_keeps_its_place_below_a_ceiling() -> None:
+    endpoint = listening()
+    async with limited(endpoint, bandwidth=both(flow=QUICK)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        accepted.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        async with trio.open_nursery() as nursery:
+            received = b""
+
+            async def receive() -> None:
+                nonlocal received
+                received = await receive_all(accepted)
+
+            nursery.start_soon(receive)
+            await send_all(client, BULK)
+            await client.send(b"!", MSG_OOB)
+            await send_all(client, b"after")
+            client.shutdown(SHUT_WR)
+        assert received == BULK + b"!after"
+
+
+async def test_many_flows_of_one_source_have_together_what_one_of_another_has() -> None:
+    endpoint = listening()
+    async with (
+        limited(endpoint, bandwidth=both(listener=QUICK)) as lab,
+        trio.open_nursery() as nursery,
+    ):
+        sinks = []
+        for source in ["127.0.0.1"] * 10 + ["127.0.0.2"]:
+            client = await connect(lab.address, source)
+            sinks.append(Sink(await accept(endpoint)))
+            nursery.start_soon(sinks[-1].run)
+            nursery.start_soon(pour, client)
+        while min(sink.bytes for sink in sinks) < 1 << 16:
+            await trio.sleep(0.005)
+        before = [sink.bytes for sink in sinks]
+        while sinks[-1].bytes - before[-1] < 2 << 20:
+            await trio.sleep(0.005)
+        *each, one = (sink.bytes - start for sink, start in zip(sinks, before, strict=True))
+        assert 0.9 < one / sum(each) < 1.1
+        assert max(each) < 1.3 * min(each)
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_prefix_names_the_source_that_a_ceiling_is_for() -> None:
+    """Two addresses of one prefix share a ceiling that a third has alone."""
+    endpoint = listening()
+    admission = AdmissionLimits(prefix_v4=24)
+    async with (
+        limited(endpoint, admission=admission, bandwidth=both(source=QUICK)) as lab,
+        trio.open_nursery() as nursery,
+    ):
+        sinks = []
+        for source in ("127.0.0.1", "127.0.0.2", "127.0.1.1"):
+            client = await connect(lab.address, source)
+            sinks.append(Sink(await accept(endpoint)))
+            nursery.start_soon(pour, client)
+            nursery.start_soon(sinks[-1].run)
+        while sinks[2].bytes < 1 << 20:
+            await trio.sleep(0.005)
+        together = sinks[0].bytes + sinks[1].bytes
+        assert 0.7 < together / sinks[2].bytes < 1.3
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ceiling_that_comes_holds_for_a_flow_that_pours_already() -> None:
+    """It comes while bulk goes through a pipe, and goes again."""
+    endpoint = listening()
+    async with limited(endpoint) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            sink = Sink(accepted)
+            nursery.start_soon(sink.run)
+            nursery.start_soon(pour, client)
+            while sink.bytes < 16 << 20:
+                await trio.sleep(0.002)
+            await become(lab, endpoint, bandwidth=both(flow=QUICK))
+            (flow,) = lab.worker._relay.table
+            before, began = flow.original.bytes, monotonic()
+            await trio.sleep(0.2)
+            moved = flow.original.bytes - before
+            assert moved <= shaping_rate(QUICK).burst + QUICK * (monotonic() - began)
+            assert moved
+            await become(lab, endpoint)
+            before = sink.bytes
+            while sink.bytes - before < 64 << 20:
+                await trio.sleep(0.002)
+            nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("who", ["client", "endpoint", "order"])
+async def test_who_waits_for_bandwidth_can_end_at_any_time(who: str) -> None:
+    endpoint = listening()
+    slow = both(flow=100_000, source=100_000, listener=100_000)
+    async with limited(endpoint, bandwidth=slow) as lab:
+        waiting = [await pair(lab, endpoint) for _ in range(5)]
+        for client, _ in waiting:
+            await client.send(BULK[:30_000])
+        await lab.wait_counter(lambda read: read["listeners"][0]["original"]["received"], 1)
+        if who == "order":
+            assert await lab.worker.kill(FlowQuery()) == 5
+        else:
+            for client, accepted in waiting:
+                reset(client if who == "client" else accepted)
+        await lab.wait_ended(5)
+        client, accepted = await pair(lab, endpoint)
+        await client.send(b"x")
+        assert await receive_exactly(accepted, 1) == b"x"
+
+
+async def test_a_flow_moves_as_many_bytes_as_it_may_and_then_ends() -> None:
+    endpoint = listening()
+    async with limited(endpoint, limits=FlowLimits(bytes=100)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        await send_all(client, b"x" * 60)
+        assert await receive_exactly(accepted, 60)
+        await send_all(accepted, b"y" * 40)
+        assert await receive_exactly(client, 40)
+        assert (await lab.live())[0]["limits"]["bytes"] == 100
+        await send_all(client, b"z")
+        assert await is_reset(client)
+        assert await is_reset(accepted)
+        (ended,) = await lab.wait_ended()
+        assert (ended["close_reason"], ended["close_side"]) == ("byte_budget", "proxy")
+        assert ended["original"]["bytes"] + ended["reply"]["bytes"] == 100
+        (row,) = (await lab.counters())["listeners"]
+        assert row["hits"]["byte_budget"] == 1
+
+
+async def test_a_flow_that_needs_all_its_bytes_and_no_more_is_finished() -> None:
+    endpoint = listening()
+    async with limited(endpoint, limits=FlowLimits(bytes=len(BULK) + 3)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, BULK)
+            assert await receive_exactly(accepted, len(BULK)) == BULK
+        await send_all(accepted, b"yes")
+        assert await receive_exactly(client, 3) == b"yes"
+        client.shutdown(SHUT_WR)
+        assert await receive_all(accepted) == b""
+        accepted.close()
+        assert await receive_all(client) == b""
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == "finished"
