@@ -37,18 +37,16 @@ S. Keshav, S. Shenker, "Analysis and simulation of a fair queueing algorithm" (1
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
-from typing import Any, Final
+from typing import Any
 
+from proxy.core.admission import Limit
 from proxy.core.ceiling import GRANT_MAX, PAUSE, SLACK, Ceiling, ShapeRates
+from proxy.core.kept import Kept
 from proxy.core.line import Line, Waiter
 from proxy.core.rate import Rate
-
-FORGOTTEN_AT_ONCE: Final = 2
-"""Sources that one ``join`` forgets; more than one, so that they go faster than they come."""
 
 
 class _Node(Waiter):
@@ -113,6 +111,10 @@ class _Group(_Node):
         self.virtual = 0.0
         self.latest = 0
 
+    def owes(self, now: float) -> bool:
+        """Whether its bucket holds less than a new one would."""
+        return self.full_at - now > self.ceiling.at_piece
+
     def newest_tag(self, weight: float) -> float:
         """The tag of who comes new: one grant behind."""
         return self.virtual + self.latest / weight
@@ -159,7 +161,6 @@ class Shaper:
     __slots__ = (
         "_clock",
         "_flow",
-        "_idle",
         "_listener",
         "_numbers",
         "_root",
@@ -176,8 +177,7 @@ class Shaper:
         self._root = _Group(None, self._listener, 0.0, now, numbers=self._numbers)
         self._clock: Line[_Node] = Line(self._numbers)
         self._served_at = now - PAUSE
-        self._sources: dict[Hashable, _Group] = {}
-        self._idle: deque[_Group] = deque()  # sources without a flow, in the order they became so
+        self._sources: Kept[_Group] = Kept()
 
     def become(self, rates: ShapeRates) -> None:
         """Have other ceilings, for the flows that exist too; O(1). See ``Ceiling.become``."""
@@ -197,24 +197,17 @@ class Shaper:
             flow_rate: a ceiling of its own, in place of the common one.
 
         """
-        self._forget(now)
-        source = self._sources.get(source_key)
-        if source is None:
-            source = self._sources[source_key] = self._new_source(weight, now)
-            source.key = source_key
+        source = self._sources.join(
+            source_key, now, lambda: self._new_source(source_key, weight, now)
+        )
         source.weight = weight
-        source.members += 1
         return Share(source, flow_rate, now)
 
     def leave(self, share: Share) -> None:
         """It ended, wherever it is; exactly once for each ``join``."""
-        source = share.source
-        assert source.members > 0
+        self._sources.leave(share.source)
         self._withdraw(share)
         share.granted = 0
-        source.members -= 1
-        if not source.members:
-            self._idle.append(source)
 
     def ask(self, share: Share, now: float) -> int:
         """Say how many bytes it may move now; 0: it waits in line, and ``serve`` will grant."""
@@ -251,6 +244,16 @@ class Shaper:
         root.full_at = (full_at if full_at > now else now) + size * root.ceiling.cost  # noqa: FURB136
         if share.granted:
             self._settle(share, size, now)
+
+    def held_by(self, share: Share) -> Limit | None:
+        """Say which limit makes a share wait; None: it does not wait."""
+        if share.line is None:
+            return None
+        if share.line is self._clock:
+            return Limit.FLOW_BANDWIDTH
+        if share.source.line is self._clock:
+            return Limit.SOURCE_BANDWIDTH
+        return Limit.LISTENER_BANDWIDTH
 
     def next_at(self) -> float:
         """When to call ``serve`` next, which may be in the past; inf: nobody waits."""
@@ -366,22 +369,10 @@ class Shaper:
                 return
             node = node.parent
 
-    def _new_source(self, weight: float, now: float) -> _Group:
+    def _new_source(self, key: Hashable, weight: float, now: float) -> _Group:
         root = self._root
         tag = root.newest_tag(weight)
         source = _Group(root, self._source, tag, now, numbers=self._numbers)
+        source.key = key
         source.inside = self._flow
         return source
-
-    def _forget(self, now: float) -> None:
-        """Forget some sources without flows whose buckets hold as much as a new one's would."""
-        for _ in range(FORGOTTEN_AT_ONCE):
-            if not self._idle:
-                return
-            source = self._idle[0]
-            if not source.members:
-                if source.full_at - now > source.ceiling.at_piece:
-                    return
-                if self._sources.get(source.key) is source:
-                    del self._sources[source.key]
-            self._idle.popleft()

@@ -32,3 +32,13 @@ def test_the_first_is_who_is_least_and_came_first(steps: list[tuple[str, int]]) 
         if model:
             assert line.first is min(model, key=lambda entry: entry[:2])[2]
         assert all(who.line is line for _, _, who in model)
+
+
+def test_who_goes_from_the_middle_is_let_go_of() -> None:
+    line: Line[Waiter] = Line(count())
+    line.push(0, first := Waiter())
+    for _ in range(1000):
+        line.push(1, who := Waiter())
+        line.drop(who)
+    assert line.first is first
+    assert len(line.heap) <= 3

@@ -1,0 +1,70 @@
+"""Sources that have members, and for a while those who had some and owe something.
+
+Were a source forgotten with its last flow, it could come back as somebody new whose bucket holds
+more. So it is kept until it owes no more than who is new. That takes a tenth of a second as a rule,
+and nobody is woken for it: who joins sweeps a little, which is O(1), and a little more than it
+brings, so that what is kept is bounded by the flows that were there together.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Hashable
+from typing import Final, Generic, Protocol, TypeVar
+
+FORGOTTEN_AT_ONCE: Final = 2
+
+
+class Owner(Protocol):
+    """A source; ``members`` belongs to its keeper."""
+
+    key: Hashable
+    members: int
+
+    def owes(self, now: float) -> bool:
+        """Whether it would gain by being forgotten."""
+        ...
+
+
+Kind = TypeVar("Kind", bound=Owner)
+
+
+class Kept(Generic[Kind]):
+    """The sources of one listener's direction."""
+
+    __slots__ = ("_idle", "_known")
+
+    def __init__(self) -> None:
+        self._known: dict[Hashable, Kind] = {}
+        self._idle: deque[Kind] = deque()  # in the order they lost their last member
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def join(self, key: Hashable, now: float, make: Callable[[], Kind]) -> Kind:
+        """Give a source one member more; it is made when it is not known."""
+        self._sweep(now)
+        source = self._known.get(key)
+        if source is None:
+            source = self._known[key] = make()
+        source.members += 1
+        return source
+
+    def leave(self, source: Kind) -> None:
+        """Take one member away, exactly once for each that joined."""
+        assert source.members > 0
+        source.members -= 1
+        if not source.members:
+            self._idle.append(source)
+
+    def _sweep(self, now: float) -> None:
+        for _ in range(FORGOTTEN_AT_ONCE):
+            if not self._idle:
+                return
+            source = self._idle[0]
+            if not source.members:
+                if source.owes(now):
+                    return
+                if self._known.get(source.key) is source:
+                    del self._known[source.key]
+            self._idle.popleft()
