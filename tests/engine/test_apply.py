@@ -278,7 +278,8 @@ async def test_changes_leave_nothing_behind() -> None:
     async with relaying([endpoint.getsockname()]) as lab:
         upstream = upstreams(endpoint.getsockname())
         relay = lab.worker._relay
-        await trio.sleep(0.01)  # the pump has begun
+        while relay.pump.rounds == 0:  # it has not begun
+            await trio.lowlevel.checkpoint()
         served = len(relay.pump._handlers)
         for _ in range(500):
             new = OpenListener(spec(name="more"), (bound(),))
