@@ -28,6 +28,8 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from proxy.observe.journal import is_journal, reconnect
+
 if TYPE_CHECKING:
     from collections.abc import Callable
 
@@ -79,6 +81,7 @@ class LogSink:
         self._lost = 0  # lines that failed to be written
         self._torn = False  # the last line written has no end yet
         self._failing = False  # the last write ended in an error
+        self._journal = is_journal(fd, os.environ)
 
     @property
     def dropped(self) -> int:
@@ -162,6 +165,9 @@ class LogSink:
             self._lost += bytes(view).count(LINE_FEED)
             self._failing = True
             view = view[:0]
+            if self._journal:
+                self._torn = False  # what was begun is in another stream
+                reconnect(self.fd)
         self._unwritten = bytes(view)
 
 
