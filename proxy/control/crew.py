@@ -132,6 +132,7 @@ class Crew:
 
     async def drain(self, order: DrainOrder) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
+        order = self._division.order(order)
         async with self._changing:
             self._drains[order.target] = order
             known = any(await self._all(lambda remote: remote.drain(order)))

@@ -2,9 +2,9 @@
 
 Clients are steered to workers by the prefix of their address (see ``steering``), each worker by a
 listening socket of its own; what cannot be shared (see ``lone_reason`` there) belongs to one
-worker. The table limit is divided among them. Flow ids tell whose a flow is: worker ``k`` of ``n``
-gives ``k + 1``, ``k + 1 + n`` and so on; one that takes another's place begins far beyond what that
-may have given.
+worker. The table limit is divided among them, and so is the rate at which a drain ends flows. Flow
+ids tell whose a flow is: worker ``k`` of ``n`` gives ``k + 1``, ``k + 1 + n`` and so on; one that
+takes another's place begins far beyond what that may have given.
 
 Nothing here waits or speaks to anybody.
 """
@@ -17,10 +17,12 @@ from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from proxy.engine.child import Hello
-from proxy.engine.specs import Change, OpenListener
+from proxy.engine.specs import Change, DrainOrder, OpenListener
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
+
+    from proxy.core.pace import Pace
 
 GENERATION: Final = 1_000_000_000
 """Ids of one life of a worker; its successor goes on with the next ones."""
@@ -61,9 +63,14 @@ class Division:
         return replace(
             change,
             opened=tuple(each for each in opened if each.sockets),
+            pace=self._pace(change.pace),
             table_limit=self._share(change.table_limit, index),
             recent=self._share(change.recent, index),
         )
+
+    def order(self, order: DrainOrder) -> DrainOrder:
+        """What of a drain is for each worker."""
+        return order._replace(pace=self._pace(order.pace))
 
     def _sockets_of(self, opened: OpenListener, index: int) -> Iterator[Socket]:
         """A worker's sockets of a listener; those of one that was drained are closed."""
@@ -73,6 +80,10 @@ class Division:
         elif crc32(opened.spec.name.encode()) % self._size == index:
             own = opened.sockets
         return (socket for socket in own if socket.fileno() >= 0)
+
+    def _pace(self, pace: Pace) -> Pace:
+        """A worker's part of a pace: it ends its own flows, and knows nothing of the others'."""
+        return pace._replace(rate=pace.rate / self._size)
 
     def _share(self, bound: int, index: int) -> int:
         """A worker's part of a bound; the parts add up to it."""
