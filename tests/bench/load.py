@@ -43,17 +43,24 @@ class LoadError(Exception):
 
 
 async def requests(
-    port: int, seconds: int, cores: Cores, *, close: bool, prompt: bool = False
+    port: int,
+    seconds: int,
+    cores: Cores,
+    *,
+    close: bool,
+    prompt: bool = False,
+    host: str = LOCAL,
+    connections: int = 64,
 ) -> Outcome:
-    """HTTP requests over 64 connections; with ``close`` each request opens its own.
+    """HTTP requests over so many connections; with ``close`` each request opens its own.
 
     With ``prompt`` the load goes before other programs on its core, where it may.
     """
-    command = ["wrk", "--threads", "1", "--connections", "64", "--duration", f"{seconds}s"]
-    command += ["--latency", "--timeout", "5s"]
+    command = ["wrk", "--threads", "1", "--connections", str(connections)]
+    command += ["--duration", f"{seconds}s", "--latency", "--timeout", "5s"]
     if close:
         command += ["--header", "Connection: close"]
-    command += [f"http://{LOCAL}:{port}/"]
+    command += [f"http://{host}:{port}/"]
     return read_wrk(await output_of(first(command) if prompt else command, cores, seconds))
 
 

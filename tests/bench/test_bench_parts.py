@@ -3,9 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from pathlib import Path
 
 import pytest
 
+from proxy.config.load import load
+from tests.bench import workers
 from tests.bench.__main__ import chosen, plan, split_cores, without_groups
 from tests.bench.degrade import counted_in, flood_figures
 from tests.bench.flood import UNKNOWN, Packets, packet
@@ -16,7 +21,7 @@ from tests.bench.peers import all_peers
 from tests.bench.pingpong import percentile
 from tests.bench.programs import is_listening
 from tests.bench.report import Sample, disturbances, medians, standing, summary, table
-from tests.bench.usage import SESSION, SYSTEM, USER, Usage, stat_fields
+from tests.bench.usage import SESSION, SYSTEM, USER, Usage, stat_fields, threads_of
 from tests.bench.workload import Goal
 from tests.bench.workloads import WORKLOADS
 
@@ -347,3 +352,33 @@ def test_cpu_model() -> None:
     assert cpu_model("processor\t: 0\nmodel name\t: A CPU @ 3 GHz\nmodel name\t: B\n") == (
         "A CPU @ 3 GHz"
     )
+
+
+def test_every_thread_of_a_session_is_told_apart() -> None:
+    threads = threads_of(os.getsid(0))
+    assert os.getpid() in threads
+    assert all(seconds >= 0 for seconds in threads.values())
+
+
+def test_a_second_worker_is_judged_by_all_three_figures() -> None:
+    one = workers.Sample(rate=100, cpu=8.0, busiest=8.0, rest=2.0, errors=1)
+    two = workers.Sample(rate=150, cpu=8.8, busiest=4.4, rest=2.0, errors=0)
+    gain = workers.Gain(one, two)
+    assert (gain.rate, gain.most) == (1.5, 1.6)
+    assert gain.cpu == pytest.approx(1.1)
+    assert gain.busiest == pytest.approx(50)
+    assert gain.enough == pytest.approx(8.0 / 4.4)
+
+
+def test_the_middle_of_samples_has_all_their_errors() -> None:
+    samples = [workers.Sample(rate, 1.0, 1.0, 1.0, errors=1) for rate in (1.0, 9.0, 2.0)]
+    assert workers.middle(samples) == workers.Sample(2.0, 1.0, 1.0, 1.0, errors=3)
+
+
+@pytest.mark.parametrize("proxy", workers.PROXIES)
+def test_each_hop_leads_to_the_next_and_the_last_to_the_origin(tmp_path: Path, proxy: str) -> None:
+    command = workers.PROXIES[proxy](tmp_path, 2, [1001, 1002, 1003])
+    text = Path(command[-1]).read_text()
+    assert [int(port) for port in re.findall(r":(100[1-3])", text)] == [1001, 1002, 1002, 1003]
+    if proxy == "sockpair":
+        assert load(command[-1]).engine.workers == 2

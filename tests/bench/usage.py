@@ -82,6 +82,22 @@ async def usage_at_rest(session: int) -> Usage:
     return usage
 
 
+def threads_of(session: int) -> dict[int, float]:
+    """Seconds of CPU that each thread of the processes of a session has used."""
+    found = {}
+    for folder in _processes():
+        with suppress(OSError):
+            if int(stat_fields((folder / "stat").read_text())[SESSION]) == session:
+                found |= {int(thread.name): _seconds(thread) for thread in _threads(folder)}
+    return found
+
+
+async def threads_at_rest(session: int) -> dict[int, float]:
+    """Wait until the processes of a session do nothing, and tell their threads apart."""
+    await usage_at_rest(session)
+    return threads_of(session)
+
+
 def core_seconds(core: int) -> float:
     """Seconds that a core has been busy since the machine was started (proc(5), /proc/stat)."""
     for line in Path("/proc/stat").read_text().splitlines():
@@ -109,6 +125,15 @@ def stat_fields(text: str) -> list[str]:
 
 def _processes() -> Iterator[Path]:
     return (folder for folder in Path("/proc").iterdir() if folder.name.isdecimal())
+
+
+def _threads(process: Path) -> Iterator[Path]:
+    return (process / "task").iterdir()
+
+
+def _seconds(thread: Path) -> float:
+    fields = stat_fields((thread / "stat").read_text())
+    return TICK * (int(fields[USER]) + int(fields[SYSTEM]))
 
 
 def _resident(folder: Path) -> int:

@@ -1,0 +1,346 @@
+"""Two workers against one: what the second is worth, as far as two cores can show it.
+
+    python -m tests.bench.workers [--rounds N] [--seconds S] [--hops N] [--only WORK]
+
+Load and origin need the cores too, and for one request they need about as much as a proxy: with one
+hop the cores are full before a second worker has anything to do. So a request goes through a
+*chain*: each hop is a listener of the same proxy, whose endpoint is the next one. With so many hops
+the proxy does nearly all of the work on the machine. HAProxy with one thread and two has the same
+chain, in the same run: it tells what this machine allows.
+
+Clients are divided by their address, so the chain is entered from several, and each hop leaves from
+a thousand. That needs a network of its own, in which the program runs again (``unshare``): as root,
+or where users may make namespaces.
+
+Three answers, of which each is a control of the others:
+
+- **rate, two to one**: how much more work is done, beside load and origin on the same cores. More
+  than ``2c / (c + l)`` cannot be: ``c`` is the CPU of a request in a proxy with one worker, ``l``
+  that of all else, and the machine has two cores. That is *the most here*.
+- **CPU, two to one**: if a request costs the same, two workers with cores of their own carry twice
+  as much.
+- **busiest**: the share of the busiest thread. What it does bounds the rest: *with cores enough*
+  two carry so many times the work of one, the CPU of a request with one by that of the busiest of
+  two.
+
+A hop costs more than a proxy does in the other tables: on loopback the kernel does much of a peer's
+work in the sender's time, and here both peers of nearly every hop are the proxy itself.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import ArgumentParser, Namespace
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from itertools import pairwise
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from typing import Final, TypeAlias
+
+import trio
+
+from tests.bench.__main__ import INTERRUPTED, stop_on_signal
+from tests.bench.load import Outcome, requests
+from tests.bench.machine import commit, machine
+from tests.bench.origins import origin
+from tests.bench.peers import ROOM
+from tests.bench.programs import LOCAL, Command, Cores, free_port, listens, output_of, running
+from tests.bench.usage import core_seconds, threads_at_rest
+
+HOPS: Final = 16
+
+ENTRIES: Final = 8
+"""Addresses that the load comes from. One that it is sent to is where it comes from, too: that is
+what the kernel chooses for an address of this host."""
+
+CONNECTIONS: Final = 128
+"""Requests under way: so many that two workers, too, always find some to do. A proxy that has to be
+woken for a single message pays for waking; with a few requests that would be told as the price of a
+second worker."""
+
+WARM_UP: Final = 1
+
+INSIDE: Final = "SOCKPAIR_BENCH_NETWORK"
+
+SOCKPAIR: Final = """\
+[admin]
+socket = "{folder}/admin.sock"
+http = ""
+
+[engine]
+workers = {workers}
+drain_timeout = "1ms"
+
+[log]
+format = "json"
+flows = "all"
+"""
+
+SOCKPAIR_HOP: Final = """
+[listener.hop{number}]
+listen = "tcp://{host}:{listen}"
+upstream = "hop{number}"
+
+[upstream.hop{number}]
+endpoints = ["127.0.0.1:{endpoint}"]
+source = ["127.0.1.0-127.0.4.231"]
+"""
+
+HAPROXY: Final = """\
+global
+    nbthread {workers}
+    maxconn {room}
+    log stdout format raw local0
+
+defaults
+    mode tcp
+    log global
+    option tcplog
+    timeout connect 5s
+    timeout client 2h
+    timeout server 2h
+"""
+
+HAPROXY_HOP: Final = """
+listen hop{number}
+    bind {host}:{listen}
+    server hop{number} 127.0.0.1:{endpoint}
+"""
+
+
+def sockpair(folder: Path, workers: int, ports: Sequence[int]) -> Command:
+    """Configure sockpair, and return the command that runs it."""
+    file = folder / "sockpair.toml"
+    head = SOCKPAIR.format(folder=folder, workers=workers)
+    file.write_text(head + "".join(_hops(SOCKPAIR_HOP, ports)))
+    return [sys.executable, "-m", "proxy", "run", "-c", file]
+
+
+def haproxy(folder: Path, workers: int, ports: Sequence[int]) -> Command:
+    """Configure HAProxy, and return the command that runs it."""
+    file = folder / "haproxy.cfg"
+    head = HAPROXY.format(workers=workers, room=ROOM)
+    file.write_text(head + "".join(_hops(HAPROXY_HOP, ports)))
+    return ["haproxy", "-db", "-f", file]
+
+
+def _hops(text: str, ports: Sequence[int]) -> Iterator[str]:
+    """Each hop's part of a configuration; the last port is the origin's."""
+    for number, (listen, endpoint) in enumerate(pairwise(ports)):
+        host = "0.0.0.0" if number == 0 else LOCAL
+        yield text.format(number=number, host=host, listen=listen, endpoint=endpoint)
+
+
+WORK: Final = {"request": False, "connection": True}
+"""What is done, and whether each request has a connection of its own."""
+
+Measurement: TypeAlias = tuple[str, str, int]
+"""Work, proxy, and the number of its workers."""
+
+PROXIES: Final[dict[str, Callable[[Path, int, Sequence[int]], Command]]] = {
+    "sockpair": sockpair,
+    "haproxy": haproxy,
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """What one measurement gave.
+
+    Attributes:
+        rate: requests a second, each through the whole chain.
+        cpu: microseconds of the proxy for a request and a hop.
+        busiest: the same of its busiest thread.
+        rest: the same of everything else on the machine: load and origin.
+        errors: requests that failed.
+
+    """
+
+    rate: float
+    cpu: float
+    busiest: float
+    rest: float
+    errors: int
+
+
+@dataclass(frozen=True)
+class Gain:
+    """What two workers are to one, from the medians of both."""
+
+    one: Sample
+    two: Sample
+
+    @property
+    def rate(self) -> float:
+        return self.two.rate / self.one.rate
+
+    @property
+    def most(self) -> float:
+        """The most that it can be on two cores which load and origin use too."""
+        return 2 * self.one.cpu / (self.one.cpu + self.one.rest)
+
+    @property
+    def cpu(self) -> float:
+        return self.two.cpu / self.one.cpu
+
+    @property
+    def busiest(self) -> float:
+        """Per cent of the CPU that the busiest thread has."""
+        return 100 * self.two.busiest / self.two.cpu
+
+    @property
+    def enough(self) -> float:
+        """What it would be with a core for every thread."""
+        return self.one.cpu / self.two.busiest
+
+
+async def measure(work: str, name: str, workers: int, options: Namespace) -> Sample:
+    """Set up an origin and a chain, load it, and take both down."""
+    cores = sorted(os.sched_getaffinity(0))
+    with TemporaryDirectory(prefix="sockpair-bench-") as text:
+        folder = Path(text)
+        async with origin("http", cores, folder) as port:
+            ports = [*(free_port() for _ in range(options.hops)), port]
+            command = PROXIES[name](folder, workers, ports)
+            async with running(command, cores, folder, name, listens(ports[0])) as proxy:
+                load = partial(loaded, ports[0], cores, close=WORK[work])
+                await load(WARM_UP)
+                threads, busy = await threads_at_rest(proxy.pid), sum(map(core_seconds, cores))
+                outcomes = await load(options.seconds)
+                after = await threads_at_rest(proxy.pid)
+                busy = sum(map(core_seconds, cores)) - busy
+    used = [seconds - threads.get(thread, 0.0) for thread, seconds in after.items()]
+    units = sum(outcome.units for outcome in outcomes)
+    scale = 1e6 / max(1.0, units) / options.hops
+    return Sample(
+        rate=units / options.seconds,
+        cpu=sum(used) * scale,
+        busiest=max(used) * scale,
+        rest=max(0.0, busy - sum(used)) * scale,
+        errors=sum(outcome.errors for outcome in outcomes),
+    )
+
+
+async def loaded(port: int, cores: Cores, seconds: int, *, close: bool) -> list[Outcome]:
+    """Send requests from all addresses at once."""
+    outcomes: list[Outcome] = []
+
+    async def one(host: str) -> None:
+        outcomes.append(
+            await requests(
+                port, seconds, cores, close=close, host=host, connections=CONNECTIONS // ENTRIES
+            )
+        )
+
+    async with trio.open_nursery() as nursery:
+        for host in entries():
+            nursery.start_soon(one, host)
+    return outcomes
+
+
+def entries() -> list[str]:
+    """The addresses that the load comes from."""
+    return [f"10.20.0.{number}" for number in range(1, ENTRIES + 1)]
+
+
+async def run(options: Namespace) -> bool:
+    """Measure everything in every round, and print the medians; whether a signal ended it early."""
+    found: dict[Measurement, list[Sample]] = defaultdict(list)
+    with trio.CancelScope() as scope:
+        async with trio.open_nursery() as nursery:
+            await nursery.start(stop_on_signal, scope)
+            await lay_network()
+            for measurement in options.rounds * list(plan(options.only)):
+                sample = await measure(*measurement, options)
+                tell(f"{' '.join(map(str, measurement))}: {sample}")
+                found[measurement].append(sample)
+            nursery.cancel_scope.cancel()
+    for key, value in {"commit": commit() or "unknown", **machine()}.items():
+        print(f"{key}: {value}")
+    for work in WORK if not scope.cancelled_caught else ():
+        if found[work, "sockpair", 1]:
+            gains = {
+                name: Gain(middle(found[work, name, 1]), middle(found[work, name, 2]))
+                for name in PROXIES
+            }
+            print(f"\n{work}: through {options.hops} hops\n{table(gains)}")
+    return scope.cancelled_caught
+
+
+def plan(only: str) -> Iterator[Measurement]:
+    """What a round measures: one worker beside two, and both proxies after each other."""
+    for work in WORK:
+        if only in {"", work}:
+            yield from ((work, name, workers) for name in PROXIES for workers in (1, 2))
+
+
+async def lay_network() -> None:
+    """Give this network, which is our own and empty, the addresses that the load comes from."""
+    cores = os.sched_getaffinity(0)
+    await output_of(["ip", "link", "set", "lo", "up"], cores, 1)
+    for host in entries():
+        await output_of(["ip", "address", "add", f"{host}/32", "dev", "lo"], cores, 1)
+
+
+def middle(samples: Sequence[Sample]) -> Sample:
+    """The median of every figure; of errors the sum."""
+    values = [vars(sample) for sample in samples]
+    middles = {key: median(each[key] for each in values) for key in values[0]}
+    return Sample(**middles | {"errors": sum(sample.errors for sample in samples)})
+
+
+ROWS: Final[Sequence[tuple[str, Callable[[Gain], float], int]]] = (
+    ("rate with one, a second", lambda gain: gain.one.rate, 0),
+    ("rate with two", lambda gain: gain.two.rate, 0),
+    ("rate, two to one", lambda gain: gain.rate, 2),
+    ("the most here", lambda gain: gain.most, 2),
+    ("CPU with one, µs a hop", lambda gain: gain.one.cpu, 2),
+    ("CPU with two", lambda gain: gain.two.cpu, 2),
+    ("CPU, two to one", lambda gain: gain.cpu, 2),
+    ("busiest of two, % of the CPU", lambda gain: gain.busiest, 1),
+    ("with cores enough, two to one", lambda gain: gain.enough, 2),
+    ("errors", lambda gain: gain.one.errors + gain.two.errors, 0),
+)
+
+
+def table(gains: dict[str, Gain]) -> str:
+    """The figures of every proxy, for people."""
+    lines = [f"  {'':32}" + "".join(f"{name:>12}" for name in gains)]
+    for label, value, digits in ROWS:
+        cells = "".join(f"{value(gain):>12,.{digits}f}" for gain in gains.values())
+        lines.append(f"  {label:32}{cells}")
+    return "\n".join(lines)
+
+
+def tell(text: str) -> None:
+    print(f"tests.bench.workers: {text}", file=sys.stderr, flush=True)
+
+
+def enter_network() -> None:
+    """Run this program again in a network of its own, in the place of this one."""
+    user = [] if os.geteuid() == 0 else ["--map-root-user"]
+    again = [sys.executable, "-m", "tests.bench.workers", *sys.argv[1:]]
+    os.environ[INSIDE] = "1"
+    os.execvp("unshare", ["unshare", "--net", *user, *again])
+
+
+def main() -> None:
+    """Run as told on the command line."""
+    known = ArgumentParser("python -m tests.bench.workers", description="two workers to one")
+    known.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
+    known.add_argument("--seconds", type=int, default=5, metavar="S", help="default 5")
+    known.add_argument("--hops", type=int, default=HOPS, metavar="N", help=f"default {HOPS}")
+    known.add_argument("--only", choices=sorted(WORK), default="", help="this work only")
+    options = known.parse_args()
+    if INSIDE not in os.environ:
+        enter_network()
+    sys.exit(INTERRUPTED if trio.run(run, options) else 0)
+
+
+if __name__ == "__main__":
+    main()
