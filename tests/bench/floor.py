@@ -37,6 +37,7 @@ from tests.bench.programs import LOCAL
 
 BACKLOG: Final = 4096
 EVENTS: Final = 256
+ACCEPTS: Final = 16
 
 CHUNK: Final = 64 * 1024
 """Bytes of a receive; a direction that fills it is bulk, and has a pipe from then on."""
@@ -125,12 +126,16 @@ class Streams:
                     self.close(leg)
 
     def accept(self) -> None:
-        """Accept a client and connect for it; the next one is told again in the next round."""
-        try:
-            fd, _ = self.listening._accept()  # type: ignore[attr-defined]
-        except BlockingIOError:  # it was an event of a socket that has been closed
-            return
-        client = Leg(Socket(AF_INET, SOCK_STREAM, 0, fd))
+        """Accept who waits, within a turn; the others are told again in the next round."""
+        for _ in range(ACCEPTS):
+            try:
+                fd, _ = self.listening._accept()  # type: ignore[attr-defined]
+            except BlockingIOError:  # or it was an event of a socket that has been closed
+                return
+            self.connect(Leg(Socket(AF_INET, SOCK_STREAM, 0, fd)))
+
+    def connect(self, client: Leg) -> None:
+        """Connect for a client; on loopback that is done when the call returns."""
         endpoint = Leg(Socket(AF_INET, SOCK_STREAM | SOCK_NONBLOCK))
         client.other, endpoint.other = endpoint, client
         client.send, endpoint.send = endpoint.socket.send, client.socket.send
