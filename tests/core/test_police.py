@@ -1,0 +1,286 @@
+"""Policing in virtual time: exact and fair, without a queue and without measuring.
+
+Senders do not care what is dropped; their datagrams come with jitter. What a perfect divider would
+give is in ``tests.core.fluid``.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Hashable
+from heapq import heapify, heapreplace
+from math import inf
+from random import Random
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from proxy.core.admission import Limit
+from proxy.core.ceiling import ShapeRates, shaping_rate
+from proxy.core.police import Policed, Policer
+from proxy.core.rate import Rate
+from tests.core.fluid import Gauge, Hungry, tree
+
+BEGIN = 1e5
+BITS = 1 / 8
+SIZE = 1200
+
+
+class Lab:
+    """A policer with flows that send at constant speeds, in bytes a second."""
+
+    def __init__(self, rates: ShapeRates) -> None:
+        self.now = BEGIN
+        self.policer = Policer(rates, self.now)
+        self.random = Random(4)
+        self.speeds: dict[Policed, float] = {}
+        self.sizes: dict[Policed, int] = {}
+        self.passed: Counter[Policed] = Counter()
+        self.offered: Counter[Policed] = Counter()
+        self.dropped: Counter[Limit] = Counter()
+        self.gauges: list[tuple[Gauge, Hashable]] = []
+
+    def join(
+        self,
+        source: Hashable,
+        speed: float,
+        weight: float = 1,
+        flow_rate: Rate | None = None,
+        size: int = SIZE,
+    ) -> Policed:
+        flow = self.policer.join(source, self.now, weight, flow_rate)
+        self.speeds[flow] = speed
+        self.sizes[flow] = size
+        return flow
+
+    def run(self, seconds: float) -> None:
+        end = self.now + seconds
+        flows = [flow for flow, speed in self.speeds.items() if speed]
+        coming = [(self.now + self.gap(flow), n) for n, flow in enumerate(flows)]
+        heapify(coming)
+        while coming and coming[0][0] < end:
+            self.now, n = coming[0]
+            self.send(flows[n])
+            heapreplace(coming, (self.now + self.gap(flows[n]), n))
+        self.now = end
+
+    def gap(self, flow: Policed) -> float:
+        return self.random.uniform(0.2, 1.8) * self.sizes[flow] / self.speeds[flow]
+
+    def send(self, flow: Policed) -> None:
+        size = self.sizes[flow]
+        self.offered[flow] += size
+        limit = self.policer.passes(flow, size, self.now)
+        if limit is not None:
+            self.dropped[limit] += 1
+            return
+        self.passed[flow] += size
+        for gauge, whose in self.gauges:
+            if whose in (None, flow, flow.source.key):
+                gauge.passed(size, self.now)
+
+    def watch(self, rate: Rate, whose: Hashable = None) -> None:
+        self.gauges.append((Gauge(rate.per_second, rate.burst, self.now), whose))
+
+    def of_source(self, source: Hashable) -> int:
+        return sum(size for flow, size in self.passed.items() if flow.source.key == source)
+
+
+def speed(bits: float) -> Rate:
+    return shaping_rate(bits * BITS)
+
+
+@pytest.mark.parametrize(
+    ("bits", "size", "span"), [(64e3, 160, 10), (10e6, SIZE, 10), (1e9, 8000, 2)]
+)
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+def test_one_flow_gets_its_bandwidth(bits: float, size: int, span: float, level: str) -> None:
+    lab = Lab(ShapeRates(**{level: speed(bits)}))
+    lab.watch(speed(bits))
+    flow = lab.join("one", 2 * bits * BITS, size=size)
+    lab.run(0.2)
+    lab.passed.clear()
+    lab.run(span)
+    assert 0.97 <= lab.passed[flow] / (span * bits * BITS) <= 1.01
+    assert set(lab.dropped) == {f"{level}_bandwidth"}
+
+
+@pytest.mark.parametrize("bits", [1e6, 10e6, 100e6])
+def test_500_flows_beside_one_get_half_and_all_when_it_is_quiet(bits: float) -> None:
+    lab = Lab(ShapeRates(listener=speed(bits)))
+    lab.watch(speed(bits))
+    capacity = bits * BITS
+    span = max(1.0, 20e6 / bits)
+    many = [lab.join("many", 2 * capacity / 500) for _ in range(500)]
+    one = lab.join("one", 2 * capacity)
+    lab.run(0.5)
+    lab.passed.clear()
+    lab.run(span)
+    assert lab.of_source("many") == pytest.approx(span * capacity / 2, rel=0.05)
+    assert lab.of_source("one") == pytest.approx(span * capacity / 2, rel=0.05)
+
+    lab.speeds[one] = 0
+    lab.run(0.1)
+    lab.passed.clear()
+    lab.run(span)
+    assert lab.of_source("many") == pytest.approx(span * capacity, rel=0.03)
+
+    lab.speeds.update(dict.fromkeys(many, 0))
+    lab.speeds[one] = 2 * capacity
+    lab.run(0.1)
+    lab.passed.clear()
+    lab.run(span)
+    assert lab.of_source("one") == pytest.approx(span * capacity, rel=0.03)
+
+
+def test_the_flows_of_a_source_have_even_parts_however_much_they_send() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    capacity = 10e6 * BITS
+    greedy, modest, small = (lab.join("one", capacity * part) for part in (4, 1, 0.1))
+    lab.run(0.5)
+    lab.passed.clear()
+    lab.offered.clear()
+    lab.run(4)
+    assert lab.passed[greedy] == pytest.approx(0.45 * capacity * 4, rel=0.05)
+    assert lab.passed[modest] == pytest.approx(0.45 * capacity * 4, rel=0.05)
+    assert lab.passed[small] >= 0.98 * lab.offered[small]
+
+
+def test_who_sends_less_than_its_part_loses_nothing() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    for n in range(3):
+        lab.join(n, 10e6 * BITS)
+    quiet = lab.join("quiet", 1e6 * BITS)
+    lab.run(5)
+    assert lab.passed[quiet] >= 0.99 * lab.offered[quiet]
+
+
+def test_weights_divide_between_sources() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    lab.join("heavy", 10e6 * BITS, weight=3)
+    lab.join("light", 10e6 * BITS)
+    lab.run(5)
+    assert lab.of_source("heavy") / lab.of_source("light") == pytest.approx(3, rel=0.05)
+
+
+RATES = st.one_of(st.none(), st.sampled_from([1e6, 3e6, 10e6]))
+DEMANDS = st.sampled_from([0.3e6, 2e6, 10e6, 30e6])
+SOURCES = st.lists(
+    st.tuples(
+        st.lists(st.tuples(DEMANDS, RATES), min_size=1, max_size=5),
+        st.sampled_from([0.5, 1.0, 2.0]),
+    ),
+    min_size=1,
+    max_size=4,
+)
+
+
+@settings(max_examples=30, deadline=None)
+@given(RATES, SOURCES)
+def test_each_gets_what_a_perfect_divider_gives(
+    source: float | None, sources: list[tuple[list[tuple[float, float | None]], float]]
+) -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6), source=None if source is None else speed(source)))
+    lab.watch(speed(10e6))
+    flows = [
+        [
+            lab.join(n, demand * BITS, weight, None if rate is None else speed(rate))
+            for demand, rate in row
+        ]
+        for n, (row, weight) in enumerate(sources)
+    ]
+    for n in range(len(sources)):
+        if source is not None:
+            lab.watch(speed(source), n)
+    lab.run(0.3)
+    lab.passed.clear()
+    span = 2.0
+    lab.run(span)
+    total = 10e6 * BITS
+    wanted = [
+        Hungry(
+            [min(demand, inf if rate is None else rate) * BITS for demand, rate in row],
+            (source or inf) * BITS,
+            weight,
+        )
+        for row, weight in sources
+    ]
+    for row, parts in zip(flows, tree(total, wanted), strict=True):
+        for flow, part in zip(row, parts, strict=True):
+            slack = 0.06 * part * span + 0.06 * total
+            assert lab.passed[flow] == pytest.approx(part * span, abs=slack)
+
+
+def test_a_datagram_beyond_the_burst_needs_a_full_bucket_and_leaves_a_debt() -> None:
+    rate = Rate(1000.0, 100.0)
+    policer = Policer(ShapeRates(flow=rate), BEGIN)
+    flow = policer.join("one", BEGIN)
+    assert policer.passes(flow, 1000, BEGIN) is None
+    assert policer.passes(flow, 1, BEGIN + 0.8) is Limit.FLOW_BANDWIDTH
+    assert policer.passes(flow, 1000, BEGIN + 0.99) is Limit.FLOW_BANDWIDTH
+    assert policer.passes(flow, 1000, BEGIN + 1.001) is None
+
+
+def test_a_ceiling_of_a_source_is_not_evaded_by_coming_back() -> None:
+    policer = Policer(ShapeRates(source=speed(1e6)), BEGIN)
+    passed = 0
+    for n in range(2000):
+        flow = policer.join("sly", BEGIN + n / 1000)
+        passed += SIZE * (policer.passes(flow, SIZE, BEGIN + n / 1000) is None)
+        policer.leave(flow)
+    assert passed <= 2 * 1e6 * BITS + speed(1e6).burst
+
+
+def test_sources_that_are_gone_are_forgotten() -> None:
+    policer = Policer(ShapeRates(source=speed(1e6), listener=speed(1e6)), BEGIN)
+    for n in range(1000):
+        flow = policer.join(n, BEGIN + n / 100)
+        policer.passes(flow, SIZE, BEGIN + n / 100)
+        policer.leave(flow)
+    assert len(policer._sources) < 30
+    assert len(policer._fluid._busy) < 30
+
+
+def test_who_had_too_much_is_forgotten_too_when_it_is_calm_again() -> None:
+    policer = Policer(ShapeRates(listener=speed(10e6)), BEGIN)
+    for n in range(100):
+        flow = policer.join(n, BEGIN)
+        policer.passes(flow, SIZE, BEGIN)
+        policer.leave(flow)
+    assert len(policer._sources) > 50
+    for n in range(1000, 1100):
+        policer.leave(policer.join(n, BEGIN + 1))
+    assert len(policer._sources) < 5
+
+
+def test_a_part_is_not_evaded_by_coming_back() -> None:
+    policer = Policer(ShapeRates(listener=speed(10e6)), BEGIN)
+    steady, passed = policer.join("steady", BEGIN), Counter[str]()
+    for n in range(20_000):  # each sends twice the whole
+        now = BEGIN + n * SIZE / (2 * 10e6 * BITS)
+        sly = policer.join("sly", now)
+        for name, flow in (("steady", steady), ("sly", sly)):
+            passed[name] += policer.passes(flow, SIZE, now) is None
+        policer.leave(sly)
+    assert passed["sly"] == pytest.approx(passed["steady"], rel=0.05)
+
+
+def test_ceilings_change_while_flows_are_there() -> None:
+    lab = Lab(ShapeRates(listener=speed(1e6)))
+    flow = lab.join("one", 20e6 * BITS)
+    lab.join("two", 20e6 * BITS)
+    for listener, own in ((10e6, None), (10e6, 1e6), (1e6, 10e6), (None, 3e6)):
+        lab.policer.become(ShapeRates(listener=None if listener is None else speed(listener)))
+        flow.rate = None if own is None else speed(own)
+        lab.run(0.2)
+        lab.passed.clear()
+        lab.run(2)
+        part = min((listener or inf) / 2, own or inf)
+        assert lab.passed[flow] / 2 == pytest.approx(part * BITS, rel=0.06)
+
+
+def test_without_ceilings_everything_passes() -> None:
+    policer = Policer(ShapeRates(), BEGIN)
+    flow = policer.join("one", BEGIN)
+    assert {policer.passes(flow, 65507, BEGIN) for _ in range(1000)} == {None}
