@@ -47,6 +47,19 @@ def test_who_comes_again_in_time_is_not_forgotten_for_having_been_gone() -> None
     assert join(kept, "debtor", 10) is debtor
 
 
+def test_who_is_new_is_not_forgotten_for_one_that_was_called_the_same() -> None:
+    kept: Kept[Debtor] = Kept()
+    kept.leave(join(kept, "slow", 0, until=5))  # behind it the others wait to be forgotten
+    old = join(kept, "name", 0)
+    kept.leave(old)
+    assert join(kept, "name", 1) is old
+    kept.leave(old)  # the second time among those without members
+    new = join(kept, "name", 6)
+    assert new is not old
+    join(kept, "other", 6)
+    assert join(kept, "name", 6) is new
+
+
 def test_those_who_owe_nothing_go_faster_than_others_come() -> None:
     kept: Kept[Debtor] = Kept()
     for debtor in [join(kept, key, 0, until=5) for key in range(100)]:

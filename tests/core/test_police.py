@@ -134,8 +134,9 @@ def test_500_flows_beside_one_get_half_and_all_when_it_is_quiet(bits: float) -> 
     assert lab.of_source("one") == pytest.approx(span * capacity, rel=0.03)
 
 
-def test_the_flows_of_a_source_have_even_parts_however_much_they_send() -> None:
-    lab = Lab(ShapeRates(listener=speed(10e6)))
+@pytest.mark.parametrize("level", ["listener", "source"])
+def test_the_flows_of_a_source_have_even_parts_however_much_they_send(level: str) -> None:
+    lab = Lab(ShapeRates(**{level: speed(10e6)}))
     capacity = 10e6 * BITS
     greedy, modest, small = (lab.join("one", capacity * part) for part in (4, 1, 0.1))
     lab.run(0.5)
