@@ -379,7 +379,7 @@ class StreamLeg(Direction):
         if reads:
             self._pull(mask, now, reads)
             return
-        if self.chunk == LARGEST_CHUNK and not mask & EPOLLPRI:
+        if self.chunk == LARGEST_CHUNK and not at_urgent_mark(self.socket):
             self._borrow_pipe()
         self._go_on_later(mask)
 
@@ -492,7 +492,7 @@ class StreamLeg(Direction):
 
         An urgent byte stops a splice as it stops a receive, and no pipe can carry it.
         """
-        if mask & EPOLLPRI:
+        if mask & EPOLLPRI and at_urgent_mark(self.socket):
             self._return_pipe()
             self.pull(mask, now)
         elif moved < LEAST_BULK:

@@ -76,6 +76,15 @@ async def test_bulk_goes_through_a_pipe_and_arrives_whole() -> None:
         assert counters["received"] == counters["sent"] == len(BULK)
 
 
+async def test_bulk_gets_a_pipe_after_several_turns_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(leg, "LARGEST_CHUNK", leg.SMALLEST_CHUNK << (leg.READS_PER_TURN + 1))
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab, trio.open_nursery() as nursery:
+        client, accepted = await pair(lab, endpoint)
+        read = await start_bulk(nursery, lab, client, accepted)
+        assert read + await receive_exactly(accepted, len(BULK) - len(read)) == BULK
+
+
 async def test_without_a_free_pipe_bulk_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(PipePool, "take", lambda _: None)
     endpoint = listening()
