@@ -140,10 +140,8 @@ FLOWS_KEY: Final = key(
 FLOW_RATE_KEY: Final = key(None, "New flows in the long run. Default: no ceiling.", example="500/s")
 BANDWIDTH_KEY: Final = key(
     None,
-    "Payload in each direction, divided fairly between those who want it. TCP. "
-    "Default: no ceiling.",
+    "Payload in each direction, divided fairly between those who want it. Default: no ceiling.",
     example="100Mbit/s",
-    only=STREAMS,
 )
 BURST_KEY: Final = key(
     None,
@@ -179,21 +177,29 @@ class PerFlow(Table):
     )
     bytes: Size | None = key(
         None,
-        "Payload of its life, both directions together. TCP. Default: no maximum.",
+        "Payload of its life, both directions together. Default: no maximum.",
         example="10GiB",
-        only=STREAMS,
     )
     bandwidth_original: Bandwidth | None = key(
-        None,
-        "From the client to the endpoint. TCP. Default: no ceiling.",
-        example="10MiB/s",
-        only=STREAMS,
+        None, "From the client to the endpoint. Default: no ceiling.", example="10MiB/s"
     )
     bandwidth_reply: Bandwidth | None = key(
+        None, "From the endpoint to the client. Default: no ceiling.", example="50MiB/s"
+    )
+    datagram_rate: Rate | None = key(
         None,
-        "From the endpoint to the client. TCP. Default: no ceiling.",
-        example="50MiB/s",
-        only=STREAMS,
+        "Datagrams from the client. UDP. Default: no ceiling.",
+        example="1000/s",
+        only=DATAGRAMS,
+    )
+    amplification: int | None = key(
+        None,
+        "Bytes to the client for each one from it, until it has spoken again after an answer. UDP. "
+        "Default: any.",
+        example=10,
+        only=DATAGRAMS,
+        ge=1,
+        le=1_000_000,
     )
 
 
@@ -220,7 +226,7 @@ class Limits(Table):
     burst: int | None = BURST_KEY
     bandwidth: Bandwidth | None = BANDWIDTH_KEY
     dry_run: bool = key(
-        False, "Refuse nothing because of flows and flow_rate: only count what they would refuse."
+        False, "Refuse, drop and hold back nothing because of limits, but for clocks: only count."
     )
     per_source: PerSource = key({}, "Ceilings of each source.")
     per_flow: PerFlow = key({}, "Limits of each flow.")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from math import ceil
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import AdmissionLimits
@@ -18,6 +18,17 @@ from proxy.engine.specs import BandwidthLimits, ListenerSpec
 
 if TYPE_CHECKING:
     from proxy.config.model import Engine, Limits, Listener, PerSource
+
+
+OPTIONAL_LIMITS: Final = (
+    "duration",
+    "bytes",
+    "bandwidth_original",
+    "bandwidth_reply",
+    "datagram_rate",
+    "amplification",
+)
+"""Keys of ``per_flow`` that have no default, and limit nothing then."""
 
 
 def listener_spec(name: str, listener: Listener) -> ListenerSpec:
@@ -100,9 +111,7 @@ def limits_of(listener: Listener) -> FlowLimits:
         linger=per_flow.linger,
     )
     chosen = {
-        name: value
-        for name in ("duration", "bytes", "bandwidth_original", "bandwidth_reply")
-        if (value := getattr(per_flow, name)) is not None
+        name: value for name in OPTIONAL_LIMITS if (value := getattr(per_flow, name)) is not None
     }
     return replace(clocks, **chosen)
 

@@ -147,6 +147,14 @@ class ListenerCounters:
         self.hits[hit] += 1
         return Refusal(hit)
 
+    def strikes(self, limit: Limit) -> bool:
+        """Count that a limit struck; false in a dry run, when it only would have."""
+        if self.gate.limits.dry_run:
+            self.dry_run_hits[limit] += 1
+            return False
+        self.hits[limit] += 1
+        return True
+
     def flow_opened(self, state: State) -> None:
         """Count a flow that was admitted."""
         self.opened += 1

@@ -25,10 +25,11 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass, field
 from functools import lru_cache
-from math import inf
+from math import ceil, inf
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.flow import CloseReason, Flow, State
+from proxy.core.rate import Rate
 
 if TYPE_CHECKING:
     from proxy.core.address import Transport
@@ -44,6 +45,9 @@ class FlowLimits:
         bytes: payload of its whole life, both directions together.
         bandwidth_original: bytes a second from the client, and
         bandwidth_reply: to it; for who asks, they are kept to by all flows together.
+        datagram_rate: datagrams a second from the client.
+        amplification: bytes to the client for each one from it, until it is proven.
+        datagrams: the datagram rate, with its burst.
         linger: how long a flow that was reset may be ``closing`` without any progress.
         stream_look: the shortest clock a TCP flow can have, when to look at a new one first.
         datagram_look: the same for UDP.
@@ -59,15 +63,26 @@ class FlowLimits:
     bytes: float = inf
     bandwidth_original: float = inf
     bandwidth_reply: float = inf
+    datagram_rate: float = inf
+    amplification: float = inf
+    datagrams: Rate | None = field(init=False)
     stream_look: float = field(init=False)
     datagram_look: float = field(init=False)
 
     def __post_init__(self) -> None:
-        """Derive what every flow would derive again."""
+        """Derive what every flow would derive again. A bucket holds what a second brings."""
+        rate = self.datagram_rate
+        datagrams = None if rate == inf else Rate(rate, max(1, ceil(rate)))
+        object.__setattr__(self, "datagrams", datagrams)
         stream = min(self.connect, self.idle, self.half_closed, self.duration)
         object.__setattr__(self, "stream_look", stream)
         datagram = min(self.unreplied, self.idle, self.duration)
         object.__setattr__(self, "datagram_look", datagram)
+
+    @property
+    def restrict_datagrams(self) -> bool:
+        """Whether each datagram of a flow must be looked at."""
+        return min(self.bytes, self.datagram_rate, self.amplification) < inf
 
 
 class Deadline(NamedTuple):
@@ -109,7 +124,7 @@ def limits_json(transport: Transport, limits: FlowLimits) -> str:
 
 BYTES: Final = ("bytes", "bandwidth_original", "bandwidth_reply")
 TCP_LIMITS: Final = ("connect", "idle", "half_closed", "duration", *BYTES)
-UDP_LIMITS: Final = ("unreplied", "idle", "duration", *BYTES)
+UDP_LIMITS: Final = ("unreplied", "idle", "duration", *BYTES, "datagram_rate", "amplification")
 
 
 def _clock_of(state: State, limits: FlowLimits) -> tuple[float, CloseReason]:

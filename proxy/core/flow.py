@@ -90,6 +90,7 @@ class Drop(StrEnum):
     UNNAMED = "unnamed"  # the client's Unix socket has no name, so nobody can answer it
     OTHER = "other"  # any other error of ICMP or of our socket
     BUFFER_FULL = "buffer_full"  # our socket's send buffer; nothing is queued beyond it
+    LIMITED = "limited"  # over a limit of its flow, source or listener
     KERNEL = "kernel"  # lost before we could read it: SO_RXQ_OVFL
 
 

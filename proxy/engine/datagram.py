@@ -40,6 +40,7 @@ if TYPE_CHECKING:
     from proxy.core.upstream import Endpoint, Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.datagram_listener import DatagramListener
+    from proxy.engine.limited import Allowance
     from proxy.engine.terms import Terms
 
 FILES_PER_FLOW: Final = 1
@@ -58,10 +59,21 @@ class DatagramFlow(Flow):
         name: the client's raw address.
         control: makes answers leave from the address the client hit; empty on a specific bind.
         answers: what hears them where the endpoint is many hosts; else None.
+        allowance: what it may still do, if it is limited; see ``limited``.
 
     """
 
-    __slots__ = ("answers", "control", "fd", "key", "listener", "name", "slot", "socket")
+    __slots__ = (
+        "allowance",
+        "answers",
+        "control",
+        "fd",
+        "key",
+        "listener",
+        "name",
+        "slot",
+        "socket",
+    )
 
     def __init__(
         self,
@@ -92,6 +104,7 @@ class DatagramFlow(Flow):
         self.control = control
         self.socket = CLOSED
         self.answers: Answers | None = None
+        self.allowance: Allowance | None = None
         self.slot: Slot | None = None
 
     @property
@@ -157,6 +170,20 @@ class DatagramFlow(Flow):
             self.socket.send(data, MSG_DONTWAIT)
         except OSError as error:
             self._send_again(data, error)
+
+    def count_request(self, size: int, now: float) -> None:
+        """Count a client's datagram that is not sent on; ``send`` counts those that are."""
+        self.active = now
+        self.original.bytes += size
+        self.original.packets += 1
+        self.counters.original.received += size
+        self.counters.original.packets += 1
+
+    def request_dropped(self, size: int, drop: Drop) -> None:
+        """Count a client's datagram that did not reach the endpoint's network."""
+        self.counters.dropped[drop] += 1
+        self.counters.original.discarded += size
+        self.counters.original.packets_discarded += 1
 
     def reply_dropped(self, size: int, drop: Drop) -> None:
         """Count a reply that did not reach the client's network."""
@@ -240,9 +267,7 @@ class DatagramFlow(Flow):
                 return
             except OSError as second:
                 error = second
-        self.counters.dropped[drop_of(error)] += 1
-        self.counters.original.discarded += len(data)
-        self.counters.original.packets_discarded += 1
+        self.request_dropped(len(data), drop_of(error))
 
     def _count_errors(self) -> bool:
         """Count the ICMP errors that are queued; false if there was none."""

@@ -293,6 +293,8 @@ class StreamLeg(Direction):
         if grant:
             self._move(min(grant, left), mask, now)
         else:
+            assert self.meter is not None
+            self.flow.counters.strikes(self.meter.held_by)
             self._hold_back(mask)
 
     def granted(self, grant: int, now: float) -> None:
@@ -310,9 +312,15 @@ class StreamLeg(Direction):
             self.meter.spent(0, now)
 
     def use_meter(self, meter: Meter) -> None:
-        """Ask this meter before anything is received from now on."""
+        """Ask this meter before anything is received from now on, in place of any other."""
+        if self.meter is not None:
+            self.meter.leave()
         self.meter = meter
         self.limit()
+        if self.pending is HELD_BACK:  # by the other one
+            self.pending = None
+            mask, self.unserved = self.unserved, 0
+            self.flow.relay.pump.again(self, mask)
 
     def limit(self) -> None:
         """Look at the limits of the flow before anything is received from now on."""
@@ -352,9 +360,8 @@ class StreamLeg(Direction):
         except OSError:
             has_more = False
         if has_more:
-            self.flow.overdrawn(now)
-        else:
-            self._pull(mask, now, 0)  # the end, or a failure
+            return 0 if self.flow.overdrawn(now) else LARGEST_CHUNK
+        self._pull(mask, now, 0)  # the end, or a failure
         return 0
 
     def _not_read(self, mask: int, now: float) -> None:

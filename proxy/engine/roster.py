@@ -12,7 +12,7 @@ Counters go by name and transport, for the life of the process; see ``core.ledge
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import astuple, dataclass
+from dataclasses import astuple, dataclass, replace
 from socket import SOCK_DGRAM, SOCK_STREAM
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -25,6 +25,7 @@ from proxy.core.upstream import ORIGINAL, Endpoint, OriginalCounters, OriginalUp
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram_listener import DatagramListener
+from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
     from proxy.core.admission import AdmissionLimits, Gate
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
+    from proxy.engine.datagram import DatagramFlow
     from proxy.engine.outbound import Connect
     from proxy.engine.port import ListenRow
     from proxy.engine.relay import Relay
@@ -161,14 +163,30 @@ class Roster:
     def _terms_of(self, spec: ListenerSpec, now: float) -> Terms:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""
         known = self._terms.get(spec.name)
-        bandwidth = known.bandwidth if known is not None else None
+        terms = Terms(limits=spec.limits, access=spec.access)
         if spec.transport.is_datagram:
-            bandwidth = None
-        elif bandwidth is not None:
-            bandwidth.become(spec.bandwidth)
-        elif spec.bandwidth.restrict:
-            bandwidth = Bandwidth(self._relay.pump.alarms, spec.bandwidth, now)
-        return Terms(limits=spec.limits, access=spec.access, bandwidth=bandwidth)
+            policing = self._policing(known.policing if known else None, spec, now)
+            return replace(terms, policing=policing)
+        bandwidth = self._bandwidth(known.bandwidth if known else None, spec, now)
+        return replace(terms, bandwidth=bandwidth)
+
+    def _bandwidth(
+        self, known: Bandwidth | None, spec: ListenerSpec, now: float
+    ) -> Bandwidth | None:
+        dry_run = spec.admission.dry_run
+        if known is not None and known.dry_run is dry_run:
+            known.become(spec.bandwidth)
+            return known
+        if known is None and not spec.bandwidth.restrict:
+            return None
+        return Bandwidth(self._relay.pump.alarms, spec.bandwidth, now, dry_run=dry_run)
+
+    def _policing(self, known: Policing | None, spec: ListenerSpec, now: float) -> Policing | None:
+        if known is not None:
+            known.become(spec.bandwidth)
+            return known
+        restrict = spec.bandwidth.restrict or spec.limits.restrict_datagrams
+        return Policing(spec.bandwidth, now) if restrict else None
 
     def counters_of(self, spec: ListenerSpec) -> ListenerCounters:
         """The counters of a listener in use."""
@@ -316,7 +334,7 @@ class Roster:
             case Transport.TCP:
                 return StreamListener(relay, socket, counters, terms, upstream, connect)
         serve = TransparentListener if spec.transparent else DatagramListener
-        kind = flow_type_of(datagrams)
+        kind = _kind_of(spec, terms)
         return serve(relay, socket, counters, terms, upstream, datagrams, kind, connect)
 
     def _serve(self, listener: Listener, spec: ListenerSpec) -> None:
@@ -327,7 +345,7 @@ class Roster:
         if isinstance(listener, StreamListener):
             listener.serve(counters, terms, upstream, connect)
             return
-        kind = UnixgramFlow if spec.transport.is_unix else flow_type_of(spec.datagrams)
+        kind = _kind_of(spec, terms)
         listener.serve(counters, terms, upstream, spec.datagrams, kind, connect)
 
     def _way(self, spec: ListenerSpec) -> Connect:
@@ -340,9 +358,16 @@ class Roster:
         return outbound.way(SOCK_STREAM, spec.options)
 
 
+def _kind_of(spec: ListenerSpec, terms: Terms) -> type[DatagramFlow]:
+    """The class of a datagram listener's flows."""
+    if spec.transport.is_unix:
+        return UnixgramFlow
+    return LimitedFlow if terms.policing is not None else flow_type_of(spec.datagrams)
+
+
 def _held_to(spec: ListenerSpec) -> tuple[object, ...]:
     """What the live flows of a listener must be told of when it changes."""
-    return astuple(spec.limits), spec.bandwidth
+    return astuple(spec.limits), spec.bandwidth, spec.admission.dry_run
 
 
 def _endpoint_counters(key: EndpointKey) -> EndpointCounters:

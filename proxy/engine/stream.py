@@ -9,6 +9,7 @@ order) always does, because FIN would tell a peer that the data is complete.
 from __future__ import annotations
 
 import errno
+from dataclasses import replace
 from math import inf
 from socket import SHUT_WR
 from socket import SocketType as Socket
@@ -174,10 +175,14 @@ class StreamFlow(Flow):
             reset_on_close(leg.socket)
         self._close(reason, side, now)
 
-    def overdrawn(self, now: float) -> None:
-        """End the flow: it wants to move more bytes than it may."""
-        self.counters.hits[Limit.BYTE_BUDGET] += 1
-        self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
+    def overdrawn(self, now: float) -> bool:
+        """End the flow: it wants to move more bytes than it may; or, in a dry run, let it."""
+        ends = self.counters.strikes(Limit.BYTE_BUDGET)
+        if ends:
+            self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
+        else:
+            self.limits = replace(self.limits, bytes=inf)
+        return ends
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow because of a fault of ours: loud, and counted as ``internal``."""
@@ -208,7 +213,7 @@ class StreamFlow(Flow):
 
     def _use(self, bandwidth: Bandwidth | None, now: float) -> None:
         """Have what limits bytes looked at, if anything does."""
-        if bandwidth is not None and self.original.meter is None:
+        if bandwidth is not None and not bandwidth.has(self):
             bandwidth.meter(self, now)
         if self.limits.bytes < inf:
             self.original.limit()

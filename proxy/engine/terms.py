@@ -9,6 +9,7 @@ from proxy.core.access import ANYBODY, AccessList
 
 if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
+    from proxy.engine.limited import Policing
     from proxy.engine.throttle import Bandwidth
 
 
@@ -20,9 +21,11 @@ class Terms:
         limits: of each flow.
         access: who may open one.
         bandwidth: what those of streams share; None if it is not limited.
+        policing: the same of datagrams; None if nothing is limited of them.
 
     """
 
     limits: FlowLimits
     access: AccessList = ANYBODY
     bandwidth: Bandwidth | None = None
+    policing: Policing | None = None

@@ -11,15 +11,20 @@ A leg without a meter knows nothing of all this.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 import structlog
 
+from proxy.core.admission import Limit
+from proxy.core.ceiling import GRANT_MAX
+from proxy.core.police import Policer
 from proxy.core.shaper import Shaper, Share
 from proxy.engine.sources import source_key_of
 
 if TYPE_CHECKING:
     from proxy.core.ceiling import ShapeRates
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.police import Policed
     from proxy.core.sources import SourceKey
     from proxy.engine.alarms import Alarms
     from proxy.engine.leg import StreamLeg
@@ -39,20 +44,33 @@ class Bandwidth:
         alarms: of the pump.
         limits: at the start.
         now: monotonic seconds.
+        dry_run: hold nobody back, only count what would be; for its whole life.
 
     """
 
-    def __init__(self, alarms: Alarms, limits: BandwidthLimits, now: float) -> None:
-        self._original = Throttle(alarms, limits.original, now)
-        self._reply = Throttle(alarms, limits.reply, now)
+    def __init__(
+        self, alarms: Alarms, limits: BandwidthLimits, now: float, *, dry_run: bool = False
+    ) -> None:
+        self.dry_run = dry_run
+        self._original: Throttle | Watch
+        self._reply: Throttle | Watch
+        if dry_run:
+            self._original, self._reply = Watch(limits.original, now), Watch(limits.reply, now)
+        else:
+            self._original = Throttle(alarms, limits.original, now)
+            self._reply = Throttle(alarms, limits.reply, now)
 
     def become(self, limits: BandwidthLimits) -> None:
         """Have other ceilings, for the flows that exist too."""
         self._original.become(limits.original)
         self._reply.become(limits.reply)
 
+    def has(self, flow: StreamFlow) -> bool:
+        """Whether a flow's legs ask here."""
+        return flow.original.meter is not None and flow.original.meter.throttle is self._original
+
     def meter(self, flow: StreamFlow, now: float) -> None:
-        """Have both legs of a flow ask from now on."""
+        """Have both legs of a flow ask here from now on."""
         source = source_key_of(flow, flow.counters.gate.limits)
         flow.original.use_meter(self._original.meter(flow.original, source, now))
         flow.reply.use_meter(self._reply.meter(flow.reply, source, now))
@@ -79,11 +97,11 @@ class Throttle:
         """Have other ceilings, for the flows that exist too."""
         self._shaper.become(rates)
 
-    def meter(self, leg: StreamLeg, source: SourceKey, now: float) -> Meter:
+    def meter(self, leg: StreamLeg, source: SourceKey, now: float) -> ShareMeter:
         """Take in a leg."""
         share = self._shaper.join(source, now)
         share.owner = leg
-        return Meter(self, share)
+        return ShareMeter(self, share)
 
     def leave(self, share: Share) -> None:
         """Let go of a leg, wherever it stands."""
@@ -95,6 +113,12 @@ class Throttle:
         if not grant:
             self._alarms.set(self, self._shaper.next_at())
         return grant
+
+    def held_by(self, share: Share) -> Limit:
+        """The limit that makes a leg wait."""
+        limit = self._shaper.held_by(share)
+        assert limit is not None, "it does not wait"
+        return limit
 
     def spent(self, share: Share, size: int, now: float) -> None:
         """Book what it moved."""
@@ -116,13 +140,13 @@ class Throttle:
         self._alarms.set(self, self._shaper.next_at())
 
 
-class Meter:
-    """What a leg asks before it receives."""
+class ShareMeter:
+    """What a leg asks before it receives: its share of a throttle."""
 
-    __slots__ = ("_share", "_throttle")
+    __slots__ = ("_share", "throttle")
 
     def __init__(self, throttle: Throttle, share: Share) -> None:
-        self._throttle = throttle
+        self.throttle = throttle
         self._share = share
 
     @property
@@ -130,14 +154,73 @@ class Meter:
         """Whether the throttle will have the leg move, when its turn has come."""
         return self._share.line is not None
 
+    @property
+    def held_by(self) -> Limit:
+        """The limit that makes it wait."""
+        return self.throttle.held_by(self._share)
+
     def ask(self, now: float) -> int:
         """How many bytes the leg may move now; 0: it is in line."""
-        return self._throttle.ask(self._share, now)
+        return self.throttle.ask(self._share, now)
 
     def spent(self, size: int, now: float) -> None:
         """Book what it moved."""
-        self._throttle.spent(self._share, size, now)
+        self.throttle.spent(self._share, size, now)
 
     def leave(self) -> None:
         """It moves nothing any more."""
-        self._throttle.leave(self._share)
+        self.throttle.leave(self._share)
+
+
+class Watch:
+    """Counts what a throttle would hold back, and holds back nothing.
+
+    Args:
+        rates: the ceilings at the start.
+        now: monotonic seconds.
+
+    """
+
+    __slots__ = ("policer",)
+
+    def __init__(self, rates: ShapeRates, now: float) -> None:
+        self.policer = Policer(rates, now)
+
+    def become(self, rates: ShapeRates) -> None:
+        """Have other ceilings, for the flows that exist too."""
+        self.policer.become(rates)
+
+    def meter(self, leg: StreamLeg, source: SourceKey, now: float) -> WatchMeter:
+        """Take in a leg."""
+        return WatchMeter(self, self.policer.join(source, now), leg.flow.counters)
+
+
+class WatchMeter:
+    """What a leg asks in a dry run: it always may, and what it moved is judged as datagrams are."""
+
+    __slots__ = ("_counters", "_policed", "throttle")
+
+    in_line = False
+    held_by = Limit.LISTENER_BANDWIDTH  # nobody is
+
+    def __init__(self, watch: Watch, policed: Policed, counters: ListenerCounters) -> None:
+        self.throttle = watch
+        self._policed = policed
+        self._counters = counters
+
+    def ask(self, now: float) -> int:
+        """As much as it likes."""
+        return GRANT_MAX
+
+    def spent(self, size: int, now: float) -> None:
+        """Count if that is more than it would have been granted."""
+        limit = self.throttle.policer.passes(self._policed, size, now)
+        if limit is not None:
+            self._counters.strikes(limit)
+
+    def leave(self) -> None:
+        """It moves nothing any more."""
+        self.throttle.policer.leave(self._policed)
+
+
+Meter: TypeAlias = ShareMeter | WatchMeter

@@ -15,11 +15,11 @@ from proxy.core.address import same_address
 from proxy.core.flow import Drop, Refusal
 from proxy.core.unix import Credentials, UnixAddress
 from proxy.engine.accept import StreamListener
-from proxy.engine.counted import CountedFlow
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_listener import PLAIN_WAY, DatagramListener
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.drops import drop_of
+from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.sockaddr import CMSG
 from proxy.engine.sources import user_key
@@ -70,7 +70,7 @@ class UnixListener(StreamListener):
             serve_unix_leg(self.relay.pump, flow.original)
 
 
-class UnixgramFlow(CountedFlow):
+class UnixgramFlow(LimitedFlow):
     """A datagram flow whose client has sent to a Unix socket."""
 
     __slots__ = ("credentials",)

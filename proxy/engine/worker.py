@@ -25,6 +25,7 @@ from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
+from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
 from proxy.engine.relay import Relay
 from proxy.engine.roster import Roster
@@ -299,6 +300,8 @@ class Worker:
                 terms = changed.get(flow.counters)
                 if terms is not None and flow.close_reason is None:
                     assert isinstance(flow, StreamFlow | DatagramFlow)
+                    if isinstance(flow, DatagramFlow):
+                        limit_live(flow, terms, now)
                     flow.look_again(terms, now)
             await trio.lowlevel.checkpoint()
 

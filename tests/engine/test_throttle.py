@@ -35,7 +35,7 @@ from tests.engine.lab import (
     reset,
     send_all,
 )
-from tests.engine.test_admission import become
+from tests.engine.test_admission import become, counts
 
 QUICK = 4 << 20
 """Bytes a second; some pieces every few milliseconds."""
@@ -269,3 +269,50 @@ async def test_a_flow_that_needs_all_its_bytes_and_no_more_is_finished() -> None
         assert await receive_all(client) == b""
         (ended,) = await lab.wait_ended()
         assert ended["close_reason"] == "finished"
+
+
+@pytest.mark.parametrize("level", ["flow", "source", "listener"])
+async def test_who_is_held_back_is_counted_by_what_holds_it(level: str) -> None:
+    endpoint = listening()
+    async with limited(endpoint, bandwidth=both(**{level: QUICK})) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, BULK)
+            await receive_exactly(accepted, len(BULK))
+        hits = await counts(lab, "hits")
+        assert set(hits) == {f"{level}_bandwidth"}
+
+
+async def test_a_dry_run_counts_and_holds_nobody_back() -> None:
+    endpoint = listening()
+    dry = AdmissionLimits(dry_run=True)
+    async with limited(endpoint, bandwidth=both(flow=1000), admission=dry) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, BULK)
+            assert await receive_exactly(accepted, len(BULK)) == BULK
+        assert (await counts(lab, "dry_run_hits"))["flow_bandwidth"] >= 1
+        assert await counts(lab, "hits") == {}
+
+
+async def test_a_dry_run_that_begins_lets_those_go_who_are_held_back() -> None:
+    endpoint = listening()
+    slow = both(flow=1000)
+    async with limited(endpoint, bandwidth=slow) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, BULK)
+            await lab.wait_counter(lambda read: read["listeners"][0]["hits"]["flow_bandwidth"], 1)
+            await become(lab, endpoint, bandwidth=slow, admission=AdmissionLimits(dry_run=True))
+            assert await receive_exactly(accepted, len(BULK)) == BULK
+
+
+async def test_a_dry_run_lets_a_flow_move_more_than_its_bytes_and_counts_it_once() -> None:
+    endpoint = listening()
+    dry = AdmissionLimits(dry_run=True)
+    async with limited(endpoint, limits=FlowLimits(bytes=10), admission=dry) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, BULK)
+            assert await receive_exactly(accepted, len(BULK)) == BULK
+        assert await counts(lab, "dry_run_hits") == {"byte_budget": 1}

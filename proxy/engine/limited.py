@@ -1,0 +1,189 @@
+"""Datagram flows that are limited: what is over a limit is dropped and counted, never queued.
+
+Three limits are each flow's own: datagrams a second from its client, bytes in its life, and the
+*amplification*, how many bytes go out for each that came in. The last is for services that could be
+made to send to a stranger: a datagram's source can be forged, so the client is not proven until it
+has sent again after it has been answered. Bandwidth is shared with the listener's other flows; see
+``proxy.core.police``.
+
+A reload may limit a flow that lives already: then it becomes one of this class.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from proxy.core.admission import Limit
+from proxy.core.flow import CloseReason, CloseSide, Drop, State
+from proxy.core.police import Policer
+from proxy.engine.counted import CountedFlow
+from proxy.engine.datagram import DatagramFlow
+from proxy.engine.sources import source_key_of
+from proxy.engine.trains import ask_for_trains
+
+if TYPE_CHECKING:
+    from proxy.core.police import Policed
+    from proxy.core.sources import SourceKey
+    from proxy.core.upstream import Upstream
+    from proxy.engine.specs import BandwidthLimits
+    from proxy.engine.terms import Terms
+
+ASSURED = State.ASSURED
+
+
+class Policing:
+    """The bandwidth of a listener's datagram flows: a policer for each direction.
+
+    Args:
+        limits: at the start.
+        now: monotonic seconds.
+
+    """
+
+    def __init__(self, limits: BandwidthLimits, now: float) -> None:
+        self.original = Policer(limits.original, now)
+        self.reply = Policer(limits.reply, now)
+
+    def become(self, limits: BandwidthLimits) -> None:
+        """Have other ceilings, for the flows that exist too."""
+        self.original.become(limits.original)
+        self.reply.become(limits.reply)
+
+
+class Allowance:
+    """What one flow may still do.
+
+    Attributes:
+        full_at: its bucket of datagrams; see ``Rate``.
+        answered: bytes that went out to its client.
+        proven: whether the client has spoken again after it was answered.
+
+    """
+
+    __slots__ = ("_original", "_policing", "_reply", "answered", "full_at", "proven")
+
+    def __init__(self, policing: Policing, source: SourceKey, now: float) -> None:
+        self._policing = policing
+        self._original: Policed = policing.original.join(source, now)
+        self._reply: Policed = policing.reply.join(source, now)
+        self.full_at = now
+        self.answered = 0
+        self.proven = False
+
+    def passes_original(self, size: int, now: float) -> Limit | None:
+        """Which bandwidth drops a client's datagram; or None, and it is booked."""
+        return self._policing.original.passes(self._original, size, now)
+
+    def passes_reply(self, size: int, now: float) -> Limit | None:
+        """Which bandwidth drops an answer; or None, and it is booked."""
+        return self._policing.reply.passes(self._reply, size, now)
+
+    def leave(self) -> None:
+        """The flow has ended."""
+        self._policing.original.leave(self._original)
+        self._policing.reply.leave(self._reply)
+
+
+class LimitedFlow(CountedFlow):
+    """A datagram flow that looks at its limits for every datagram.
+
+    Its class may be given to a flow that exists, so it has no slots of its own.
+    """
+
+    __slots__ = ()
+
+    def start(self, upstream: Upstream, now: float) -> bool:
+        """Enter the table and connect; false if no endpoint could be reached."""
+        policing = self.listener.terms.policing
+        if policing is not None:
+            self.allow(policing, now)
+        return super().start(upstream, now)
+
+    def allow(self, policing: Policing, now: float) -> None:
+        """Be limited from now on, if it is not yet."""
+        if self.allowance is None:
+            source = source_key_of(self, self.counters.gate.limits)
+            self.allowance = Allowance(policing, source, now)
+
+    def ready(self, mask: int, now: float) -> None:
+        """Receive one answer, and pass it on if it may."""
+        try:
+            size = self.socket.recv_into(self.listener.replies.room(self.fd, now))
+        except OSError as error:
+            self.receive_failed(mask, error)
+            return
+        self.take_reply(size, now)
+
+    def take_reply(self, size: int, now: float) -> None:
+        """Pass on an answer that has been received into the batch, if it may."""
+        allowance = self.allowance
+        limit = None if allowance is None else self._reply_limit(allowance, size, now)
+        if limit is not None and self.counters.strikes(limit):
+            self.count_reply(size)
+            self.reply_dropped(size, Drop.LIMITED)
+            self._end_if_overdrawn(limit, now)
+            return
+        if allowance is not None:
+            allowance.answered += size
+        super().take_reply(size, now)
+
+    def send(self, data: memoryview, now: float) -> None:
+        """Pass a client's datagram on, if it may."""
+        allowance, size = self.allowance, len(data)
+        limit = None if allowance is None else self._original_limit(allowance, size, now)
+        if limit is not None and self.counters.strikes(limit):
+            self.count_request(size, now)
+            self.request_dropped(size, Drop.LIMITED)
+            self._end_if_overdrawn(limit, now)
+            return
+        super().send(data, now)
+
+    def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
+        """End the flow, and let go of its part."""
+        super().abort(reason, side, now)
+        if self.allowance is not None:
+            self.allowance.leave()
+            self.allowance = None
+
+    def _original_limit(self, allowance: Allowance, size: int, now: float) -> Limit | None:
+        limits = self.limits
+        if self.bytes + size > limits.bytes:
+            return Limit.BYTE_BUDGET
+        allowance.proven = allowance.proven or self.state is ASSURED
+        rate = limits.datagrams
+        if rate is None:
+            return allowance.passes_original(size, now)
+        if not rate.allows(allowance.full_at, 1, now):
+            return Limit.DATAGRAM_RATE
+        limit = allowance.passes_original(size, now)
+        if limit is None:
+            allowance.full_at = rate.spend(allowance.full_at, 1, now)
+        return limit
+
+    def _reply_limit(self, allowance: Allowance, size: int, now: float) -> Limit | None:
+        limits = self.limits
+        if self.bytes + size > limits.bytes:
+            return Limit.BYTE_BUDGET
+        if not allowance.proven:
+            most = limits.amplification * self.original.bytes
+            if allowance.answered + size > most:
+                return Limit.AMPLIFICATION
+        return allowance.passes_reply(size, now)
+
+    def _end_if_overdrawn(self, limit: Limit, now: float) -> None:
+        if limit is Limit.BYTE_BUDGET:
+            self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
+
+
+def limit_live(flow: DatagramFlow, terms: Terms, now: float) -> None:
+    """Have a flow that lives look at its limits from now on."""
+    if terms.policing is None:
+        return
+    if not isinstance(flow, LimitedFlow):
+        flow.__class__ = LimitedFlow
+    assert isinstance(flow, LimitedFlow)
+    flow.allow(terms.policing, now)
+    pump, fd = flow.listener.relay.pump, flow.socket.fileno()
+    if flow.answers is None and not pump.serves(fd, flow):  # it is read many at a time
+        ask_for_trains(flow.socket, wanted=False)
+        pump.hand_over(fd, flow)
