@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from math import inf
 
 import pytest
@@ -261,18 +262,25 @@ class Board:
         self.told = [(0, 0)] * workers
 
 
+def nobody() -> None:
+    pass
+
+
 class Others:
-    """The board as one of the workers sees it. ``meanwhile`` runs between telling and looking."""
+    """The board as one worker sees it. A rival may come between telling and looking, and after."""
 
     def __init__(self, board: Board, me: int) -> None:
         self.board = board
         self.me = me
-        self.meanwhile = lambda: None
+        self.before_look = self.after_look = nobody
 
     def flows(self) -> int:
-        meanwhile, self.meanwhile = self.meanwhile, lambda: None
-        meanwhile()
-        return sum(flows for place, (flows, _) in enumerate(self.board.told) if place != self.me)
+        before, after = self.before_look, self.after_look
+        self.before_look = self.after_look = nobody
+        before()
+        seen = sum(flows for place, (flows, _) in enumerate(self.board.told) if place != self.me)
+        after()
+        return seen
 
     def admitted(self) -> int:
         return sum(count for place, (_, count) in enumerate(self.board.told) if place != self.me)
@@ -292,12 +300,15 @@ def admit(gate: Gate, now: float, host: str = "192.0.2.1") -> Source | None:
     return gate.enter(key, now) if gate.refusal(key, now) is None else None
 
 
-moves = st.lists(st.tuples(st.integers(0, 2), st.booleans(), st.booleans()), max_size=40)
+moves = st.lists(
+    st.tuples(st.integers(0, 2), st.booleans(), st.sampled_from(["", "before", "after"])),
+    max_size=40,
+)
 
 
 @given(st.integers(0, 5), moves)
 def test_all_workers_together_never_exceed_the_ceiling_whoever_comes_between(
-    ceiling: int, moves: list[tuple[int, bool, bool]]
+    ceiling: int, moves: list[tuple[int, bool, str]]
 ) -> None:
     gates, others = workers(AdmissionLimits(flows=ceiling), 3)
     live: list[tuple[Gate, Source]] = []
@@ -313,7 +324,8 @@ def test_all_workers_together_never_exceed_the_ceiling_whoever_comes_between(
             gate.leave(source, 0.0)
         elif between:
             rival = (worker + 1) % 3
-            others[worker].meanwhile = lambda rival=rival: arrive(rival)  # type: ignore[misc]
+            others[worker].before_look = partial(arrive, rival) if between == "before" else nobody
+            others[worker].after_look = partial(arrive, rival) if between == "after" else nobody
             arrive(worker)
         else:
             room = len(live) < ceiling

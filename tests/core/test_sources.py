@@ -168,6 +168,18 @@ def test_newcomers_are_told_apart_again_as_soon_as_there_is_room() -> None:
     assert shared.flows == 0
 
 
+def test_who_has_paid_is_forgotten_in_time_also_after_others_were_forgiven() -> None:
+    table = SourceTable(10)
+    for key, full_at in (("a", 1.0), ("b", 2.0)):
+        source = table.enter(key, 0.0)
+        source.full_at = full_at
+        table.leave(source, 0.0)
+    table.enter("a", 0.0).full_at = 10.0
+    table.forgive(5.0)
+    table.leave(table.enter("c", 2.0), 2.0)
+    assert [source.key for source in table] == ["a"]
+
+
 def test_a_source_that_has_no_flow_left_cannot_be_left() -> None:
     table = SourceTable(1)
     source = table.enter("a", 0.0)
