@@ -370,9 +370,8 @@ def test_a_second_worker_is_judged_by_all_three_figures() -> None:
     assert gain.enough == pytest.approx(8.0 / 4.4)
 
 
-def test_the_middle_of_samples_has_all_their_errors() -> None:
-    samples = [workers.Sample(rate, 1.0, 1.0, 1.0, errors=1) for rate in (1.0, 9.0, 2.0)]
-    assert workers.middle(samples) == workers.Sample(2.0, 1.0, 1.0, 1.0, errors=3)
+def test_the_median_of_the_rounds_is_told_with_its_ends() -> None:
+    assert workers.cell([1.25, 1.04, 1.111], 2) == "1.11 (1.04 to 1.25)"
 
 
 @pytest.mark.parametrize("proxy", workers.PROXIES)

@@ -16,7 +16,8 @@ Three answers, of which each is a control of the others:
 
 - **rate, two to one**: how much more work is done, beside load and origin on the same cores. More
   than ``2c / (c + l)`` cannot be: ``c`` is the CPU of a request in a proxy with one worker, ``l``
-  that of all else, and the machine has two cores. That is *the most here*.
+  that of all else, and the machine has two cores. That is *the most here*. Where it is near 1, or
+  below, other programs had the cores, and rates say nothing.
 - **CPU, two to one**: if a request costs the same, two workers with cores of their own carry twice
   as much.
 - **busiest**: the share of the busiest thread. What it does bounds the rest: *with cores enough*
@@ -33,14 +34,14 @@ import os
 import sys
 from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
-from typing import Final, TypeAlias
+from typing import Final
 
 import trio
 
@@ -139,9 +140,6 @@ def _hops(text: str, ports: Sequence[int]) -> Iterator[str]:
 WORK: Final = {"request": False, "connection": True}
 """What is done, and whether each request has a connection of its own."""
 
-Measurement: TypeAlias = tuple[str, str, int]
-"""Work, proxy, and the number of its workers."""
-
 PROXIES: Final[dict[str, Callable[[Path, int, Sequence[int]], Command]]] = {
     "sockpair": sockpair,
     "haproxy": haproxy,
@@ -170,7 +168,7 @@ class Sample:
 
 @dataclass(frozen=True)
 class Gain:
-    """What two workers are to one, from the medians of both."""
+    """What two workers are to one, measured right after each other: a machine's pace changes."""
 
     one: Sample
     two: Sample
@@ -249,34 +247,27 @@ def entries() -> list[str]:
 
 
 async def run(options: Namespace) -> bool:
-    """Measure everything in every round, and print the medians; whether a signal ended it early."""
-    found: dict[Measurement, list[Sample]] = defaultdict(list)
+    """Measure everything in every round, and print what was found; whether a signal ended it."""
+    gains: dict[str, dict[str, list[Gain]]] = defaultdict(lambda: defaultdict(list))
     with trio.CancelScope() as scope:
         async with trio.open_nursery() as nursery:
             await nursery.start(stop_on_signal, scope)
             await lay_network()
-            for measurement in options.rounds * list(plan(options.only)):
-                sample = await measure(*measurement, options)
-                tell(f"{' '.join(map(str, measurement))}: {sample}")
-                found[measurement].append(sample)
+            for work, name in options.rounds * list(plan(options.only)):
+                one, two = [await measure(work, name, workers, options) for workers in (1, 2)]
+                gains[work][name].append(Gain(one, two))
+                tell(f"{work}, {name}: with one {one}, with two {two}")
             nursery.cancel_scope.cancel()
     for key, value in {"commit": commit() or "unknown", **machine()}.items():
         print(f"{key}: {value}")
-    for work in WORK if not scope.cancelled_caught else ():
-        if found[work, "sockpair", 1]:
-            gains = {
-                name: Gain(middle(found[work, name, 1]), middle(found[work, name, 2]))
-                for name in PROXIES
-            }
-            print(f"\n{work}: through {options.hops} hops\n{table(gains)}")
+    for work, by_name in gains.items():
+        print(f"\n{work}: through {options.hops} hops\n{table(by_name)}")
     return scope.cancelled_caught
 
 
-def plan(only: str) -> Iterator[Measurement]:
-    """What a round measures: one worker beside two, and both proxies after each other."""
-    for work in WORK:
-        if only in {"", work}:
-            yield from ((work, name, workers) for name in PROXIES for workers in (1, 2))
+def plan(only: str) -> Iterator[tuple[str, str]]:
+    """What a round measures: both proxies after each other, each with one worker and with two."""
+    return ((work, name) for work in WORK if only in {"", work} for name in PROXIES)
 
 
 async def lay_network() -> None:
@@ -285,13 +276,6 @@ async def lay_network() -> None:
     await output_of(["ip", "link", "set", "lo", "up"], cores, 1)
     for host in entries():
         await output_of(["ip", "address", "add", f"{host}/32", "dev", "lo"], cores, 1)
-
-
-def middle(samples: Sequence[Sample]) -> Sample:
-    """The median of every figure; of errors the sum."""
-    values = [vars(sample) for sample in samples]
-    middles = {key: median(each[key] for each in values) for key in values[0]}
-    return Sample(**middles | {"errors": sum(sample.errors for sample in samples)})
 
 
 ROWS: Final[Sequence[tuple[str, Callable[[Gain], float], int]]] = (
@@ -308,13 +292,21 @@ ROWS: Final[Sequence[tuple[str, Callable[[Gain], float], int]]] = (
 )
 
 
-def table(gains: dict[str, Gain]) -> str:
-    """The figures of every proxy, for people."""
-    lines = [f"  {'':32}" + "".join(f"{name:>12}" for name in gains)]
+def table(gains: Mapping[str, Sequence[Gain]]) -> str:
+    """The medians of every proxy, with the least and the most; for people."""
+    lines = [f"  {'':32}" + "".join(f"{name:>28}" for name in gains)]
     for label, value, digits in ROWS:
-        cells = "".join(f"{value(gain):>12,.{digits}f}" for gain in gains.values())
-        lines.append(f"  {label:32}{cells}")
+        cells = (cell([value(gain) for gain in each], digits) for each in gains.values())
+        lines.append(f"  {label:32}" + "".join(f"{text:>28}" for text in cells))
     return "\n".join(lines)
+
+
+def cell(values: Sequence[float], digits: int) -> str:
+    """The median of the rounds, and how far they lie apart."""
+    least, middle, most = (
+        f"{number:,.{digits}f}" for number in (min(values), median(values), max(values))
+    )
+    return f"{middle} ({least} to {most})"
 
 
 def tell(text: str) -> None:
@@ -333,7 +325,7 @@ def main() -> None:
     """Run as told on the command line."""
     known = ArgumentParser("python -m tests.bench.workers", description="two workers to one")
     known.add_argument("--rounds", type=int, default=3, metavar="N", help="default 3")
-    known.add_argument("--seconds", type=int, default=5, metavar="S", help="default 5")
+    known.add_argument("--seconds", type=int, default=10, metavar="S", help="default 10")
     known.add_argument("--hops", type=int, default=HOPS, metavar="N", help=f"default {HOPS}")
     known.add_argument("--only", choices=sorted(WORK), default="", help="this work only")
     options = known.parse_args()
