@@ -484,9 +484,11 @@ class StreamLeg(Direction):
             self.counters.buffered += size
             self.pending = IN_PIPE
             self._drain_pipe(now)
-            if self.pending is not None:
+            if self.pending is IN_PIPE:
                 self.unserved |= mask
                 self._watch_other()
+                return
+            if self.pending is not None:  # blocked: the other leg has failed, and may be gone
                 return
         self._go_on_later(mask)
 

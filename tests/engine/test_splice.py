@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import os
-from socket import SHUT_WR
+from socket import SHUT_WR, SO_RCVBUF, SOL_SOCKET
 
 import pytest
 import trio
 from trio.socket import SocketType
 
+from proxy.core.flow import State
 from proxy.core.query import FlowQuery
 from proxy.engine import leg
-from proxy.engine.splice import FILES_PER_PIPE, KEPT, PipePool
+from proxy.engine.splice import FILES_PER_PIPE, KEPT, Pipe, PipePool
+from proxy.engine.stream import StreamFlow
 from tests.engine.lab import (
     Lab,
     is_reset,
@@ -25,6 +27,7 @@ from tests.engine.lab import (
 )
 
 BULK = os.urandom(32 << 20)
+OWED = 40_000
 
 
 @pytest.fixture(autouse=True)
@@ -125,3 +128,40 @@ async def test_pipes_come_back_when_the_flows_are_quiet() -> None:
         await send_all(client, b"small talk")
         assert await receive_exactly(accepted, 10) == b"small talk"
         assert pipes_out(lab) == 0
+
+
+async def test_a_reset_that_the_pipe_meets_first_is_not_a_fault_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The client resets between a fill and a drain, and the endpoint is still owed bytes.
+
+    So the flow is closing, and has no client's socket any more, when the drain returns.
+    """
+    monkeypatch.setattr(leg, "READS_PER_TURN", 1)
+    endpoint = listening()
+    endpoint.setsockopt(SOL_SOCKET, SO_RCVBUF, 4096)  # what it is sent stays in our queue
+    async with relaying([endpoint.getsockname()]) as lab:
+        client, accepted = await pair(lab, endpoint)
+        await send_all(client, BULK[:OWED])
+        await lab.wait_counter(lambda each: each["listeners"][0]["original"]["sent"], OWED)
+        (flow,) = lab.worker._relay.table
+        drain = Pipe.drain
+
+        def meet_reset(pipe: Pipe, fd: int) -> int:
+            if client.fileno() >= 0:
+                assert isinstance(flow, StreamFlow)
+                assert not flow.original.writable_watched, "else nothing is shown here"
+                reset(client)
+            return drain(pipe, fd)
+
+        monkeypatch.setattr(Pipe, "drain", meet_reset)
+        while client.fileno() >= 0:
+            await accepted.send(BULK[:OWED])
+        while flow.state is not State.CLOSING:
+            await trio.sleep(0.001)
+        assert await receive_exactly(accepted, OWED) == BULK[:OWED]
+        assert await is_reset(accepted)
+        (row,) = await lab.wait_ended()
+        assert (row["close_reason"], row["close_side"]) == ("client_reset", "client")
+        counters = (await lab.counters())["listeners"][0]
+        assert counters["original"]["buffered"] == counters["reply"]["buffered"] == 0
