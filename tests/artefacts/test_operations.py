@@ -72,6 +72,16 @@ def test_every_event_of_the_log_is_there() -> None:
     assert first_cells(section("## The log")) == {*logged_events(), "log_lines_dropped"}
 
 
+def test_every_fault_has_a_test_that_exists() -> None:
+    _, _, *rows = table_after("## Faults, and what happened").splitlines()
+    assert len(rows) > 15
+    for row in rows:
+        named = re.findall(r"`(tests/\S+\.py)::(test_\w+)`", row)
+        assert named, row
+        for path, name in named:
+            assert re.search(rf"^(async )?def {name}\(", (ROOT / path).read_text(), re.MULTILINE)
+
+
 def test_every_metric_of_the_alerts_exists() -> None:
     known = {entry.name for entry in CATALOGUE}
     named = set(re.findall(r"\b(?:sockpair|process)_[a-z_]+", ALERTS.read_text()))
