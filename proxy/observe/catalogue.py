@@ -9,8 +9,7 @@ Invariants: labels hold only configured names and closed enums; every known labe
 from the start, at 0; counters end in ``_total``. Units are bytes and seconds.
 
 The ``process_*`` metrics have the names and the meaning of the Prometheus client libraries, but
-are read here: the library's own collector lists every open descriptor, which with 5,000 flows open
-held the relay for 6 ms, and grows with the flows.
+are of all our processes; see ``processes``.
 
 The file is long because a table is read in one piece.
 """
@@ -18,13 +17,12 @@ The file is long because a table is read in one piece.
 from __future__ import annotations
 
 import platform
-import resource
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from proxy.core.address import DATAGRAMS, STREAMS, Transport
+from proxy.observe.processes import RESIDENT, WHOLE, cpu_seconds, memory_bytes
 
 if TYPE_CHECKING:
     from proxy.core.counters import EndpointSnapshot, HistogramSnapshot, ListenerSnapshot
@@ -142,21 +140,14 @@ def _build(reading: Reading) -> Samples:
     return [((reading.status["version"], platform.python_version()), 1)]
 
 
-def _cpu_seconds(_: Reading) -> float:
-    usage = resource.getrusage(resource.RUSAGE_SELF)
-    return usage.ru_utime + usage.ru_stime
+def _pids(reading: Reading) -> list[int]:
+    return [row["pid"] for row in reading.status["workers"]]
 
 
-def _memory_bytes(field: int) -> Callable[[Reading], float]:
-    """A field of /proc/self/statm (proc(5)), in pages: 0 the whole size, 1 what is resident."""
-
-    def read(_: Reading) -> float:
-        return int(_STATM.read_text().split()[field]) * resource.getpagesize()
-
-    return read
+def _memory(field: int) -> Callable[[Reading], Samples]:
+    return _whole(lambda reading: memory_bytes(_pids(reading), field))
 
 
-_STATM: Final = Path("/proc/self/statm")
 _LISTENER: Final = ("listener",)
 _REASON: Final = ("listener", "reason")
 _ENDPOINT: Final = ("upstream", "endpoint")
@@ -383,22 +374,22 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "process_cpu_seconds_total",
         "counter",
         (),
-        "User and system CPU time spent.",
-        _whole(_cpu_seconds),
+        "User and system CPU time spent, by all our processes.",
+        _whole(lambda reading: cpu_seconds(_pids(reading))),
     ),
     MetricEntry(
         "process_resident_memory_bytes",
         "gauge",
         (),
-        "Resident memory.",
-        _whole(_memory_bytes(1)),
+        "Resident memory of all our processes.",
+        _memory(RESIDENT),
     ),
     MetricEntry(
         "process_virtual_memory_bytes",
         "gauge",
         (),
-        "Virtual memory.",
-        _whole(_memory_bytes(0)),
+        "Virtual memory of all our processes.",
+        _memory(WHOLE),
     ),
     MetricEntry(
         "process_start_time_seconds",
