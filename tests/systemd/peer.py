@@ -11,6 +11,7 @@
 
 from __future__ import annotations
 
+import os
 import socket
 import sys
 import threading
@@ -105,14 +106,22 @@ def stay(port: str, seconds: str) -> None:
     print(f"answers={answers}")
 
 
+def look(client: socket.socket) -> None:
+    """Raise ConnectionError if a connection was cut since; it may have been while another sent."""
+    error = client.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR)
+    if error:
+        raise ConnectionResetError(error, os.strerror(error))
+
+
 def hoard(port: str, count: str) -> None:
     data = bytes(1 << 20)
-    held = []
+    held: list[socket.socket] = []
     for _ in range(int(count)):
         client = socket.socket()
         client.settimeout(PATIENCE)
         held.append(client)
         try:
+            look(held[0])
             client.connect((HOST, int(port)))
             client.settimeout(0.01)
             while True:

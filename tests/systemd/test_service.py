@@ -52,7 +52,7 @@ def at_rest(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[None]:
 
 def rest(machine: Lab) -> None:
     """Bring a machine to rest: no service, no socket units, no drop-ins, an empty journal."""
-    machine.run("sh", "-c", "systemctl stop 'sockpair*.socket' sockpair.service || true")
+    machine.run("sh", "-c", "systemctl stop 'sockpair*.socket' sockpair hoarding staying || true")
     machine.run("sh", "-c", "rm -rf /run/systemd/system/sockpair*; systemctl daemon-reload")
     machine.run("systemctl", "reset-failed")
     machine.run("journalctl", "--rotate", "--vacuum-time=1us", "--quiet")
