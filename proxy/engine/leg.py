@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from proxy.core.flow import Direction
-from proxy.engine.splice import Pipe, make_nonblocking
+from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
 if TYPE_CHECKING:
@@ -281,11 +281,10 @@ class StreamLeg(Direction):
 
     def _pull_apart(self, mask: int, now: float) -> None:
         """Do as ``pull`` says in the other ways than the plain one."""
-        if self.pipe is not None:
-            if not self.limited:
-                self._splice(mask, now)
-                return
-            self._return_pipe()  # it is empty, and the limit is new
+        if not self.limited:
+            if self._splice(mask, now):
+                self._go_on_later(mask)
+            return
         left = self._left_of_budget(mask, now)
         if not left:
             return
@@ -329,12 +328,19 @@ class StreamLeg(Direction):
     def _move(self, most: int, mask: int, now: float) -> None:
         """Receive and pass on once, and see that the rest has its turn."""
         before = self.bytes
-        chunk = self.chunk = min(most, LARGEST_CHUNK)
-        self._pull(mask, now, 0)
-        moved, meter = self.bytes - before, self.meter
+        if self.pipe is not None:
+            is_more = self._splice(mask, now, most, 1)
+            moved = self.bytes - before
+        else:
+            chunk = self.chunk = min(most, LARGEST_CHUNK)
+            self._pull(mask, now, 0)
+            moved = self.bytes - before
+            is_more = moved >= chunk or (moved > 0 and bool(mask & READ_ON))
+            if chunk >= LEAST_BULK and moved >= chunk and not self.ended:
+                self._borrow_pipe()
+        meter = self.meter
         if meter is not None:
             meter.spent(moved, now)
-        is_more = moved >= chunk or (moved and mask & READ_ON)
         if not is_more or self.pending is not None or self.ended:
             return
         mask |= EPOLLPRI  # urgent data may have come since then, its event still on the way
@@ -459,24 +465,31 @@ class StreamLeg(Direction):
         self.apart = self.limited
         self.chunk = SMALLEST_CHUNK
 
-    def _splice(self, mask: int, now: float) -> None:
-        """Do as ``pull`` does, through the pipe, which is empty."""
+    def _splice(
+        self, mask: int, now: float, most: int = PIPE_SIZE, reads: int = READS_PER_TURN
+    ) -> bool:
+        """Receive and pass on through the pipe, which is empty; return whether there may be more.
+
+        Args:
+            mask: the events that tell of it.
+            now: the round's time.
+            most: bytes at a time.
+            reads: times at most.
+
+        """
         pipe = self.pipe
         assert pipe is not None
         moved = 0
-        for _ in range(READS_PER_TURN):
+        for _ in range(reads):
             try:
-                size = pipe.fill(self.socket.fileno())
+                size = pipe.fill(self.socket.fileno(), most)
             except BlockingIOError:
-                self._dried_up(moved, mask, now)
-                return
+                return self._dried_up(moved, mask, now)
             except OSError as error:
                 self.flow.failed(self, error.errno, now)
-                return
+                return False
             if not size:  # the end; or, with the end behind it, an urgent byte
-                self._return_pipe()
-                self.pull(mask | READ_ON, now)
-                return
+                return self._copy_again(mask | READ_ON, now)
             moved += size
             self.bytes += size
             self.counters.received += size
@@ -487,25 +500,31 @@ class StreamLeg(Direction):
             if self.pending is IN_PIPE:
                 self.unserved |= mask
                 self._watch_other()
-                return
+                return False
             if self.pending is not None:  # blocked: the other leg has failed, and may be gone
-                return
-        self._go_on_later(mask)
+                return False
+        return True
+
+    def _copy_again(self, mask: int, now: float) -> bool:
+        """Return the pipe, and do without it what no pipe can do; whether there may be more."""
+        self._return_pipe()
+        self._pull(mask, now, 0 if self.limited else READS_PER_TURN)
+        return self.limited and not self.ended  # where there is no limit it has gone on itself
 
     def _go_on_later(self, mask: int) -> None:
         """The turn is up: go on in the next round, where urgent data may have come meanwhile."""
         self.flow.relay.pump.again(self, mask if self.pipe is not None else mask | EPOLLPRI)
 
-    def _dried_up(self, moved: int, mask: int, now: float) -> None:
+    def _dried_up(self, moved: int, mask: int, now: float) -> bool:
         """Nothing more can be spliced: keep the pipe only while there is bulk to come.
 
         An urgent byte stops a splice as it stops a receive, and no pipe can carry it.
         """
         if mask & EPOLLPRI and at_urgent_mark(self.socket):
+            return self._copy_again(mask, now)
+        if moved < (1 if self.limited else LEAST_BULK):
             self._return_pipe()
-            self.pull(mask, now)
-        elif moved < LEAST_BULK:
-            self._return_pipe()
+        return False
 
     def _drain_pipe(self, now: float) -> None:
         """Pass on what the pipe holds; when all is gone, the way is free."""

