@@ -20,6 +20,8 @@ from typing import Any, Final
 
 import click
 
+from proxy.core.flow import State
+from proxy.core.pressure import class_of
 from proxy.core.printable import printable
 from proxy.core.units import format_size, format_span
 
@@ -58,13 +60,14 @@ class Column:
     coloured: bool = False
 
 
-def flow_columns(*, recent: bool, exact: bool, now: float) -> list[Column]:
+def flow_columns(*, recent: bool, exact: bool, now: float, evictable: bool = False) -> list[Column]:
     """The columns of flows, live or recently closed.
 
     Args:
         recent: show how flows ended, in place of their age; their state is the one before.
         exact: write bytes as plain numbers.
         now: Unix seconds.
+        evictable: show the class by which a flow would be evicted.
 
     """
     size = str if exact else format_size
@@ -80,8 +83,11 @@ def flow_columns(*, recent: bool, exact: bool, now: float) -> list[Column]:
         Column("ORIGINAL", lambda row: size(row["original"]["bytes"]), number=True),
         Column("REPLY", lambda row: size(row["reply"]["bytes"]), number=True),
         *(_end_columns() if recent else _age_columns(now)),
+        *([CLASS] if evictable else []),
     ]
 
+
+CLASS: Final = Column("CLASS", lambda row: class_of(State(row["state"])))
 
 LISTEN_COLUMNS: Final = [
     Column("LISTENER", lambda row: row["listener"]),

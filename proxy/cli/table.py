@@ -89,6 +89,15 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
 @click.option("--sort", type=click.Choice([*SORTS]), help="Largest or latest first; id counts up.")
 @click.option("--limit", type=click.IntRange(0), help="At most so many rows; 0: all.")
 @click.option("--recent", is_flag=True, help="Recently closed flows in place of live ones.")
+@click.option(
+    "--evictable", is_flag=True, help="What would go if the table were full, in that order."
+)
+@click.option(
+    "--for",
+    "newcomer",
+    type=click.Choice(["tcp", "udp"], case_sensitive=False),
+    help="With --evictable: for whom it would go; tcp if not said.",
+)
 @click.option("-l", "--listen", is_flag=True, help="Listening sockets in place of flows.")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Bytes as plain numbers.")
 @output_option("table", "json", "ndjson")
@@ -99,12 +108,13 @@ def flows(admin: str, output: str, listen: bool, exact: bool, **params: Any) -> 
     CLIENT and LOCAL are the client's socket pair, VIA and ENDPOINT that of the upstream side.
     """
     client = AdminClient(admin)
-    recent = params.pop("recent")
+    recent, evictable = params["recent"], params["evictable"]
+    params |= {name: "true" if params[name] else None for name in ("recent", "evictable")}
     if listen:
-        _write(_listening(client, {**params, "recent": recent or None}), output, LISTEN_COLUMNS)
+        _write(_listening(client, params), output, LISTEN_COLUMNS)
         return
-    answer = client.get(FLOWS, {**params, "recent": "true" if recent else None})
-    _write_flows(answer["flows"], output, recent=recent, exact=exact)
+    answer = client.get(FLOWS, params)
+    _write_flows(answer["flows"], output, recent=recent, exact=exact, evictable=evictable)
     _note_cut(answer)
 
 
@@ -230,8 +240,11 @@ def _write_found(rows: list[Any], *, exact: bool) -> None:
         _write_flows(closed, "table", recent=True, exact=exact)
 
 
-def _write_flows(rows: list[Any], output: str, *, recent: bool, exact: bool) -> None:
-    _write(rows, output, flow_columns(recent=recent, exact=exact, now=time.time()))
+def _write_flows(
+    rows: list[Any], output: str, *, recent: bool, exact: bool, evictable: bool = False
+) -> None:
+    columns = flow_columns(recent=recent, exact=exact, now=time.time(), evictable=evictable)
+    _write(rows, output, columns)
 
 
 def _write(rows: Iterable[Any], output: str, columns: Iterable[Column]) -> None:

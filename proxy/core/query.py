@@ -57,6 +57,8 @@ class FlowQuery:
         endpoint: prefix the endpoint lies in, or its one address.
         min_bytes: at least so many bytes, both directions together.
         recent: answer with recently closed flows in place of live ones.
+        evictable: only what would go if the table were full, and in that order; see ``pressure``.
+        newcomer: for whom it would.
         limit: at most so many rows; 0 is no limit.
 
     """
@@ -71,6 +73,8 @@ class FlowQuery:
     transport: Transport | None = None
     min_bytes: int = 0
     recent: bool = False
+    evictable: bool = False
+    newcomer: Transport = Transport.TCP
     sort: SortKey = "id"
     limit: int = 0
 

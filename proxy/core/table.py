@@ -7,6 +7,12 @@ Several flows may share such an address (a client that speaks to two listeners f
 full pair then decides. The other ends, listener and endpoint, are shared by many flows and are
 found by walking the table.
 
+While the table is nearly full, it keeps books by which it knows what may go for a newcomer; see
+``pressure``. They are begun when a sixteenth of its places is left, and every flow added from then
+on pays for a few that were there before, so that they are complete when the last place is taken;
+when twice as many places are free again they are thrown away. Before and after, they cost a
+comparison when a flow is added.
+
 Ids count upwards and are never used again, so that a log line, a metric and the table of
 yesterday mean the same flow.
 """
@@ -18,14 +24,23 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import same_address
+from proxy.core.pressure import Pressure
 
 if TYPE_CHECKING:
     from proxy.core.address import Address, SocketPair, Transport
     from proxy.core.counters import ListenerCounters
     from proxy.core.flow import CloseReason, CloseSide, Flow
+    from proxy.core.sources import SourceKey
 
 LONGEST_CHAIN: Final = 16
 """Listeners that may feed each other on purpose."""
+
+NEARLY: Final = 16
+"""The books are begun when of so many places one is left, and thrown away when two are."""
+
+SURVEYED: Final = 64
+"""Flows looked at for each one that is added meanwhile, and for each question: a twentieth of a
+millisecond. It is more than ``NEARLY``, so that they are through in time."""
 
 
 class FlowTable:
@@ -40,13 +55,14 @@ class FlowTable:
     """
 
     def __init__(self, limit: int, recent: int, first_id: int = 1, step: int = 1) -> None:
-        self.limit = limit
         self.recent: deque[Flow] = deque(maxlen=recent)
         self._next_id = first_id
         self._step = step
         self._by_id: dict[int, Flow] = {}
         self._by_client = AddressIndex()
         self._by_endpoint = AddressIndex()
+        self._pressure: Pressure | None = None
+        self._bound(limit)
 
     def __len__(self) -> int:
         return len(self._by_id)
@@ -61,7 +77,7 @@ class FlowTable:
 
     def resize(self, limit: int, recent: int) -> None:
         """Set other bounds; live flows beyond the limit stay, and only further ones are refused."""
-        self.limit = limit
+        self._bound(limit)
         if recent != self.recent.maxlen:
             self.recent = deque(self.recent, maxlen=recent)
 
@@ -77,6 +93,27 @@ class FlowTable:
         assert not self.full, self.limit
         self._by_id[flow.id] = flow
         self._by_client.add(flow.client_remote, flow)
+        if self._pressure is not None or len(self._by_id) >= self._nearly:
+            self._crowd(flow)
+
+    def moved(self, flow: Flow) -> None:
+        """Know that a flow has entered another state."""
+        if self._pressure is not None:
+            self._pressure.moved(flow)
+
+    def victim(self, source: SourceKey | None, now: float) -> Flow | None:
+        """The flow that goes for a newcomer to a full table; None if there is none. It stays here.
+
+        Args:
+            source: the newcomer's; None if its address is not proven.
+            now: monotonic seconds.
+
+        """
+        assert self.full, len(self._by_id)
+        pressure = self._pressure = self._pressure or Pressure(self)
+        if not pressure.complete:
+            pressure.survey(SURVEYED)
+        return pressure.victim(source, now)
 
     def set_endpoint(self, flow: Flow, local: Address, remote: Address) -> None:
         """Write the endpoint's socket pair of a flow; a later attempt replaces an earlier one."""
@@ -98,6 +135,8 @@ class FlowTable:
         self._by_client.discard(flow.client_remote, flow)
         self._forget_endpoint(flow)
         self.recent.append(flow)
+        if self._pressure is not None:
+            self._relieve(flow)
         return True
 
     def get(self, id: int) -> Flow | None:
@@ -140,6 +179,32 @@ class FlowTable:
                 return True
             client_remote, client_local = before.client_remote, before.client_local
         return True
+
+    def _bound(self, limit: int) -> None:
+        """Have another limit. The books are begun anew: sources may be told apart otherwise."""
+        self.limit = limit
+        part = limit // NEARLY
+        self._nearly = limit - part
+        self._roomy = self._nearly - max(1, part)  # not just one that goes for another
+        self._pressure = None
+
+    def _crowd(self, flow: Flow) -> None:
+        """Enter a flow into the books, and some of those that were there before."""
+        pressure = self._pressure
+        if pressure is None:
+            pressure = self._pressure = Pressure(self)
+        else:
+            pressure.add(flow)
+        if not pressure.complete:
+            pressure.survey(SURVEYED)
+
+    def _relieve(self, flow: Flow) -> None:
+        """Take a flow out of the books, or throw them away."""
+        assert self._pressure is not None
+        if len(self._by_id) < self._roomy:
+            self._pressure = None
+        else:
+            self._pressure.discard(flow)
 
     def _forget_endpoint(self, flow: Flow) -> None:
         if flow.endpoint_local is not None:

@@ -199,7 +199,11 @@ class StreamListener:
             return Refusal.ACCESS
         if self.relay.table.comes_round(self.counters, remote, local):
             return Refusal.LOOP
-        return self.relay.refusal(FILES_PER_FLOW) or self.counters.ceiling(source, now)
+        refusal = self.relay.refusal(FILES_PER_FLOW)
+        if refusal is Refusal.TABLE_FULL:
+            holder = self.counters.gate.limits.key(remote[0])
+            refusal = self.relay.press(FILES_PER_FLOW, holder, now)
+        return refusal or self.counters.ceiling(source, now)
 
     def _refuse(self, client: Socket, refusal: Refusal) -> None:
         self.counters.refused[refusal] += 1

@@ -194,6 +194,8 @@ class DatagramFlow(Flow):
     def start(self, upstream: Upstream, now: float) -> bool:
         """Enter the table and connect; false if no endpoint could be reached."""
         relay = self.listener.relay
+        if relay.leaving is not None:
+            relay.evict(now)
         relay.table.add(self)
         relay.files.used += FILES_PER_FLOW
         relay.wheel.schedule(self, now + self.listener.terms.limits.datagram_look)
@@ -256,6 +258,7 @@ class DatagramFlow(Flow):
 
     def _assure(self) -> None:
         self.enter(State.ASSURED)
+        self.listener.relay.table.moved(self)
         assert self.endpoint is not None
         self.endpoint.counters.answered()
 

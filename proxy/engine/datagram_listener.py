@@ -198,7 +198,7 @@ class DatagramListener:
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
-        refusal = self.relay.refusal(FILES_PER_FLOW)
+        refusal = self._room(now)
         if refusal is not None:  # first, because it costs least: a flood ends here
             self.counters.refused[refusal] += 1
             return None
@@ -219,6 +219,13 @@ class DatagramListener:
             return None
         flow = self._kind(self, key, name, control, remote, local, now, source)
         return flow if flow.start(self.upstream, now) else None
+
+    def _room(self, now: float) -> Refusal | None:
+        """Why there is no room for a flow of a client whose address is not proven; or None."""
+        refusal = self.relay.refusal(FILES_PER_FLOW)
+        if refusal is Refusal.TABLE_FULL:
+            return self.relay.press(FILES_PER_FLOW, None, now)
+        return refusal
 
     def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
         if self.draining:

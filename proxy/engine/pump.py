@@ -104,6 +104,11 @@ class Pump:
         """
         self._again[handler] = self._again.get(handler, 0) | mask
 
+    @property
+    def buried(self) -> int:
+        """Sockets that are open still, and will be closed at the end of this round."""
+        return len(self._graves)
+
     def after_round(self, call: Callable[[float], None]) -> None:
         """Call once at the end of this round, before closing: for work gathered over a round."""
         self._after_round.append(call)

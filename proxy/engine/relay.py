@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections import Counter, deque
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol, cast
 
 import trio
 
@@ -23,6 +23,7 @@ from proxy.engine.splice import PipePool
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
+    from proxy.core.sources import SourceKey
     from proxy.engine.commons import Commons
 
 OUTBOX: Final = 65536
@@ -31,6 +32,14 @@ OUTBOX: Final = 65536
 GATHER: Final = 0.01
 """Seconds that ended flows gather before they are looked at: a task wakes a hundred times a
 second at most, however many flows end."""
+
+
+class Evictable(Protocol):
+    """What every flow of the engine can do."""
+
+    def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
+        """End now."""
+        ...
 
 
 class Relay:
@@ -43,6 +52,9 @@ class Relay:
         first_id: of its flows.
         step: from one id to the next.
         commons: what other workers tell, where there are any.
+
+    Attributes:
+        leaving: the flow that is evicted when the next one starts; see ``press``.
 
     """
 
@@ -63,6 +75,7 @@ class Relay:
         self.files = FileBudget()
         self.pipes = PipePool(self.files)
         self.draining = False
+        self.leaving: Evictable | None = None
         self.outbox = Outbox()
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
@@ -70,7 +83,11 @@ class Relay:
         self._own: Counter[tuple[str, int]] = Counter()  # TCP and UDP may share one
 
     def refusal(self, files: int) -> Refusal | None:
-        """Why a further flow, which needs so many descriptors, cannot be admitted; or None."""
+        """Why a further flow, which needs so many descriptors, cannot be admitted; or None.
+
+        Of a full table the caller may ``press`` for room.
+        """
+        self.leaving = None
         if self.draining:
             return Refusal.DRAINING
         if self.table.full:
@@ -78,6 +95,35 @@ class Relay:
         if not self.files.has(files):
             return Refusal.FILE_DESCRIPTORS
         return None
+
+    def press(self, files: int, source: SourceKey | None, now: float) -> Refusal | None:
+        """Decide whose place a newcomer takes; or say why it is refused.
+
+        Nothing goes yet, since the newcomer may be refused for something else. If it starts, it
+        calls ``evict`` before it enters the table, in the same turn.
+
+        Sockets are closed at the end of a round only, those of whoever is evicted too. So where
+        descriptors are short nobody goes for another: the reserve would be used up within a round.
+
+        Args:
+            files: descriptors that the newcomer needs.
+            source: its source; None if its address is not proven.
+            now: monotonic seconds.
+
+        """
+        victim = self.table.victim(source, now)
+        if victim is None:
+            return Refusal.TABLE_FULL
+        if not self.files.has(files + self.pump.buried):
+            return Refusal.FILE_DESCRIPTORS
+        self.leaving = cast("Evictable", victim)
+        return None
+
+    def evict(self, now: float) -> None:
+        """End the flow that was chosen, for one that starts."""
+        leaving, self.leaving = self.leaving, None
+        if leaving is not None:
+            leaving.abort(CloseReason.EVICTED, CloseSide.PROXY, now)
 
     def own(self, address: Address) -> None:
         """Remember a listening address of ours."""

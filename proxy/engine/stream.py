@@ -102,6 +102,8 @@ class StreamFlow(Flow):
     ) -> None:
         """Enter the table, watch the client and begin to connect."""
         relay = self.relay
+        if relay.leaving is not None:
+            relay.evict(now)
         relay.table.add(self)
         self._use(bandwidth, now)
         relay.files.used += FILES_PER_FLOW
@@ -134,6 +136,7 @@ class StreamFlow(Flow):
             self._close(CloseReason.FINISHED, first, now)
             return
         self.enter(State.CLIENT_CLOSED if leg is self.original else State.ENDPOINT_CLOSED)
+        self.relay.table.moved(self)
         try:
             leg.other.socket.shutdown(SHUT_WR)
         except OSError as error:  # ENOTCONN: it has been reset meanwhile, and may have spoken
@@ -153,6 +156,7 @@ class StreamFlow(Flow):
         self.owed = unsent(leg.other.socket)
         if self.owed:
             self.enter(State.CLOSING)
+            self.relay.table.moved(self)
             self.active = now
             self.relay.wheel.schedule(self, now)
         else:

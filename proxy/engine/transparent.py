@@ -19,7 +19,7 @@ from proxy.core.address import Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
 from proxy.engine.accept import EXHAUSTED
-from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
+from proxy.engine.datagram import DatagramFlow
 from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.original import is_circle
 from proxy.engine.sockaddr import (
@@ -65,7 +65,7 @@ class TransparentListener(DatagramListener):
         local = canonical(decode(original_of(batch.control(index))))
         fd = self.fd
         source = self.counters.gate.key(remote[0])
-        refusal = self._diverted_refusal(remote, local) or self.counters.ceiling(source, now)
+        refusal = self._diverted_refusal(remote, local, now) or self.counters.ceiling(source, now)
         if refusal is None and local[1] != self._local[1]:
             try:
                 fd = self.relay.exits.take(self.socket, local, self.options.pmtu)
@@ -87,7 +87,7 @@ class TransparentListener(DatagramListener):
             upstream = upstream.towards(local)
         return flow if flow.start(upstream, now) else None
 
-    def _diverted_refusal(self, remote: Address, local: Address) -> Refusal | None:
+    def _diverted_refusal(self, remote: Address, local: Address, now: float) -> Refusal | None:
         if self.draining:
             return Refusal.DRAINING
         if isinstance(self.upstream, OriginalUpstream) and is_circle(
@@ -96,7 +96,7 @@ class TransparentListener(DatagramListener):
             return Refusal.LOOP
         if ip_address(local[0]).is_multicast:
             return Refusal.BROADCAST
-        return self._refusal(remote, local, None) or self.relay.refusal(FILES_PER_FLOW)
+        return self._refusal(remote, local, None) or self._room(now)
 
 
 def _hit(local: Address, *, mapped: bool) -> Hit:

@@ -55,7 +55,10 @@ class UnixListener(StreamListener):
     def _admit(self, client: Socket, address: object, now: float) -> None:
         credentials = credentials_of(client)
         source = user_key(credentials)
-        refusal = self.relay.refusal(FILES_PER_STREAM) or self.counters.ceiling(source, now)
+        refusal = self.relay.refusal(FILES_PER_STREAM)
+        if refusal is Refusal.TABLE_FULL:
+            refusal = self.relay.press(FILES_PER_STREAM, source, now)
+        refusal = refusal or self.counters.ceiling(source, now)
         if refusal is not None:
             self._refuse(client, refusal)
             return
@@ -122,7 +125,10 @@ class UnixgramListener(DatagramListener):
         remote = decode_unix(key)
         credentials = sender_of(self.batch.control(index)) if key else None
         source = user_key(credentials)
-        refusal = self._unix_refusal(remote) or self.counters.ceiling(source, now)
+        refusal = self._unix_refusal(remote)
+        if refusal is Refusal.TABLE_FULL:
+            refusal = self.relay.press(FILES_PER_FLOW, source, now)
+        refusal = refusal or self.counters.ceiling(source, now)
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None

@@ -11,7 +11,7 @@ import heapq
 import os
 import resource
 from collections.abc import Callable, Sequence
-from itertools import islice
+from itertools import count, islice
 from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from proxy import __version__
+from proxy.core.address import Transport
 from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
+from proxy.core.pressure import STRANGER, Pressure
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 from proxy.engine.datagram import DatagramFlow
@@ -156,7 +158,8 @@ class Worker:
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         """Find the same flows, and return their ids."""
         matching, matched = await self._find(query)
-        key = SORTS[query.sort]
+        places = count()  # several workers' evictions are shown in turn
+        key = SORTS[query.sort] if not query.evictable else lambda _: next(places)
         ids: list[int] = []
         keys: list[Any] = []
         for part in slices(matching):
@@ -247,6 +250,9 @@ class Worker:
         One search at a time, in slices: however many people ask, the relay loses one slice a turn.
         """
         async with self._searching:
+            if query.evictable:
+                leaving = list(filter(query.matches, await self._evictions(query.newcomer)))
+                return leaving[: query.limit or None], len(leaving)
             order = SORTS[query.sort]
             limit = query.limit or None
             matched, runs = 0, list[list[Flow]]()
@@ -263,6 +269,25 @@ class Worker:
                 if len(found) % MERGED == 0:
                     await trio.lowlevel.checkpoint()
         return found, matched
+
+    async def _evictions(self, newcomer: Transport) -> list[Flow]:
+        """The flows that would go for so many newcomers, of sources that hold nothing; in order.
+
+        They are evicted in thought, from books of our own.
+        """
+        now, books = monotonic(), Pressure(self._relay.table)
+        while not books.complete:
+            books.survey(SLICE)
+            await trio.lowlevel.checkpoint()
+        source = None if newcomer is Transport.UDP else STRANGER
+        leaving: list[Flow] = []
+        while (flow := books.victim(source, now)) is not None:
+            books.discard(flow)
+            if flow.close_reason is None:
+                leaving.append(flow)
+            if len(leaving) % MERGED == 0:
+                await trio.lowlevel.checkpoint()
+        return leaving
 
     def _candidates(self, query: FlowQuery) -> list[Flow]:
         table = self._relay.table

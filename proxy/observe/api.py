@@ -148,6 +148,7 @@ class Api:
     async def flows(self, request: Request, _word: str) -> Response:
         """Rows of the flow table."""
         values = _params(request, LISTING)
+        _check_evictable(values)
         await self._check_listener(values)
         query = flow_query(values)
         found = await self._port.flow_ids(query)
@@ -358,6 +359,17 @@ def _params(
         raise _refused(exc) from exc
     except ValueError as exc:
         raise HttpError(400, str(exc)) from exc
+
+
+def _check_evictable(values: dict[str, Any]) -> None:
+    """Refuse what makes no sense with, or without, ``evictable``: it has an order of its own."""
+    if values.get("evictable"):
+        for name in ("recent", "sort"):
+            if values.get(name):
+                reason = "not with evictable, which lists live flows in the order they would go"
+                raise _refused(ParamError(name, reason))
+    elif "newcomer" in values:
+        raise _refused(ParamError("newcomer", "only with evictable=true"))
 
 
 def _refused(error: ParamError) -> HttpError:

@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from proxy.core.address import DATAGRAMS, STREAMS, Transport
+from proxy.core.flow import CloseReason
 from proxy.observe.processes import RESIDENT, WHOLE, cpu_seconds, memory_bytes
 
 if TYPE_CHECKING:
@@ -138,6 +139,10 @@ def _connect_failures(reading: Reading) -> Samples:
 
 def _build(reading: Reading) -> Samples:
     return [((reading.status["version"], platform.python_version()), 1)]
+
+
+def _evictions(reading: Reading) -> float:
+    return sum(row["closed"][CloseReason.EVICTED] for row in reading.counters["listeners"])
 
 
 def _pids(reading: Reading) -> list[int]:
@@ -299,6 +304,13 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         (),
         "Live flows that the flow table holds at most.",
         _whole(lambda reading: reading.counters["table_limit"]),
+    ),
+    MetricEntry(
+        "sockpair_table_evictions_total",
+        "counter",
+        (),
+        "Flows that were evicted from the full table for others.",
+        _whole(_evictions),
     ),
     MetricEntry(
         "sockpair_worker_restarts_total",

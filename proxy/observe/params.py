@@ -25,6 +25,9 @@ from proxy.core.units import SIZE_UNITS, parse_duration, parse_size
 FIELDS_MAX: Final = 32
 """Parameters of one URL, at most: twice what exists."""
 
+NEWCOMERS: Final = (Transport.TCP.value, Transport.UDP.value)
+"""For whom a flow may be evicted: one whose address is proven, or one that may have forged it."""
+
 
 @dataclass(frozen=True, slots=True)
 class Param:
@@ -76,6 +79,10 @@ def _transport(text: str) -> Transport:
     return Transport(text.lower())
 
 
+def _newcomer(text: str) -> Transport:
+    return Transport(_one_of(NEWCOMERS)(text.lower()))
+
+
 def _flag(text: str) -> bool:
     return _one_of(("true", "1", "false", "0"))(text) in {"true", "1"}
 
@@ -98,6 +105,8 @@ PARAMS: Final[dict[str, Param]] = {
     ),
     "port": Param(_port, f"a port number, 1 to {PORT_MAX}"),
     "recent": Param(_flag, "true or false"),
+    "evictable": Param(_flag, "true or false"),
+    "newcomer": Param(_newcomer, ", ".join(NEWCOMERS)),
     "sort": Param(_one_of(SORTS), ", ".join(SORTS)),
     "limit": Param(_natural, "a whole number; 0 is no limit"),
     "all": Param(_flag, "true or false"),
@@ -116,7 +125,7 @@ FILTERS: Final = (
     "address",
     "port",
 )
-LISTING: Final = (*FILTERS, "recent", "sort", "limit")
+LISTING: Final = (*FILTERS, "recent", "evictable", "newcomer", "sort", "limit")
 KILLING: Final = (*FILTERS, "all")
 RELOADING: Final = ("dry_run",)
 DRAINING: Final = ("listener", "endpoint", "upstream", "timeout")
