@@ -109,6 +109,8 @@ def flows(admin: str, output: str, listen: bool, exact: bool, **params: Any) -> 
     """
     client = AdminClient(admin)
     recent, evictable = params["recent"], params["evictable"]
+    if params["newcomer"] and not evictable:
+        raise click.UsageError("--for goes with --evictable")
     params |= {name: "true" if params[name] else None for name in ("recent", "evictable")}
     if listen:
         _write(_listening(client, params), output, LISTEN_COLUMNS)

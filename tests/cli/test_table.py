@@ -109,6 +109,21 @@ def test_flows_recent_says_how_they_ended(house: House) -> None:
     assert row.split()[-3:] == ["2s", "client_reset", "client"]
 
 
+def test_flows_evictable_says_by_which_class(house: House) -> None:
+    head, udp, tcp = house.run("flows", "--evictable").stdout.splitlines()
+    assert head.split()[-1] == "CLASS"
+    assert udp.split()[-1] == "unreplied"
+    assert tcp.split()[-1] == "idle"
+    head, udp = house.run("flows", "--evictable", "--for", "UDP").stdout.splitlines()
+    assert udp.split()[-1] == "unreplied"
+
+
+def test_flows_evictable_json_is_rows_like_any_other(house: House) -> None:
+    rows = json.loads(house.run("flows", "-o", "json").stdout)
+    evictable = json.loads(house.run("flows", "--evictable", "-o", "json").stdout)
+    assert evictable == rows[::-1]
+
+
 def test_flows_listen_shows_listening_sockets(house: House) -> None:
     head, web, dns = house.run("flows", "-l").stdout.splitlines()
     assert head.split() == ["LISTENER", "PROTO", "STATE", "LOCAL", "UPSTREAM"]
@@ -169,6 +184,9 @@ def test_a_cut_listing_says_so(house: House) -> None:
         (["flows", "--limit", "-1"], "-1"),
         (["flows", "-l", "--client", "10.0.0.1"], "leave out --client"),
         (["flows", "-l", "--recent"], "leave out --recent"),
+        (["flows", "-l", "--evictable", "--for", "udp"], "leave out --evictable"),
+        (["flows", "--for", "udp"], "--for goes with --evictable"),
+        (["flows", "--evictable", "--sort", "bytes"], "'--sort': not with evictable"),
         (["find", "web:80"], "'[ADDR:]PORT': \"web:80\" is not allowed"),
         (["find", "70000"], "'[ADDR:]PORT': \"70000\" is not allowed; write a port number"),
         (["kill"], "say which"),

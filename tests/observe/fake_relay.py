@@ -92,8 +92,16 @@ class FakeRelay:
         await self._answer()
         source = self.closed if query.recent else self.live
         found = sorted((flow for flow in source if query.matches(flow)), key=SORTS[query.sort])
+        if query.evictable:
+            found = self._evictable(found, query.newcomer)
         shown = found[: query.limit] if query.limit else found
         return {"rows": [flow_row(flow, WALL, {}) for flow in shown], "matched": len(found)}
+
+    def _evictable(self, found: list[Flow], newcomer: Transport) -> list[Flow]:
+        """Those that are unreplied, and then for TCP all the others."""
+        unreplied = [flow for flow in found if flow.state is State.UNREPLIED]
+        rest = [flow for flow in found if flow not in unreplied]
+        return unreplied if newcomer is Transport.UDP else [*unreplied, *rest]
 
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         page = await self.flows(query)
