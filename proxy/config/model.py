@@ -117,7 +117,9 @@ class Engine(Table):
     """The workers, the flow table, and how it is emptied."""
 
     workers: Workers = key(1, 'Processes that relay; "auto" is one for each core.')
-    table_limit: int = key(100_000, "Most live flows; then one goes for another, or is refused.", ge=1, le=10_000_000)
+    table_limit: int = key(
+        100_000, "Most live flows; then one goes for another, or is refused.", ge=1, le=10_000_000
+    )
     recent: int = key(1_000, "Closed flows that can still be found.", ge=0, le=1_000_000)
     drain_timeout: Timeout = key("30s", "How long a drain lets flows end by themselves.")
     drain_rate: Rate = key("1000/s", "How many of those that are left it ends then.")

@@ -105,6 +105,7 @@ class StreamListener:
         self._mapped = self._family == AF_INET6
         self._local = _only_address(socket)
         relay.own(self.address)
+        relay.files.set_aside(1)
         relay.pump.register(self._fd, self, EPOLLIN)
 
     def serve(
@@ -161,6 +162,7 @@ class StreamListener:
             self.is_open = False
             self.relay.wheel.cancel(self)
             self.relay.disown(self.address)
+            self.relay.files.set_aside(-1)
             self.relay.pump.bury(self.socket)
 
     def expire(self, now: float) -> None:

@@ -105,6 +105,7 @@ class DatagramListener:
         self._mapped = socket.family == AF_INET6
         self.serve(counters, terms, upstream, options, kind, connect)
         relay.own(self.address)
+        relay.files.set_aside(1)
         relay.pump.register(self.fd, self, EPOLLIN)
 
     def serve(
@@ -190,6 +191,7 @@ class DatagramListener:
         if self.is_open:
             self.is_open = False
             self.relay.disown(self.address)
+            self.relay.files.set_aside(-1)
             self.relay.pump.bury(self.socket)
 
     def crashed(self, error: Exception, now: float) -> None:

@@ -6,7 +6,8 @@ import resource
 from typing import Final
 
 RESERVED_FILES: Final = 64
-"""Descriptors that flows never take: listeners, admin, log, and what Python itself opens."""
+"""Descriptors that flows never take: admin, log, and what Python itself opens. Those of listeners
+are set aside beside them, for there may be any number."""
 
 
 class FileBudget:
@@ -16,8 +17,12 @@ class FileBudget:
 
     def __init__(self) -> None:
         soft, _hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-        self.limit = max(0, soft - RESERVED_FILES)
+        self.limit = soft - RESERVED_FILES
         self.used = 0
+
+    def set_aside(self, count: int) -> None:
+        """Leave so many more, or less, to others than flows."""
+        self.limit -= count
 
     def has(self, count: int) -> bool:
         """Whether so many more may be opened."""

@@ -155,6 +155,34 @@ async def test_descriptor_limit_refuses_new_flows_and_keeps_old_ones(stage: Stag
     assert set(books.reasons) == {"finished"}
 
 
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_flows_leave_descriptors_to_the_admin_however_many_listeners_there_are(
+    stage: Stage, workers: int
+) -> None:
+    endpoint = await listen(stage.nursery, echo)
+    forwards = [Forward(f"web{number}", "tcp", [endpoint]) for number in range(80)]
+    sockpair = await stage.sockpair(*forwards, descriptor_limit=256, workers=workers)
+    async with AsyncExitStack() as stack:
+        served = refused = 0
+        for forward in forwards * 6:
+            client = await served_client(forward)
+            if client is None:
+                refused += 1
+            else:
+                served += 1
+                await stack.enter_async_context(client)
+        assert refused > served > 40
+        for _ in range(30):  # people, who keep their connections
+            people = await trio.open_unix_socket(sockpair.settings.admin)
+            await stack.enter_async_context(people)
+        metrics = await sockpair.metrics()
+        reasons = metrics.by("sockpair_flows_refused_total", "reason")
+        assert reasons["file_descriptors"] == refused
+        assert metrics.sum("sockpair_flows_opened_total") == served
+        assert metrics.by("sockpair_flows_closed_total", "reason").total() == 0
+    assert sockpair.log_records("admin_accept_paused") == []
+
+
 async def served_client(web: Forward) -> trio.SocketStream | None:
     """A client that has had an answer; None if it was reset in place of that."""
     try:
