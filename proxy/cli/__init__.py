@@ -29,6 +29,8 @@ COMMANDS: Final = {
     "status": "proxy.cli.table",
     "reload": "proxy.cli.reload",
     "drain": "proxy.cli.drain",
+    "limit": "proxy.cli.limit",
+    "limits": "proxy.cli.limit",
 }
 
 

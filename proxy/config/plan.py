@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from pydantic import BaseModel
 
-from proxy.core.units import format_duration, format_size
+from proxy.core.units import format_bandwidth, format_duration, format_size
 
 if TYPE_CHECKING:
     from proxy.config.model import Config, Listener, Upstream
@@ -173,7 +173,7 @@ def _upstream_steps(
 ) -> Iterator[Step]:
     for name, upstream in new.items():
         if name not in old:
-            yield Step(Act.ADD, f"upstream {name}", _text("endpoints", upstream.endpoints))
+            yield Step(Act.ADD, f"upstream {name}", value_text("endpoints", upstream.endpoints))
             continue
         yield from _endpoint_steps(name, old[name], upstream, drained)
         yield from _key_steps(f"upstream.{name}", old[name], upstream, without="endpoints")
@@ -208,22 +208,24 @@ def _key_steps(path: str, old: BaseModel, new: BaseModel, without: str = "") -> 
             yield from _key_steps(place, before, after)
         else:
             live = ".limits." in place
-            note = f"{_text(key, before)} -> {_text(key, after)}"
+            note = f"{value_text(key, before)} -> {value_text(key, after)}"
             yield Step(Act.CHANGE, place, f"{note}; live flows too" if live else note, live)
 
 
-def _text(key: str, value: Any) -> str:
+def value_text(key: str, value: Any) -> str:
     """A value, nearly as the file has it."""
     match value:
         case None:
             return "not set"
         case bool():
             return "true" if value else "false"
+        case float() if key.startswith("bandwidth"):
+            return format_bandwidth(value)
         case float():
             return f"{value:g}/s" if key.endswith("rate") else format_duration(value, parts=5)
         case int() if key == "mode":
             return f"{value:04o}"
-        case int() if key.endswith("buffer"):
+        case int() if key == "bytes" or key.endswith("buffer"):
             return format_size(value)
         case range():
             return f"{value[0]}-{value[-1]}"

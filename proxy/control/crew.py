@@ -34,6 +34,7 @@ from proxy.engine.merge import (
     carry_counters,
     merge_counters,
     merge_ids,
+    merge_order_counts,
     merge_status,
     retire_counters,
 )
@@ -43,9 +44,10 @@ from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cook
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
+    from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
     from proxy.core.row_json import ClosedFlow
-    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
 
 READING: Final = 0.5
 """Seconds between two readings of a worker: what may be unknown of one that was killed."""
@@ -85,6 +87,7 @@ class Crew:
         self._slots = Slots(Commons(self._commons, size))
         self._remotes: list[RemoteWorker | None] = [None] * size
         self._wanted: Change | None = None
+        self._orders: tuple[LiveLimit, ...] = ()
         self._drains: dict[DrainTarget, DrainOrder] = {}
         self._groups: list[tuple[Socket, ...]] = []
         self._in_use: list[set[int] | None] = [None] * size
@@ -139,6 +142,17 @@ class Crew:
             if not known and order.target != EVERYTHING:
                 del self._drains[order.target]
         return known or order.target == EVERYTHING
+
+    async def limit(self, orders: Sequence[LiveLimit]) -> None:
+        """Have every worker keep its flows to these orders, and those to come too."""
+        async with self._changing:
+            self._orders = tuple(orders)
+            await self._all(lambda remote: remote.limit(self._orders))
+
+    async def order_counts(self) -> list[OrderCount]:
+        """How many live flows each order is for, in all workers."""
+        parts = await self._all(RemoteWorker.order_counts)
+        return merge_order_counts(parts)
 
     async def wait_drained(self) -> None:
         """Wait until the drain of everything is over, everywhere; a lost worker has no flows."""
@@ -263,6 +277,8 @@ class Crew:
             async with self._changing:
                 if self._wanted is not None:
                     await self._apply(remote, self._wanted)
+                if self._orders:
+                    await remote.limit(self._orders)
                 for order in self._drains.values():
                     await remote.drain(order)
                 self._remotes[remote.index] = remote

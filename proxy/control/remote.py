@@ -32,8 +32,9 @@ from proxy.engine.wire import Wire, WireError
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
-    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
     from proxy.engine.specs import Change, DrainOrder
 
 LAST_WORDS: Final = 5.0
@@ -136,6 +137,15 @@ class RemoteWorker:
     async def drain(self, drain_order: DrainOrder) -> bool:
         """Begin to drain."""
         return bool(await self._call("drain", drain_order))
+
+    async def limit(self, orders: Sequence[LiveLimit]) -> None:
+        """Keep flows to these orders."""
+        await self._call("limit", orders)
+
+    async def order_counts(self) -> list[OrderCount]:
+        """How many live flows each order is for."""
+        counts: list[OrderCount] = await self._call("order_counts")
+        return counts
 
     async def wait_drained(self) -> None:
         """Wait until the drain of everything is over."""

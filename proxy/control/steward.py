@@ -21,6 +21,7 @@ import trio
 from proxy.config.load import STDIN, load
 from proxy.config.plan import Drained, Plan, applicable, plan
 from proxy.config.problem import ConfigError, Problem
+from proxy.control.limits import LiveLimits
 from proxy.control.listen import BindError
 from proxy.control.names import ResolveError
 from proxy.control.outbound import OptionError
@@ -32,7 +33,9 @@ if TYPE_CHECKING:
 
     from proxy.config.model import Config
     from proxy.control.house import House
-    from proxy.engine.port import DrainAnswer, ReloadAnswer, ReloadRecord
+    from proxy.core.live_limit import LimitValues, OrderRow
+    from proxy.core.query import FlowQuery
+    from proxy.engine.port import DrainAnswer, LimitsAnswer, ReloadAnswer, ReloadRecord
 
 WAITING_MAX: Final = 16
 """Reloads that wait while one is under way; whoever asks for more is told so."""
@@ -70,6 +73,7 @@ class Steward:
         self._house = house
         self._file = file
         self._adopt = adopt
+        self._limits = LiveLimits(house)
         self._turn = trio.Lock()
         self._successful = True
         self._success_at = time()
@@ -124,6 +128,24 @@ class Steward:
         for target in draining:
             log.warning("drain_begun", **_named(target), timeout=pace.timeout, by=by)
         return {"draining": [_named(target) for target in draining], "timeout": pace.timeout}
+
+    async def keep_limits(self) -> None:
+        """Lift limits whose time is over, until cancelled."""
+        await self._limits.run()
+
+    async def limits(self) -> LimitsAnswer:
+        """Every limit in force, and where it comes from."""
+        return await self._limits.answer()
+
+    async def limit(
+        self, query: FlowQuery, values: LimitValues, lasting: float | None, by: str
+    ) -> OrderRow | None:
+        """Keep flows to an order from now on, for so many seconds; None if there are too many."""
+        return await self._limits.give(query, values, lasting, by)
+
+    async def lift_limit(self, number: int, by: str) -> OrderRow | None:
+        """Keep flows to an order no more; None if there is none of this number."""
+        return await self._limits.lift(number, by)
 
     @contextmanager
     def _telling(self, *, dry_run: bool) -> Iterator[None]:

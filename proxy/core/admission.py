@@ -55,6 +55,13 @@ class Limit(StrEnum):
     DATAGRAM_RATE = "datagram_rate"
     BYTE_BUDGET = "byte_budget"
     AMPLIFICATION = "amplification"
+    ORDERED_FLOWS = "ordered_flows"  # those of orders; see ``core.live_limit``
+    ORDERED_BANDWIDTH = "ordered_bandwidth"
+    ORDERED_BYTES = "ordered_bytes"
+
+
+ORDERED: Final = frozenset({Limit.ORDERED_FLOWS, Limit.ORDERED_BANDWIDTH, Limit.ORDERED_BYTES})
+"""What an operator has ordered on the running sockpair, which no dry run of the file undoes."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

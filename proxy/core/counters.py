@@ -13,7 +13,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, TypedDict
 
-from proxy.core.admission import Gate, Limit
+from proxy.core.admission import ORDERED, Gate, Limit
 from proxy.core.flow import CloseReason, Drop, Refusal, State
 
 if TYPE_CHECKING:
@@ -149,7 +149,7 @@ class ListenerCounters:
 
     def strikes(self, limit: Limit) -> bool:
         """Count that a limit struck; false in a dry run, when it only would have."""
-        if self.gate.limits.dry_run:
+        if self.gate.limits.dry_run and limit not in ORDERED:
             self.dry_run_hits[limit] += 1
             return False
         self.hits[limit] += 1

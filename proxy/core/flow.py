@@ -70,6 +70,7 @@ class Refusal(StrEnum):
     LISTENER_RATE = "listener_rate"
     SOURCE_FLOWS = "source_flows"
     SOURCE_RATE = "source_rate"
+    ORDERED_FLOWS = "ordered_flows"  # an operator's order; see ``live_limit``
     BAD_HEADER = "bad_header"
     FILE_DESCRIPTORS = "file_descriptors"
     LOOP = "loop"

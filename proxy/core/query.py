@@ -86,14 +86,15 @@ class FlowQuery:
             and (self.transport is None or flow.transport == self.transport)
             and (self.state is None or flow.state == self.state)
             and flow.bytes >= self.min_bytes
-            and (self.client is None or _lies_in(flow.client_remote, self.client))
-            and (self.endpoint is None or _lies_in(flow.endpoint_remote, self.endpoint))
+            and (self.client is None or lies_in(flow.client_remote, self.client))
+            and (self.endpoint is None or lies_in(flow.endpoint_remote, self.endpoint))
             and (self.address is None or _has_address(flow, self.address))
             and (self.port is None or any(end[1] == self.port for end in _ends(flow)))
         )
 
 
-def _lies_in(address: Address | None, place: Network | Address) -> bool:
+def lies_in(address: Address | None, place: Network | Address) -> bool:
+    """Whether an address is in a prefix, or is this one; one that is not there is nowhere."""
     if address is None:
         return False
     if isinstance(place, tuple):

@@ -161,6 +161,16 @@ def format_size(size: int) -> str:
     return f"{size}B"
 
 
+def format_bandwidth(bandwidth: float) -> str:
+    """Write bytes per second as ``"1MiB/s"`` or ``"10Mbit/s"``, whichever is exact, or nearly."""
+    size = round(bandwidth)
+    for written, units in ((size, _BYTES), (round(bandwidth * 8), _BITS)):
+        for unit, count in sorted(units.items(), key=lambda item: -item[1]):
+            if count > 1 and written and written % count == 0 and written / count < 10_000:
+                return f"{written // count}{unit}/s"
+    return f"{format_size(size)}/s"
+
+
 def _match(pattern: re.Pattern[str], text: str, kind: str, examples: str) -> re.Match[str]:
     match = pattern.fullmatch(text) if len(text) <= TEXT_MAX else None
     if match is None:

@@ -205,7 +205,11 @@ class StreamListener:
         if refusal is Refusal.TABLE_FULL:
             holder = self.counters.gate.limits.key(remote[0])
             refusal = self.relay.press(FILES_PER_FLOW, holder, now)
-        return refusal or self.counters.ceiling(source, now)
+        return (
+            refusal
+            or self.relay.orders.refusal(self.counters, remote)
+            or self.counters.ceiling(source, now)
+        )
 
     def _refuse(self, client: Socket, refusal: Refusal) -> None:
         self.counters.refused[refusal] += 1

@@ -124,7 +124,8 @@ class DatagramListener:
         self.options = options
         self.connect = connect
         self._kind = kind
-        self.trains = kind is DatagramFlow and can_segment()  # others look at each datagram
+        # Others, and orders, look at each datagram.
+        self.trains = kind is DatagramFlow and can_segment() and not self.relay.orders
         ask_for_trains(self.socket, wanted=self.trains)
         set_pmtu(self.socket, options.pmtu)
 
@@ -156,6 +157,11 @@ class DatagramListener:
                 self.counters.dropped[Drop.TRUNCATED] += 1
                 continue
             flow.send(data[index][:size], now)
+
+    def look_at_each(self) -> None:
+        """Take trains no more, because some flow is limited now."""
+        self.trains = False
+        ask_for_trains(self.socket, wanted=False)
 
     def serve_batch(self, batch: DatagramBatch) -> None:
         """Receive into this batch from now on."""
@@ -215,12 +221,20 @@ class DatagramListener:
         if self._mapped:
             remote, local = unmapped(remote), unmapped(local)
         source = self.counters.gate.key(remote[0])
-        refusal = self._refusal(remote, local, hit) or self.counters.ceiling(source, now)
+        refusal = (
+            self._refusal(remote, local, hit)
+            or self.relay.orders.refusal(self.counters, remote)
+            or self.counters.ceiling(source, now)
+        )
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
         flow = self._kind(self, key, name, control, remote, local, now, source)
-        return flow if flow.start(self.upstream, now) else None
+        if not flow.start(self.upstream, now):
+            return None
+        if self.relay.orders:
+            self.relay.orders.hold(flow, now)
+        return flow
 
     def _room(self, now: float) -> Refusal | None:
         """Why there is no room for a flow of a client whose address is not proven; or None."""

@@ -20,6 +20,7 @@ every call on them says MSG_DONTWAIT instead.
 
 from __future__ import annotations
 
+from math import inf
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_OOB, MSG_PEEK
 from socket import SocketType as Socket
@@ -317,6 +318,17 @@ class StreamLeg(Direction):
         self.meter = meter
         self.limit()
         if self.pending is HELD_BACK:  # by the other one
+            self.pending = None
+            mask, self.unserved = self.unserved, 0
+            self.flow.relay.pump.again(self, mask)
+
+    def meter_changed(self) -> None:
+        """Ask what the meter has become, or nothing; who was held back asks again."""
+        self.limited = self.meter is not None or self.flow.limits.bytes < inf
+        self.apart = self.limited or self.pipe is not None
+        if not self.apart:
+            self.chunk = SMALLEST_CHUNK  # it was a grant; only this one can be doubled
+        if self.pending is HELD_BACK:
             self.pending = None
             mask, self.unserved = self.unserved, 0
             self.flow.relay.pump.again(self, mask)

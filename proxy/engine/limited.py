@@ -6,22 +6,26 @@ made to send to a stranger: a datagram's source can be forged, so the client is 
 has sent again after it has been answered. Bandwidth is shared with the listener's other flows; see
 ``proxy.core.police``.
 
-A reload may limit a flow that lives already: then it becomes one of this class.
+A reload, or an order, may limit a flow that lives already: then it becomes one of this class.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from proxy.core.admission import Limit
 from proxy.core.flow import CloseReason, CloseSide, Drop, State
+from proxy.core.live_limit import FREE
 from proxy.core.police import Policer
 from proxy.engine.counted import CountedFlow
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.sources import source_key_of
+from proxy.engine.specs import UNRESTRICTED
 from proxy.engine.trains import ask_for_trains
 
 if TYPE_CHECKING:
+    from proxy.core.live_limit import Restraint
     from proxy.core.police import Policed
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
@@ -50,25 +54,102 @@ class Policing:
         self.reply.become(limits.reply)
 
 
+class OrderedPart:
+    """A flow's part of what an order allows, in one direction.
+
+    Args:
+        policer: of the order.
+        policed: the flow, as that sees it.
+
+    """
+
+    __slots__ = ("_policed", "_policer")
+
+    def __init__(self, policer: Policer, policed: Policed) -> None:
+        self._policer = policer
+        self._policed = policed
+
+    def passes(self, size: int, now: float) -> bool:
+        """Whether a datagram may pass; then it is booked."""
+        return self._policer.passes(self._policed, size, now) is None
+
+    def leave(self) -> None:
+        """The flow has ended, or the order."""
+        self._policer.leave(self._policed)
+
+
+class Ordered:
+    """What orders allow one flow; see ``orders``.
+
+    A datagram that one order lets pass and the next one drops is booked on the first: that errs on
+    the safe side.
+    """
+
+    __slots__ = ("_original", "_reply", "restraint")
+
+    def __init__(
+        self, restraint: Restraint, parts: Sequence[tuple[OrderedPart, OrderedPart]]
+    ) -> None:
+        self.restraint = restraint
+        self._original = [original for original, _ in parts]
+        self._reply = [reply for _, reply in parts]
+
+    def passes_original(self, size: int, now: float) -> bool:
+        """Whether a client's datagram may pass."""
+        return all(part.passes(size, now) for part in self._original)
+
+    def passes_reply(self, size: int, now: float) -> bool:
+        """Whether an answer may pass."""
+        return all(part.passes(size, now) for part in self._reply)
+
+    def leave(self) -> None:
+        """The flow has ended, or other orders are for it."""
+        for part in (*self._original, *self._reply):
+            part.leave()
+
+
 class Allowance:
     """What one flow may still do.
 
     Attributes:
+        ordered: what orders allow; None if none is for it.
         full_at: its bucket of datagrams; see ``Rate``.
         answered: bytes that went out to its client.
         proven: whether the client has spoken again after it was answered.
 
+    Args:
+        policing: what it shares bandwidth by.
+        source: of its client.
+        now: monotonic seconds.
+        before: what it had, which ends.
+
     """
 
-    __slots__ = ("_original", "_policing", "_reply", "answered", "full_at", "proven")
+    __slots__ = ("_original", "_policing", "_reply", "answered", "full_at", "ordered", "proven")
 
-    def __init__(self, policing: Policing, source: SourceKey, now: float) -> None:
+    def __init__(
+        self,
+        policing: Policing,
+        source: SourceKey,
+        now: float,
+        before: Allowance | None = None,
+    ) -> None:
         self._policing = policing
         self._original: Policed = policing.original.join(source, now)
         self._reply: Policed = policing.reply.join(source, now)
+        self.ordered: Ordered | None = None
         self.full_at = now
         self.answered = 0
         self.proven = False
+        if before is not None:
+            self.ordered, before.ordered = before.ordered, None
+            self.full_at, self.answered = before.full_at, before.answered
+            self.proven = before.proven
+            before.leave()
+
+    def is_of(self, policing: Policing) -> bool:
+        """Whether the bandwidth is shared there."""
+        return self._policing is policing
 
     def passes_original(self, size: int, now: float) -> Limit | None:
         """Which bandwidth drops a client's datagram; or None, and it is booked."""
@@ -82,6 +163,8 @@ class Allowance:
         """The flow has ended."""
         self._policing.original.leave(self._original)
         self._policing.reply.leave(self._reply)
+        if self.ordered is not None:
+            self.ordered.leave()
 
 
 class LimitedFlow(CountedFlow):
@@ -101,9 +184,10 @@ class LimitedFlow(CountedFlow):
 
     def allow(self, policing: Policing, now: float) -> None:
         """Be limited from now on, if it is not yet."""
-        if self.allowance is None:
+        before = self.allowance
+        if before is None or not before.is_of(policing):
             source = source_key_of(self, self.counters.gate.limits)
-            self.allowance = Allowance(policing, source, now)
+            self.allowance = Allowance(policing, source, now, before)
 
     def ready(self, mask: int, now: float) -> None:
         """Receive one answer, and pass it on if it may."""
@@ -146,10 +230,14 @@ class LimitedFlow(CountedFlow):
             self.allowance = None
 
     def _original_limit(self, allowance: Allowance, size: int, now: float) -> Limit | None:
-        limits = self.limits
+        limits, ordered = self.limits, allowance.ordered
+        if ordered is not None and self.bytes + size > ordered.restraint.bytes:
+            return Limit.ORDERED_BYTES
         if self.bytes + size > limits.bytes:
             return Limit.BYTE_BUDGET
         allowance.proven = allowance.proven or self.state is ASSURED
+        if ordered is not None and not ordered.passes_original(size, now):
+            return Limit.ORDERED_BANDWIDTH
         rate = limits.datagrams
         if rate is None:
             return allowance.passes_original(size, now)
@@ -161,28 +249,55 @@ class LimitedFlow(CountedFlow):
         return limit
 
     def _reply_limit(self, allowance: Allowance, size: int, now: float) -> Limit | None:
-        limits = self.limits
+        limits, ordered = self.limits, allowance.ordered
+        if ordered is not None and self.bytes + size > ordered.restraint.bytes:
+            return Limit.ORDERED_BYTES
         if self.bytes + size > limits.bytes:
             return Limit.BYTE_BUDGET
         if not allowance.proven:
             most = limits.amplification * self.original.bytes
             if allowance.answered + size > most:
                 return Limit.AMPLIFICATION
+        if ordered is not None and not ordered.passes_reply(size, now):
+            return Limit.ORDERED_BANDWIDTH
         return allowance.passes_reply(size, now)
 
     def _end_if_overdrawn(self, limit: Limit, now: float) -> None:
-        if limit is Limit.BYTE_BUDGET:
+        if limit in {Limit.BYTE_BUDGET, Limit.ORDERED_BYTES}:
             self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
 
 
 def limit_live(flow: DatagramFlow, terms: Terms, now: float) -> None:
     """Have a flow that lives look at its limits from now on."""
-    if terms.policing is None:
-        return
+    if terms.policing is not None:
+        _limit(flow, terms.policing, now)
+
+
+def order_live(
+    flow: DatagramFlow,
+    restraint: Restraint,
+    parts: Sequence[tuple[OrderedPart, OrderedPart]],
+    now: float,
+) -> None:
+    """Have a flow that lives kept to orders from now on, in place of any others."""
+    if flow.allowance is None:
+        if restraint == FREE:
+            return
+        listener = flow.listener
+        if listener.trains:
+            listener.look_at_each()
+        _limit(flow, listener.terms.policing or Policing(UNRESTRICTED, now), now)
+    assert flow.allowance is not None
+    if flow.allowance.ordered is not None:
+        flow.allowance.ordered.leave()
+    flow.allowance.ordered = None if restraint == FREE else Ordered(restraint, parts)
+
+
+def _limit(flow: DatagramFlow, policing: Policing, now: float) -> None:
     if not isinstance(flow, LimitedFlow):
         flow.__class__ = LimitedFlow
     assert isinstance(flow, LimitedFlow)
-    flow.allow(terms.policing, now)
+    flow.allow(policing, now)
     pump, fd = flow.listener.relay.pump, flow.socket.fileno()
     if flow.answers is None and not pump.serves(fd, flow):  # it is read many at a time
         ask_for_trains(flow.socket, wanted=False)

@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import heapq
 from collections.abc import Callable, Hashable, Iterable, Sequence
-from itertools import islice
+from itertools import chain, islice
 from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -33,7 +33,14 @@ if TYPE_CHECKING:
         HistogramSnapshot,
         ListenerSnapshot,
     )
-    from proxy.engine.port import DrainRow, FlowIds, ListenRow, RelayCounters, RelayStatus
+    from proxy.engine.port import (
+        DrainRow,
+        FlowIds,
+        ListenRow,
+        OrderCount,
+        RelayCounters,
+        RelayStatus,
+    )
 
 Row = TypeVar("Row")
 
@@ -120,6 +127,14 @@ def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
         "file_descriptor_limit": sum(part["file_descriptor_limit"] for part in parts),
         "not_ready": list(dict.fromkeys(text for part in parts for text in part["not_ready"])),
     }
+
+
+def merge_order_counts(parts: Sequence[Sequence[OrderCount]]) -> list[OrderCount]:
+    """Add how many flows each order is for."""
+    flows: dict[int, int] = {}
+    for row in chain.from_iterable(parts):
+        flows[row["number"]] = flows.get(row["number"], 0) + row["flows"]
+    return [{"number": number, "flows": count} for number, count in flows.items()]
 
 
 def merge_ids(parts: Sequence[FlowIds], limit: int = 0) -> FlowIds:

@@ -19,6 +19,7 @@ from proxy.core.row_json import ClosedFlow
 
 if TYPE_CHECKING:
     from proxy.config.plan import StepRow
+    from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
     from proxy.engine.specs import Change, DrainOrder
 
 
@@ -85,6 +86,13 @@ class WorkerRow(TypedDict):
     flows: int
 
 
+class OrderCount(TypedDict):
+    """How many live flows an order is for; see ``core.live_limit``."""
+
+    number: int
+    flows: int
+
+
 class RelayStatus(TypedDict):
     """Answers "is it alive, and is it ready": every listener bound, its upstream usable."""
 
@@ -131,6 +139,21 @@ class DrainAnswer(TypedDict):
     timeout: float
 
 
+class ConfiguredLimit(TypedDict):
+    """A limit that the configuration sets: where it stands, and its value as a person writes it."""
+
+    listener: str
+    key: str
+    value: str
+
+
+class LimitsAnswer(TypedDict):
+    """Every limit in force, and where it comes from."""
+
+    configured: list[ConfiguredLimit]
+    orders: list[OrderRow]
+
+
 class StewardPort(Protocol):
     """What may be asked of the house as a whole."""
 
@@ -153,6 +176,20 @@ class StewardPort(Protocol):
         """Begin to drain a listener, or an endpoint; ``draining`` is empty if there is none."""
         ...
 
+    async def limits(self) -> LimitsAnswer:
+        """Every limit in force."""
+        ...
+
+    async def limit(
+        self, query: FlowQuery, values: LimitValues, lasting: float | None, by: str
+    ) -> OrderRow | None:
+        """Keep flows to an order from now on, for so many seconds; None if there are too many."""
+        ...
+
+    async def lift_limit(self, number: int, by: str) -> OrderRow | None:
+        """Keep flows to an order no more; None if there is none of this number."""
+        ...
+
 
 class RelayPort(Protocol):
     """What the rest of the house may ask of the relay."""
@@ -166,6 +203,14 @@ class RelayPort(Protocol):
 
         How it goes on is told by ``RelayStatus.drains``.
         """
+        ...
+
+    async def limit(self, orders: Sequence[LiveLimit]) -> None:
+        """Keep flows to these orders, those that live too, and to no others any more."""
+        ...
+
+    async def order_counts(self) -> list[OrderCount]:
+        """How many live flows each order is for."""
         ...
 
     async def wait_drained(self) -> None:

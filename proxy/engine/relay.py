@@ -17,6 +17,7 @@ from proxy.core.wheel import TimerWheel
 from proxy.engine.exits import Exits
 from proxy.engine.files import FileBudget
 from proxy.engine.mmsg import DatagramBatch
+from proxy.engine.orders import Orders
 from proxy.engine.pump import Pump
 from proxy.engine.replies import ReplyBatch
 from proxy.engine.splice import PipePool
@@ -76,6 +77,7 @@ class Relay:
         self.pipes = PipePool(self.files)
         self.draining = False
         self.leaving: Evictable | None = None
+        self.orders = Orders(self.pump.alarms)
         self.outbox = Outbox()
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
@@ -144,6 +146,7 @@ class Relay:
         """Write the end of a flow into the books; false if it had ended already."""
         if not self.table.end(flow, reason, side, now):
             return False
+        self.orders.let_go(flow)
         self.outbox.put(flow)
         return True
 

@@ -150,15 +150,19 @@ class Roster:
             self._join(counters.gate, before.get(spec.name), spec)
         self._terms = {name: self._terms_of(spec, now) for name, spec in specs.items()}
         self._exchange(change.opened, change.closed, now)
-        for name, listeners in self._listeners.items():
-            for listener in listeners:
-                if listener.is_open:
-                    self._serve(listener, specs[name])
+        self.serve_again()
         return {
             self.counters_of(spec): self._terms[name]
             for name, spec in specs.items()
             if name in before and _held_to(before[name]) != _held_to(spec)
         }
+
+    def serve_again(self) -> None:
+        """Have the listeners treat flows as if nothing had ever been ordered."""
+        for name, listeners in self._listeners.items():
+            for listener in listeners:
+                if listener.is_open:
+                    self._serve(listener, self._specs[name])
 
     def _terms_of(self, spec: ListenerSpec, now: float) -> Terms:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""

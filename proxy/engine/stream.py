@@ -106,6 +106,8 @@ class StreamFlow(Flow):
             relay.evict(now)
         relay.table.add(self)
         self._use(bandwidth, now)
+        if relay.orders:
+            relay.orders.hold(self, now)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
         relay.wheel.schedule(self, now + self.limits.stream_look)
@@ -122,6 +124,8 @@ class StreamFlow(Flow):
         endpoint.counters.flows += 1
         self.active = now
         self.enter(State.ESTABLISHED)
+        if self.relay.orders:  # of which some may be for its endpoint
+            self.relay.orders.hold(self, now)
         self.relay.pump.hand_over(socket.fileno(), self.reply)
         self.original.begin(now)
 
@@ -181,11 +185,13 @@ class StreamFlow(Flow):
 
     def overdrawn(self, now: float) -> bool:
         """End the flow: it wants to move more bytes than it may; or, in a dry run, let it."""
-        ends = self.counters.strikes(Limit.BYTE_BUDGET)
+        ordered = self.relay.orders.restraint_of(self).bytes
+        is_ordered = self.bytes >= ordered
+        ends = self.counters.strikes(Limit.ORDERED_BYTES if is_ordered else Limit.BYTE_BUDGET)
         if ends:
             self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
         else:
-            self.limits = replace(self.limits, bytes=inf)
+            self.limits = replace(self.limits, bytes=ordered)
         return ends
 
     def crashed(self, error: Exception, now: float) -> None:

@@ -11,7 +11,7 @@ A leg without a meter knows nothing of all this.
 from __future__ import annotations
 
 from math import inf
-from typing import TYPE_CHECKING, Final, TypeAlias
+from typing import TYPE_CHECKING, Final, Protocol, TypeAlias
 
 import structlog
 
@@ -30,11 +30,20 @@ if TYPE_CHECKING:
     from proxy.engine.leg import StreamLeg
     from proxy.engine.specs import BandwidthLimits
     from proxy.engine.stream import StreamFlow
+    from proxy.engine.toll import Toll
 
 GRANTS_PER_TURN: Final = 16
 """Grants until other sockets get their turn: two megabytes, or a thousandth of a second."""
 
 log = structlog.get_logger()
+
+
+class Owner(Protocol):
+    """Who is told of a share's turn: a leg, or what it asks through."""
+
+    def granted(self, grant: int, now: float) -> None:
+        """Move so many bytes at most, and book them."""
+        ...
 
 
 class Bandwidth:
@@ -97,10 +106,10 @@ class Throttle:
         """Have other ceilings, for the flows that exist too."""
         self._shaper.become(rates)
 
-    def meter(self, leg: StreamLeg, source: SourceKey, now: float) -> ShareMeter:
+    def meter(self, owner: Owner, source: SourceKey, now: float) -> ShareMeter:
         """Take in a leg."""
         share = self._shaper.join(source, now)
-        share.owner = leg
+        share.owner = owner
         return ShareMeter(self, share)
 
     def leave(self, share: Share) -> None:
@@ -159,6 +168,10 @@ class ShareMeter:
         """The limit that makes it wait."""
         return self.throttle.held_by(self._share)
 
+    def tell(self, owner: Owner) -> None:
+        """Have another one told when the turn has come."""
+        self._share.owner = owner
+
     def ask(self, now: float) -> int:
         """How many bytes the leg may move now; 0: it is in line."""
         return self.throttle.ask(self._share, now)
@@ -208,6 +221,9 @@ class WatchMeter:
         self._policed = policed
         self._counters = counters
 
+    def tell(self, owner: Owner) -> None:
+        """There are no turns."""
+
     def ask(self, now: float) -> int:
         """As much as it likes."""
         return GRANT_MAX
@@ -223,4 +239,4 @@ class WatchMeter:
         self.throttle.policer.leave(self._policed)
 
 
-Meter: TypeAlias = ShareMeter | WatchMeter
+Meter: TypeAlias = "ShareMeter | WatchMeter | Toll"

@@ -55,16 +55,20 @@ class UnixListener(StreamListener):
     def _admit(self, client: Socket, address: object, now: float) -> None:
         credentials = credentials_of(client)
         source = user_key(credentials)
+        assert isinstance(address, str | bytes)
+        remote = unix_name(address)
         refusal = self.relay.refusal(FILES_PER_STREAM)
         if refusal is Refusal.TABLE_FULL:
             refusal = self.relay.press(FILES_PER_STREAM, source, now)
-        refusal = refusal or self.counters.ceiling(source, now)
+        refusal = (
+            refusal
+            or self.relay.orders.refusal(self.counters, remote)
+            or self.counters.ceiling(source, now)
+        )
         if refusal is not None:
             self._refuse(client, refusal)
             return
-        assert isinstance(address, str | bytes)
         local = self.socket.getsockname()
-        remote = unix_name(address)
         terms = self.terms
         flow = UnixFlow(self.relay, self.counters, terms.limits, client, remote, local, now, source)
         flow.credentials = credentials
@@ -128,13 +132,21 @@ class UnixgramListener(DatagramListener):
         refusal = self._unix_refusal(remote)
         if refusal is Refusal.TABLE_FULL:
             refusal = self.relay.press(FILES_PER_FLOW, source, now)
-        refusal = refusal or self.counters.ceiling(source, now)
+        refusal = (
+            refusal
+            or self.relay.orders.refusal(self.counters, remote)
+            or self.counters.ceiling(source, now)
+        )
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
         flow = UnixgramFlow(self, key, key, b"", remote, self._local, now, source)
         flow.credentials = credentials
-        return flow if flow.start(self.upstream, now) else None
+        if not flow.start(self.upstream, now):
+            return None
+        if self.relay.orders:
+            self.relay.orders.hold(flow, now)
+        return flow
 
     def _unix_refusal(self, remote: UnixAddress) -> Refusal | None:
         if self.draining:

@@ -22,6 +22,7 @@ from proxy import __version__
 from proxy.core.address import Transport
 from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
+from proxy.core.live_limit import restrained
 from proxy.core.pressure import STRANGER, Pressure
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
@@ -36,9 +37,10 @@ from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
+    from proxy.core.live_limit import LiveLimit
     from proxy.core.upstream import Upstream
     from proxy.engine.commons import Commons
-    from proxy.engine.port import FlowIds, FlowPage, RelayCounters, RelayStatus
+    from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
     from proxy.engine.terms import Terms
 
 MERGED: Final = 25
@@ -121,6 +123,25 @@ class Worker:
             roster.retire_endpoint(target.upstream, target.endpoint)
         self._drains.start(order, now)
         return True
+
+    async def limit(self, orders: Sequence[LiveLimit]) -> None:
+        """Keep flows to these orders: new ones at once, then those that live."""
+        held = self._relay.orders
+        held.become(orders, monotonic())
+        if not held:
+            self._roster.serve_again()
+        for part in slices(list(self._relay.table)):
+            now = monotonic()
+            for flow in part:
+                if flow.close_reason is None:
+                    assert isinstance(flow, StreamFlow | DatagramFlow)
+                    held.hold(flow, now)
+            await trio.lowlevel.checkpoint()
+
+    async def order_counts(self) -> list[OrderCount]:
+        """How many live flows each order is for."""
+        await trio.lowlevel.checkpoint()
+        return self._relay.orders.counts()
 
     async def wait_drained(self) -> None:
         """Wait until the drain of everything is over."""
@@ -328,6 +349,7 @@ class Worker:
                     if isinstance(flow, DatagramFlow):
                         limit_live(flow, terms, now)
                     flow.look_again(terms, now)
+                    self._relay.orders.hold(flow, now, anew=True)
             await trio.lowlevel.checkpoint()
 
     async def _look_around(self) -> None:
@@ -380,7 +402,10 @@ def _limits_json(flow: Flow) -> str:
 
 def _limits_of(flow: Flow) -> FlowLimits:
     assert isinstance(flow, StreamFlow | DatagramFlow)
-    return flow.limits
+    limits = flow.limits
+    if isinstance(flow, StreamFlow) or flow.allowance is None or flow.allowance.ordered is None:
+        return limits
+    return restrained(limits, flow.allowance.ordered.restraint)
 
 
 def _unusable(upstream: Upstream) -> str:

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from proxy.core.address import Transport
+from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.observe.catalogue import Reading
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
 from proxy.observe.metrics import render
@@ -29,6 +30,8 @@ from proxy.observe.params import (
     DRAINING,
     FINDING,
     KILLING,
+    LIMITED,
+    LIMITING,
     LISTING,
     RELOADING,
     ParamError,
@@ -214,6 +217,35 @@ class Api:
             raise HttpError(404, await self._no_target(listener, endpoint))
         return json_response(answer)
 
+    async def limits(self, request: Request, _word: str) -> Response:
+        """Every limit in force, and where it comes from."""
+        _params(request, ())
+        return json_response(await self._steward.limits())
+
+    async def limit(self, request: Request, _word: str) -> Response:
+        """Keep flows to an order from now on."""
+        params = _params(request, LIMITING)
+        await self._check_listener(params)
+        query = flow_query({name: params[name] for name in LIMITED if name in params})
+        values = LimitValues(*map(params.get, LimitValues._fields))
+        problem = problem_of(query, values)
+        if problem is not None:
+            raise HttpError(400, problem)
+        row = await self._steward.limit(query, values, params.get("for"), by=request.peer)
+        if row is None:
+            there = f"{ORDERS_MAX} limits are set already"
+            raise HttpError(507, f'{there}; lift some: "sockpair limits" lists them')
+        return json_response(row)
+
+    async def lift_limit(self, request: Request, word: str) -> Response:
+        """Keep flows to an order no more."""
+        _params(request, ())
+        number = _number(word, "the number of a limit: numbers")
+        row = await self._steward.lift_limit(number, by=request.peer)
+        if row is None:
+            raise HttpError(404, f'there is no limit {number}; "sockpair limits" lists them')
+        return json_response(row)
+
     async def _no_target(self, listener: str | None, endpoint: str | None) -> str:
         """Name what there is in place of what there is not."""
         counters = await self._port.counters()
@@ -259,6 +291,7 @@ class Api:
 Method: TypeAlias = Callable[[Api, Request, str], Awaitable[Response]]
 
 FLOW_PATH: Final = "/api/v1/flows/ID"
+LIMIT_PATH: Final = "/api/v1/limits/NUMBER"
 
 ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/": {"GET": Api.index},
@@ -272,6 +305,8 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
     "/api/v1/reload": {"POST": Api.reload},
     "/api/v1/drain": {"POST": Api.drain},
+    "/api/v1/limits": {"GET": Api.limits, "POST": Api.limit},
+    LIMIT_PATH: {"DELETE": Api.lift_limit},
     FLOW_PATH: {"GET": Api.flow, "DELETE": Api.kill_flow},
 }
 
@@ -285,11 +320,13 @@ INDEX: Final = f"""sockpair
 /api/v1/upstreams   endpoints, with counters
 /api/v1/flows       the flow table; parameters: {", ".join(LISTING)}
 /api/v1/flows/ID    one flow
+/api/v1/limits      every limit in force, and where it comes from
 /api/v1/find        ?address=HOST:PORT or ?port=PORT: the flows that own it on either pair
 
 On the admin socket also DELETE /api/v1/flows/ID, DELETE /api/v1/flows with filters,
 POST /api/v1/reload, with dry_run=true to see what it would do, and POST /api/v1/drain with
-listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps timeout=30s.
+listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps timeout=30s;
+POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER.
 """
 
 
@@ -298,6 +335,8 @@ def _split(path: str) -> tuple[str, str]:
     head, _, word = path.rpartition("/")
     if word and head == "/api/v1/flows":
         return FLOW_PATH, word
+    if word and head == "/api/v1/limits":
+        return LIMIT_PATH, word
     return path, ""
 
 
@@ -316,7 +355,9 @@ def _method(request: Request, path: str) -> Method:
 
 def _no_path(path: str) -> str:
     """Name the path whose last word is near; all paths of the API are alike in the rest."""
-    ends = {route.rpartition("/")[2]: route for route in ROUTES if route != FLOW_PATH}
+    ends = {
+        route.rpartition("/")[2]: route for route in ROUTES if not route.endswith(("ID", "NUMBER"))
+    }
     nearest = get_close_matches(path.rstrip("/").rpartition("/")[2], ends, 1, NEAR)
     hint = f'did you mean "{ends[nearest[0]]}"?' if nearest else '"/" lists what there is'
     return f'there is no "{path}"; {hint}'
@@ -377,8 +418,12 @@ def _refused(error: ParamError) -> HttpError:
 
 
 def _flow_id(word: str) -> int:
+    return _number(word, "the id of a flow: ids")
+
+
+def _number(word: str, what: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 18):
-        raise HttpError(400, f'"{word}" is not the id of a flow: ids are whole numbers')
+        raise HttpError(400, f'"{word}" is not {what} are whole numbers')
     return int(word)
 
 

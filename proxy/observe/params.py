@@ -19,8 +19,9 @@ from urllib.parse import parse_qsl
 
 from proxy.core.address import PORT_MAX, Address, Network, Transport, parse_address
 from proxy.core.flow import State
+from proxy.core.live_limit import LimitValues
 from proxy.core.query import SORTS, FlowQuery
-from proxy.core.units import SIZE_UNITS, parse_duration, parse_size
+from proxy.core.units import SIZE_UNITS, parse_bandwidth, parse_duration, parse_size
 
 FIELDS_MAX: Final = 32
 """Parameters of one URL, at most: twice what exists."""
@@ -71,6 +72,13 @@ def _port(text: str) -> int:
     return port
 
 
+def _lasting(text: str) -> float:
+    seconds = parse_duration(text)
+    if not seconds:
+        raise ValueError
+    return seconds
+
+
 def _state(text: str) -> State:
     return State(text.lower())
 
@@ -91,6 +99,7 @@ _PLACE: Final = (
     "an IP address, a prefix or an address with its port, "
     'such as "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1:80"'
 )
+_BANDWIDTH: Final = 'a bandwidth such as "1MiB/s" or "10Mbit/s"'
 _SIZE: Final = f'bytes, such as "4096" or "10MiB"; units: {", ".join(SIZE_UNITS)}'
 
 PARAMS: Final[dict[str, Param]] = {
@@ -112,6 +121,12 @@ PARAMS: Final[dict[str, Param]] = {
     "all": Param(_flag, "true or false"),
     "dry_run": Param(_flag, "true or false"),
     "upstream": Param(str, "the name of an upstream"),
+    "id": Param(_natural, "the id of a flow, a whole number"),
+    "bandwidth": Param(parse_bandwidth, _BANDWIDTH),
+    "flow_bandwidth": Param(parse_bandwidth, _BANDWIDTH),
+    "flows": Param(_natural, "a whole number"),
+    "bytes": Param(_bytes, _SIZE),
+    "for": Param(_lasting, 'a duration such as "10m", more than nothing'),
     "timeout": Param(parse_duration, 'a duration such as "30s"; "0s" is at once'),
 }
 
@@ -128,6 +143,8 @@ FILTERS: Final = (
 LISTING: Final = (*FILTERS, "recent", "evictable", "newcomer", "sort", "limit")
 KILLING: Final = (*FILTERS, "all")
 RELOADING: Final = ("dry_run",)
+LIMITED: Final = ("listener", "client", "endpoint", "id")
+LIMITING: Final = (*LIMITED, *LimitValues._fields, "for")
 DRAINING: Final = ("listener", "endpoint", "upstream", "timeout")
 FINDING: Final = ("address", "port", "limit")
 

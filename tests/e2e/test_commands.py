@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import signal
 
 import trio
 
 from tests.e2e.conftest import Stage
+from tests.e2e.patience import until
 from tests.e2e.program import output_of
 from tests.e2e.sockets import connect, echo, expect_reset, listen, say, text_of
 from tests.e2e.subject import COMMAND, Forward, Sockpair
@@ -98,6 +100,60 @@ async def http(sockpair: Sockpair, method: str, path: str) -> bytes:
             f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n".encode()
         )
         return b"".join([chunk async for chunk in stream])
+
+
+async def test_limit_holds_for_live_flows_and_new_ones_until_it_is_lifted(stage: Stage) -> None:
+    endpoint = await listen(stage.nursery, echo)
+    sockpair = await stage.sockpair(web := Forward("web", "tcp", [endpoint]))
+    async with await connect(web.address) as client:
+        await say(client, b"hello")
+        (row,) = await sockpair.wait_flows(1, state="established")
+        said = await ask(sockpair, "limit", "--client", "127.0.0.0/8", "--flows", "1")
+        assert said == "limit 1: flows 1 for client 127.0.0.0/8; 1 live flow\n"
+        name = str(row["id"])
+        said = await ask(
+            sockpair,
+            "limit",
+            "--id",
+            name,
+            "--bandwidth",
+            "1MiB/s",
+            "--bytes",
+            "12B",
+            "--for",
+            "1h",
+        )
+        assert said == f"limit 2: bandwidth 1MiB/s, bytes 12B for id {name}; 1 live flow\n"
+        answer = json.loads(await ask(sockpair, "limits", "-o", "json"))
+        first, second = answer["orders"]
+        assert (first["number"], first["flows"], first["matched"]) == (1, 1, 1)
+        assert (first["until"], first["client"]) == (None, "127.0.0.0/8")
+        assert second["until"] - second["since"] == 3600
+        assert {"listener": "web", "key": "limits.per_flow.connect", "value": "5s"} in (
+            answer["configured"]
+        )
+        table = await ask(sockpair, "limits")
+        assert "bandwidth 1MiB/s, bytes 12B" in table
+        assert "limits.per_flow.connect" in table
+        async with await connect(web.address) as refused:
+            await expect_reset(refused)
+        sockpair.program.process.send_signal(signal.SIGHUP)
+        await until(lambda: sockpair.log_records("reloaded"), "the reload")
+        await client.send_all(b"more than there is left")
+        await expect_reset(client)
+        await sockpair.wait_flows(0)
+    assert "lifted limit 1" in await ask(sockpair, "limit", "--lift", "1")
+    await ask(sockpair, "limit", "--lift", "1", status=1)
+    async with await connect(web.address) as one, await connect(web.address) as two:
+        await say(one, b"hello")
+        await say(two, b"hello")
+    await ask(sockpair, "limit", "--flows", "1", status=2)
+    await ask(sockpair, "limit", "--listener", "web", status=2)
+    await ask(sockpair, "limit", "--listener", "web", "--bandwidth", "quick", status=2)
+    await ask(sockpair, "limit", "--lift", "2", "--bytes", "1B", status=2)
+    (record, _) = sockpair.log_records("limit_set")
+    assert (record["client"], record["flows"]) == ("127.0.0.0/8", 1)
+    assert record["by"]
 
 
 async def test_commands_say_what_to_start_when_nobody_is_there(stage: Stage) -> None:

@@ -10,6 +10,7 @@ import trio
 from proxy.core.address import Address, Transport
 from proxy.core.counters import EndpointCounters, ListenerCounters
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
+from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
 from proxy.core.query import SORTS, FlowQuery, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, row_json
 
@@ -18,6 +19,8 @@ if TYPE_CHECKING:
         DrainAnswer,
         FlowIds,
         FlowPage,
+        LimitsAnswer,
+        OrderCount,
         RelayCounters,
         RelayStatus,
         ReloadAnswer,
@@ -83,6 +86,12 @@ class FakeRelay:
         raise NotImplementedError  # nobody here changes anything
 
     async def drain(self, order: DrainOrder) -> bool:
+        raise NotImplementedError
+
+    async def limit(self, orders: Sequence[LiveLimit]) -> None:
+        raise NotImplementedError  # that is for the steward to do
+
+    async def order_counts(self) -> list[OrderCount]:
         raise NotImplementedError
 
     async def wait_drained(self) -> None:
@@ -188,6 +197,7 @@ class FakeSteward:
     def __init__(self) -> None:
         self.problems: list[str] = []
         self.asked: list[tuple[object, ...]] = []
+        self.books = Books()
 
     def last_reload(self) -> ReloadRecord:
         return {"successful": not self.problems, "success_timestamp": WALL}
@@ -203,6 +213,26 @@ class FakeSteward:
             "lines": [] if self.problems else ["~ engine.recent: 1 -> 2"],
             "steps": [],
         }
+
+    async def limits(self) -> LimitsAnswer:
+        await trio.lowlevel.checkpoint()
+        return {
+            "configured": [{"listener": "web", "key": "limits.flows", "value": "7"}],
+            "orders": [order_row(each, 2) for each in self.books.orders],
+        }
+
+    async def limit(
+        self, query: FlowQuery, values: LimitValues, lasting: float | None, by: str
+    ) -> OrderRow | None:
+        await trio.lowlevel.checkpoint()
+        if self.books.full:
+            return None
+        return order_row(self.books.give(query, values, by, 0.0, WALL, lasting), 2)
+
+    async def lift_limit(self, number: int, by: str) -> OrderRow | None:
+        await trio.lowlevel.checkpoint()
+        order = self.books.lift(number)
+        return None if order is None else order_row(order, 2)
 
     async def drain(
         self,

@@ -10,7 +10,17 @@ import structlog.testing
 import trio
 
 from proxy.core.flow import CloseReason
-from proxy.observe.params import DRAINING, KILLING, LISTING, PARAMS, RELOADING, read_params
+from proxy.core.live_limit import ORDERS_MAX, LimitValues
+from proxy.core.query import FlowQuery
+from proxy.observe.params import (
+    DRAINING,
+    KILLING,
+    LIMITING,
+    LISTING,
+    PARAMS,
+    RELOADING,
+    read_params,
+)
 from tests.observe.admin import Answer, admin_server, ask
 from tests.observe.fake_relay import FakeRelay, FakeSteward
 
@@ -141,7 +151,7 @@ async def test_a_refused_value_is_told_apart_from_its_parameter(
 
 
 def test_every_parameter_can_be_read() -> None:
-    assert {*LISTING, *KILLING, *RELOADING, *DRAINING} == {*PARAMS}
+    assert {*LISTING, *KILLING, *RELOADING, *DRAINING, *LIMITING} == {*PARAMS}
     assert read_params("", ()) == {}
 
 
@@ -307,6 +317,65 @@ async def test_reload_and_drain_are_for_the_admin_socket(relay: FakeRelay, tmp_p
             assert (await admin.get(path)).status == 405
             assert (await admin.control("GET", path)).status == 405
     assert steward.asked == []
+
+
+async def test_limits_are_read_by_anybody_and_set_on_the_admin_socket(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        for method, path in (
+            ("POST", "/api/v1/limits?listener=web&flows=1"),
+            ("DELETE", "/api/v1/limits/1"),
+        ):
+            async with await admin.by_tcp() as stream:
+                assert (await ask(stream, method, path)).status == 403
+        assert not len(steward.books)
+        query = "?client=192.0.2.0/24&bandwidth=1MiB/s&flow_bandwidth=8kbit/s&bytes=1KiB&for=10m"
+        row = (await admin.control("POST", f"/api/v1/limits{query}")).json
+        assert (row["number"], row["client"], row["matched"]) == (1, "192.0.2.0/24", 2)
+        assert (row["bandwidth"], row["flow_bandwidth"], row["bytes"]) == (1 << 20, 1000, 1024)
+        assert row["until"] - row["since"] == 600
+        answer = (await admin.get("/api/v1/limits")).json
+        assert answer["orders"] == [row]
+        assert answer["configured"][0]["key"] == "limits.flows"
+        assert (await admin.control("DELETE", "/api/v1/limits/1")).json == row
+        assert (await admin.control("DELETE", "/api/v1/limits/1")).status == 404
+        assert (await admin.control("DELETE", "/api/v1/limits/x")).status == 400
+
+
+@pytest.mark.parametrize(
+    ("query", "word"),
+    [
+        ("listener=web", "bandwidth"),
+        ("bandwidth=1MiB/s", "listener"),
+        ("listener=wbe&flows=1", "web, dns"),
+        ("endpoint=10.0.0.1&flows=1", "before a flow has an endpoint"),
+        ("listener=web&bandwidth=0MiB/s", "1MiB/s"),
+        ("listener=web&flows=-1", "whole number"),
+        ("listener=web&flows=1&for=0s", "more than nothing"),
+        ("listener=web&state=assured&flows=1", "unknown parameter"),
+    ],
+)
+async def test_a_limit_that_cannot_be_is_taught(
+    relay: FakeRelay, tmp_path: Path, query: str, word: str
+) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        answer = await admin.control("POST", f"/api/v1/limits?{query}")
+        assert answer.status == 400
+        assert word in answer.json["error"]
+    assert not len(steward.books)
+
+
+async def test_there_is_an_end_to_limits(relay: FakeRelay, tmp_path: Path) -> None:
+    steward = FakeSteward()
+    for _ in range(ORDERS_MAX):
+        steward.books.give(FlowQuery(id=1), LimitValues(bytes=1), "a", 0.0, 0.0)
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        answer = await admin.control("POST", "/api/v1/limits?id=1&bytes=1")
+        assert answer.status == 507
+        assert "1000 limits" in answer.json["error"]
 
 
 async def test_reload_answers_with_the_plan_or_the_problems(
