@@ -97,6 +97,9 @@ def configured(config: Config) -> Iterator[ConfiguredLimit]:
     """The limits that a configuration sets, listener by listener; defaults are among them."""
     for name, listener in config.listener.items():
         yield from _keys(name, "limits", listener.limits)
+        if listener.limits.per_flow.idle is None:  # whose default depends on the transport
+            idle = value_text("idle", listener.idle)
+            yield {"listener": name, "key": "limits.per_flow.idle", "value": idle}
 
 
 def _keys(listener: str, path: str, table: BaseModel) -> Iterator[ConfiguredLimit]:

@@ -162,13 +162,13 @@ def format_size(size: int) -> str:
 
 
 def format_bandwidth(bandwidth: float) -> str:
-    """Write bytes per second as ``"1MiB/s"`` or ``"10Mbit/s"``, whichever is exact, or nearly."""
-    size = round(bandwidth)
-    for written, units in ((size, _BYTES), (round(bandwidth * 8), _BITS)):
-        for unit, count in sorted(units.items(), key=lambda item: -item[1]):
-            if count > 1 and written and written % count == 0 and written / count < 10_000:
-                return f"{written // count}{unit}/s"
-    return f"{format_size(size)}/s"
+    """Write bytes per second as ``"1MiB/s"`` where that is exact, else as ``"10Mbit/s"``."""
+    bits = round(bandwidth * 8)
+    binary = {f"{prefix}iB": 8 << 10 * power for power, prefix in enumerate("KMGT", 1)}
+    for unit, size in (*reversed(binary.items()), *reversed(_BITS.items())):
+        if bits % size == 0:
+            return f"{bits // size}{unit}/s"
+    raise AssertionError(bandwidth)  # every whole number is so many bits
 
 
 def _match(pattern: re.Pattern[str], text: str, kind: str, examples: str) -> re.Match[str]:

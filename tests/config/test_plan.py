@@ -55,6 +55,13 @@ def test_nothing_changes_nothing() -> None:
             ],
         ),
         (
+            config(more='[listener.web.limits]\nbandwidth = "10Mbit/s"\nper_flow.bytes = "1GiB"\n'),
+            [
+                "~ listener.web.limits.bandwidth: not set -> 10Mbit/s; live flows too",
+                "~ listener.web.limits.per_flow.bytes: not set -> 1GiB; live flows too",
+            ],
+        ),
+        (
             config(more="[listener.web.tcp]\nnodelay = false\n"),
             ["~ listener.web.tcp.nodelay: true -> false"],
         ),

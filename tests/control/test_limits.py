@@ -138,12 +138,13 @@ async def test_a_limit_outlives_a_reload(tmp_path: Path) -> None:
 def test_the_limits_of_the_file_are_told_by_listener(tmp_path: Path) -> None:
     text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:1", ("127.0.0.1", 2))
     text += "[listener.web.limits]\nflows = 7\nbandwidth = '10Mbit/s'\ndry_run = false\n"
-    text += "per_flow = { bytes = '1GiB', idle = '10m' }\nper_source = { flow_rate = '20/s' }\n"
+    text += "per_flow = { bytes = '1GiB', duration = '10m' }\nper_source = { flow_rate = '20/s' }\n"
     rows = {row["key"]: row["value"] for row in configured(parse(text, "file"))}
     assert rows["limits.flows"] == "7"
     assert rows["limits.bandwidth"] == "10Mbit/s"
     assert rows["limits.per_flow.bytes"] == "1GiB"
-    assert rows["limits.per_flow.idle"] == "10m"
+    assert rows["limits.per_flow.duration"] == "10m"
+    assert rows["limits.per_flow.idle"] == "2h4m"  # of TCP
     assert rows["limits.per_flow.connect"] == "5s"  # a default is in force too
     assert rows["limits.per_source.flow_rate"] == "20/s"
-    assert not rows.keys() & {"limits.dry_run", "limits.flow_rate", "limits.per_flow.duration"}
+    assert not rows.keys() & {"limits.dry_run", "limits.flow_rate", "limits.per_flow.amplification"}

@@ -14,6 +14,7 @@ from proxy.core.units import (
     DURATION_MAX,
     RATE_MAX,
     SIZE_MAX,
+    format_bandwidth,
     format_duration,
     format_size,
     format_span,
@@ -189,3 +190,24 @@ def test_a_whole_size_survives_being_written(count: int, unit: str) -> None:
 )
 def test_sizes_are_written_short(size: int, text: str) -> None:
     assert format_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("bandwidth", "text"),
+    [
+        (1 << 20, "1MiB/s"),
+        (1536 * 1024, "1536KiB/s"),
+        (1_250_000, "10Mbit/s"),
+        (125_000_000, "1Gbit/s"),
+        (0.125, "1bit/s"),
+        (1001, "8008bit/s"),
+    ],
+)
+def test_a_bandwidth_is_written_as_it_may_have_been_read(bandwidth: float, text: str) -> None:
+    assert format_bandwidth(bandwidth) == text
+    assert parse_bandwidth(text) == bandwidth
+
+
+@given(st.integers(1, 8 * 10**12).map(lambda bits: bits / 8))
+def test_a_bandwidth_that_was_written_is_read_as_the_same(bandwidth: float) -> None:
+    assert parse_bandwidth(format_bandwidth(bandwidth)) == bandwidth
