@@ -121,7 +121,7 @@ class Allowance:
         policing: what it shares bandwidth by.
         source: of its client.
         now: monotonic seconds.
-        before: what it had, which ends.
+        before: what it had, which ends; its orders are told anew.
 
     """
 
@@ -142,7 +142,6 @@ class Allowance:
         self.answered = 0
         self.proven = False
         if before is not None:
-            self.ordered, before.ordered = before.ordered, None
             self.full_at, self.answered = before.full_at, before.answered
             self.proven = before.proven
             before.leave()

@@ -146,7 +146,9 @@ async def test_an_order_and_the_listener_are_both_kept_to() -> None:
             assert moved <= shaping_rate(QUICK / 2).burst + QUICK / 2 * (monotonic() - began)
             await trio.sleep(0.002)
         assert min(sink.bytes for sink in sinks) > 0
+        assert await matched(lab) == {1: 3, 2: 3}
         await lab.worker.limit([order(2, bandwidth=QUICK / 1.5)])
+        assert await matched(lab) == {2: 3}
         await arrives(sinks, 1 << 20)
         await lab.worker.limit([])
         await arrives(sinks, 1 << 20)
@@ -197,6 +199,22 @@ async def test_no_more_flows_than_ordered_are_admitted() -> None:
         third, _ = await pair(lab, endpoint)
         for socket in (client, third, other):
             socket.close()
+
+
+async def test_a_dry_run_of_the_file_does_not_touch_an_order() -> None:
+    endpoint = listening()
+    parts = {"limits": FlowLimits(bytes=4), "admission": AdmissionLimits(dry_run=True)}
+    async with relaying([endpoint.getsockname()], **parts) as lab:
+        await lab.worker.limit([order(flows=1, bytes=8)])
+        client, accepted = await pair(lab, endpoint)
+        assert await is_refused(lab.address)
+        await send_all(client, b"12345")
+        assert await receive_exactly(accepted, 5) == b"12345"
+        await send_all(client, b"6789")
+        assert await is_reset(client)
+        (row,) = (await lab.counters())["listeners"]
+        assert row["dry_run_hits"]["byte_budget"] == 1
+        assert (row["hits"]["ordered_flows"], row["hits"]["ordered_bytes"]) == (1, 1)
 
 
 async def test_a_live_flow_ends_when_it_has_moved_what_was_ordered() -> None:
@@ -253,6 +271,7 @@ async def test_a_reload_changes_nothing_about_an_order() -> None:
         await lab.worker.limit([])
         (row,) = await lab.live()
         assert "bytes" not in row["limits"]
+        assert not lab.worker._relay.orders._held
         await arrives(sinks, MUCH)
         nursery.cancel_scope.cancel()
 
@@ -307,6 +326,26 @@ async def test_a_new_flow_of_datagrams_is_under_the_orders_there_are() -> None:
         assert (ended["close_reason"], ended["original"]["packets"]) == ("byte_budget", 2)
         assert await matched(lab) == {1: 0, 2: 0}
         assert inf > (await lab.counters())["listeners"][0]["hits"]["ordered_bytes"] == 1
+
+
+async def test_a_reload_changes_nothing_about_an_order_for_datagrams() -> None:
+    endpoint = datagram_socket()
+    async with relaying([endpoint.getsockname()], Transport.UDP) as lab:
+        client = await udp_client(lab)
+        await talk(client, endpoint)
+        await lab.worker.limit([order(flow_bandwidth=float(SLOW), bytes=30)])
+        for parts in ({"bandwidth": both(flow=QUICK)}, {"limits": FlowLimits(bytes=1000)}):
+            await become(lab, endpoint, **parts)
+            assert not lab.listener.trains
+            (row,) = await lab.live()
+            assert (row["limits"]["bandwidth_reply"], row["limits"]["bytes"]) == (SLOW, 30)
+        await talk(client, endpoint)
+        await client.send(b"more than is left")
+        (ended,) = await lab.wait_ended()
+        assert (ended["close_reason"], ended["original"]["packets"]) == ("byte_budget", 3)
+        (at_work,) = lab.worker._relay.orders._orders.values()
+        for policer in at_work._policers:
+            assert [source.members for source in policer._sources._known.values()] == [0]
 
 
 async def test_nothing_is_left_of_orders_when_their_flows_have_ended() -> None:
