@@ -11,8 +11,12 @@ Urgent data (RFC 6093) is one byte with a mark at its place in the stream. A rec
 mark, but the next one would skip the byte in silence; so at the mark the byte is taken out and sent
 as urgent data again, after what stood before it and before what follows.
 
-Bulk goes through a pipe (see ``splice``) by the same rules. That is why this file is longer than
-most: what receives, holds back and splices must agree on the same few fields.
+Two kinds of legs are served *apart* from this plain way. Bulk goes through a pipe (see ``splice``)
+by the same rules. And a leg that is limited asks its meter (see ``throttle``), or looks at what is
+left of its bytes, before it receives; it then moves once what it may, and no more.
+
+That is why this file is longer than most: what receives, holds back, splices and is held back must
+agree on the same few fields.
 
 Accepted sockets stay in blocking mode, because making them non-blocking costs a call per flow;
 every call on them says MSG_DONTWAIT instead.
