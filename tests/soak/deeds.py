@@ -19,9 +19,9 @@ from tests.e2e.subject import Forward, Row
 from tests.soak.clients import Client
 from tests.soak.scene import Scene
 
-QUIET: Final = 1.5
-"""Seconds without traffic after which a worker's last reading is the whole truth: three readings
-of ``proxy.control.crew``."""
+QUIET: Final = 3.0
+"""Seconds without traffic after which a worker's last reading is the whole truth: what was torn
+has lingered for its second, and there were readings since (``proxy.control.crew``)."""
 
 BETWEEN_DEATHS: Final = 65.0
 """Seconds; a worker that lives shorter is started again only after a pause."""

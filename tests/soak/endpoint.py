@@ -71,6 +71,10 @@ async def source(stream: trio.SocketStream, book: Book) -> None:
         await stream.send_all(chunk)
         left -= len(chunk)
         book.sent += len(chunk)
+    # Not closed before all has been taken: a closed socket that still has to send is reset by the
+    # kernel when other programs have used up the machine's TCP memory (net.ipv4.tcp_mem).
+    await stream.send_eof()
+    assert await stream.receive_some() == b"", "the client said something more"
 
 
 async def echo_or_reset(stream: trio.SocketStream, book: Book) -> None:
