@@ -93,13 +93,9 @@ def pieces(data: memoryview, segment: int) -> list[memoryview]:
 def send_run(flow: DatagramFlow, run: list[memoryview], now: float) -> None:
     """Send datagrams with one call; all have the size of the first, the last may be shorter.
 
-    Its flow may have been evicted since the run began, for a newcomer in the same batch.
+    Its flow may have been evicted since the run began, for a newcomer in the same batch: then its
+    socket is closed, and sending fails and is counted like any other failure.
     """
-    if flow.close_reason is not None:
-        for data in run:
-            flow.count_request(len(data), now)
-            flow.request_dropped(len(data), Drop.OTHER)
-        return
     if len(run) == 1 or not _sent_at_once(flow, run):
         for data in run:
             flow.send(data, now)

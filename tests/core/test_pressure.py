@@ -193,6 +193,37 @@ def test_the_books_are_complete_when_the_last_place_is_taken() -> None:
     assert SURVEYED > NEARLY
 
 
+def test_the_survey_takes_up_what_happens_meanwhile() -> None:
+    flows = [flow_of(number, Transport.UDP, HOSTS[0], 0.0) for number in (1, 2, 3)]
+    made = Pressure(flows)
+    made.survey(1)
+    flows[1].end(CloseReason.IDLE_TIMEOUT, CloseSide.PROXY, 1.0)
+    made.discard(flows[1])
+    younger = flow_of(4, Transport.UDP, HOSTS[0], 0.0)
+    made.add(younger)
+    assert not made.complete
+    made.survey(3)
+    assert made.complete
+    for expected in (flows[0], flows[2], younger):
+        assert made.victim(None, 9.0) is expected
+        made.discard(expected)
+    assert made.victim(None, 9.0) is None
+
+
+def test_the_books_know_flows_that_come_while_some_room_is_left() -> None:
+    table = FlowTable(4 * NEARLY, recent=0)
+    flows = [flow_of(number, Transport.UDP, HOSTS[0], 0.0) for number in range(4 * NEARLY)]
+    for flow in flows:
+        table.add(flow)
+    for flow in flows[:5]:
+        table.end(flow, CloseReason.FINISHED, CloseSide.CLIENT, 1.0)
+    assert table._pressure is not None
+    for number in range(1000, 1005):
+        table.add(flow_of(number, Transport.UDP, HOSTS[0], 1.0))
+    assert table._pressure.complete
+    assert set(table._pressure._unreplied) == set(table)
+
+
 def test_there_are_no_books_while_there_is_room() -> None:
     table = FlowTable(10 * NEARLY, recent=0)
     flows = [established(number, HOSTS[0], 0.0) for number in range(9 * NEARLY + 6)]

@@ -216,6 +216,41 @@ async def test_nobody_goes_for_a_client_who_is_refused_for_something_else() -> N
         assert await reasons(lab) == [("tcp", "evicted")]
 
 
+async def test_nobody_goes_later_for_a_client_who_was_refused() -> None:
+    endpoint = listening()
+    admission = AdmissionLimits(source_flows=2)
+    parts = {"table_limit": 3, "admission": admission}
+    async with relaying([endpoint.getsockname()], **parts) as lab:  # type: ignore[arg-type]
+        clients = [
+            await established(lab, endpoint, source) for source in ("127.0.0.1", "127.0.0.1", OTHER)
+        ]
+        date_back(lab, IDLE_TIME)
+        flows_of(lab)[0].counters.gate.become(AdmissionLimits(flows=3), 0.0)
+        assert await is_refused(lab.address, "127.0.0.3")  # by the listener's ceiling
+        assert lab.worker._relay.leaving is not None
+        peers.reset(clients[2])
+        while len(flows_of(lab)) == 3:
+            await trio.sleep(0.002)
+        await established(lab, endpoint, "127.0.0.4")
+        assert await reasons(lab) == [("tcp", "client_reset")]
+
+
+async def test_the_books_hear_of_every_change_of_state() -> None:
+    async with crowded(2) as (lab, endpoint, silent, address):
+        client = await established(lab, endpoint)
+        table = lab.worker._relay.table
+        await answered(address, silent)
+        assert table._pressure is not None  # since before the answer
+        half_closed, assured = table
+        client.shutdown(1)
+        await lab.wait_live("client_closed")
+        later = half_closed.active + 2 * IDLE_TIME
+        assert assured.state is State.ASSURED
+        assert table.victim(None, later) is None
+        assert table.victim("203.0.113.1", later) is half_closed
+        assert table._pressure._half_closed == {half_closed}
+
+
 async def test_nobody_goes_where_descriptors_are_short() -> None:
     """Those of the evicted are closed at the end of the round, and the reserve is for the admin."""
     async with crowded(2) as (lab, endpoint, _, _address):
