@@ -22,6 +22,8 @@ from proxy.core.ceiling import shaping_rate
 from proxy.core.expiry import FlowLimits
 from proxy.core.live_limit import LimitValues, LiveLimit
 from proxy.core.query import FlowQuery
+from proxy.engine.stream import StreamFlow
+from proxy.engine.throttle import ShareMeter
 from tests.engine.lab import (
     Lab,
     connect,
@@ -152,6 +154,10 @@ async def test_an_order_and_the_listener_are_both_kept_to() -> None:
         await arrives(sinks, 1 << 20)
         await lab.worker.limit([])
         await arrives(sinks, 1 << 20)
+        for flow in lab.worker._relay.table:
+            assert isinstance(flow, StreamFlow)
+            assert isinstance(flow.original.meter, ShareMeter)
+            assert flow.original.meter._share.owner is flow.original
         nursery.cancel_scope.cancel()
 
 
@@ -334,7 +340,11 @@ async def test_a_reload_changes_nothing_about_an_order_for_datagrams() -> None:
         client = await udp_client(lab)
         await talk(client, endpoint)
         await lab.worker.limit([order(flow_bandwidth=float(SLOW), bytes=30)])
-        for parts in ({"bandwidth": both(flow=QUICK)}, {"limits": FlowLimits(bytes=1000)}):
+        for parts in (
+            {"limits": FlowLimits(idle=77.0)},
+            {"bandwidth": both(flow=QUICK)},
+            {"limits": FlowLimits(bytes=1000)},
+        ):
             await become(lab, endpoint, **parts)
             assert not lab.listener.trains
             (row,) = await lab.live()

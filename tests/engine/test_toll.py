@@ -151,3 +151,36 @@ async def test_who_is_freed_is_told_by_the_listener_again() -> None:
     scene.movers.clear()
     scene.pass_time(0.1)
     assert scene.alarms.next == inf
+
+
+class Granting:
+    """A meter whose grants are the test's."""
+
+    throttle = None
+    in_line = False
+
+    def __init__(self) -> None:
+        self.spends: list[int] = []
+
+    def tell(self, owner: object) -> None:
+        """It never calls."""
+
+    def ask(self, now: float) -> int:
+        return 1 << 20
+
+    def spent(self, size: int, now: float) -> None:
+        self.spends.append(size)
+
+
+async def test_a_turn_at_the_listener_is_given_back_when_the_order_has_nothing() -> None:
+    scene = Scene()
+    order = scene.throttle(SLOW)
+    scene.mover(HUNGRY, scene.throttle(None), order)
+    scene.pass_time(0.1)  # it takes all that there is
+    inner, mover = Granting(), Mover(HUNGRY)
+    toll = Toll(order, mover, inner, "other", scene.now)  # type: ignore[arg-type]
+    mover.meter, mover.held_back = toll, True
+    toll.granted(5000, scene.now)
+    assert (inner.spends, mover.moved) == ([0], 0)
+    scene.pass_time(0.5)  # now it has its turn at the order, and the inner meter allows all
+    assert mover.moved == sum(inner.spends) > 0
