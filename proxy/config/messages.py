@@ -23,10 +23,14 @@ KEY_MARK: Final = "[key]"
 """What the validator adds to the path when the key itself is wrong, not its value."""
 
 
+KEY_ERRORS: Final = frozenset({"string_type", "string_pattern_mismatch", "value_error"})
+"""The types of errors of a key; any other key may be called like the mark."""
+
+
 def explain(error: ErrorDetails) -> tuple[Path, str]:
     """Say what is wrong, and where."""
     path = error["loc"]
-    if path[-1:] == (KEY_MARK,) and error["type"].startswith("string_"):
+    if path[-1:] == (KEY_MARK,) and error["type"] in KEY_ERRORS:
         path = path[:-1]
     return path, _MESSAGES.get(error["type"], _unexpected)(error)
 

@@ -25,7 +25,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.config import whole
 from proxy.config.packets import MARK_MAX, Dscp, Interface, SourcePorts, Sources
-from proxy.config.prefixes import Prefixes, PrefixesFile
+from proxy.config.prefixes import Prefixes, PrefixesFile, Weights
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
     ADMIN_SOCKET_DEFAULT,
@@ -229,6 +229,13 @@ class Limits(Table):
     bandwidth: Bandwidth | None = BANDWIDTH_KEY
     dry_run: bool = key(
         False, "Refuse, drop and hold back nothing because of limits, but for clocks: only count."
+    )
+    weights: Weights = key(
+        {},
+        "How much of bandwidth the sources of a prefix get beside others, whose weight is 1. "
+        "The longest match decides.",
+        example={"10.0.0.0/8": 4},
+        only=IP_SOCKETS,
     )
     per_source: PerSource = key({}, "Ceilings of each source.")
     per_flow: PerFlow = key({}, "Limits of each flow.")

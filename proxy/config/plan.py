@@ -231,6 +231,8 @@ def value_text(key: str, value: Any) -> str:
             return f"{value[0]}-{value[-1]}"
         case tuple() if hasattr(value, "_fields"):  # an address
             return str(value)
+        case dict():
+            return ", ".join(f"{name} = {each}" for name, each in value.items()) or "none"
         case tuple() | list():
             return ", ".join(str(each) for each in value) or "none"
         case _:

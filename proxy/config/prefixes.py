@@ -11,7 +11,7 @@ import ipaddress
 from collections.abc import Iterator
 from typing import Annotated, Final, NamedTuple, TypeAlias
 
-from pydantic import BeforeValidator
+from pydantic import BeforeValidator, Field
 
 from proxy.config.files import FileError, read_text
 from proxy.config.problem import shown
@@ -23,6 +23,9 @@ FILE_MAX: Final = 16 * 2**20
 
 TOLD_MAX: Final = 5
 """Lines of a file that a message names."""
+
+WEIGHT_MAX: Final = 1000
+"""Beside one that weighs so much another has a thousandth; less is no part any more."""
 
 EXAMPLE: Final = '"10.0.0.0/8" or "2001:db8::/32"'
 
@@ -94,10 +97,13 @@ def _lines(text: str) -> Iterator[tuple[int, str]]:
 
 
 Prefix: TypeAlias = Annotated[
-    Network, *written(parse_prefix, f"text such as {EXAMPLE}", minLength=2)
+    Network,
+    *written(parse_prefix, f"text such as {EXAMPLE}", minLength=2, pattern="^[0-9a-fA-F.:/]+$"),
 ]
 
 Prefixes: TypeAlias = Annotated[tuple[Prefix, ...], BeforeValidator(as_array)]
+
+Weights: TypeAlias = dict[Prefix, Annotated[int, Field(ge=1, le=WEIGHT_MAX)]]
 
 PrefixesFile: TypeAlias = Annotated[
     PrefixFile, *written(parse_prefix_file, "an absolute path", pattern="^/.+$")

@@ -31,7 +31,7 @@ class _Schema(GenerateJsonSchema):
         return written
 
     def dict_schema(self, schema: core_schema.DictSchema) -> JsonSchemaValue:
-        return {**super().dict_schema(schema), "additionalProperties": False}  # other names
+        return {**super().dict_schema(schema), "additionalProperties": False}  # other keys
 
     def field_title_should_be_set(self, schema: Any) -> bool:
         return False  # it would repeat the key

@@ -10,6 +10,7 @@ from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import AdmissionLimits
 from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
+from proxy.core.longest import LongestMatch
 from proxy.core.pace import Pace
 from proxy.core.rate import Rate
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
@@ -82,12 +83,11 @@ def bandwidth_of(limits: Limits) -> BandwidthLimits:
     """How many bytes a second the flows of a listener move; each direction has as much."""
     common, source = _shaping(limits.bandwidth), _shaping(limits.per_source.bandwidth)
     per_flow = limits.per_flow
-    return BandwidthLimits(
-        *(
-            ShapeRates(listener=common, source=source, flow=_shaping(flow))
-            for flow in (per_flow.bandwidth_original, per_flow.bandwidth_reply)
-        )
+    original, reply = (
+        ShapeRates(listener=common, source=source, flow=_shaping(flow))
+        for flow in (per_flow.bandwidth_original, per_flow.bandwidth_reply)
     )
+    return BandwidthLimits(original, reply, LongestMatch(limits.weights))
 
 
 def _shaping(per_second: float | None) -> Rate | None:

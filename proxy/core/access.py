@@ -1,10 +1,6 @@
 """Access lists: who may speak to a listener, by the longest prefix that holds the client.
 
-There is one dictionary for each length of prefix that occurs, from the longest to the shortest,
-and the first one that knows the client's first bits decides. So thousands of prefixes of a few
-lengths cost what a few do, and the worst list costs 33 look-ups, or 129 for IPv6. A binary search
-over the lengths would need markers, and saves nothing for the handful that lists really have; nor
-does a trie, whose every step is a step of the interpreter here.
+However many prefixes there are, a look costs what ``core.longest`` says.
 
 A list decides about hosts. A Unix client has none, and is never asked for.
 """
@@ -12,13 +8,10 @@ A list decides about hosts. A Unix client has none, and is never asked for.
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Final, TypeAlias
+from typing import Final
 
 from proxy.core.address import Network
-from proxy.core.prefix import v4_number, v6_number
-
-Level: TypeAlias = tuple[int, dict[int, bool]]
-"""How many bits of an address are not looked at, and whether those that begin so are admitted."""
+from proxy.core.longest import LongestMatch
 
 
 class AccessList:
@@ -35,17 +28,15 @@ class AccessList:
 
     """
 
-    __slots__ = ("_others", "_v4", "_v6")
+    __slots__ = ("_others", "_verdicts")
 
     def __init__(
         self, allow: Iterable[Network], deny: Iterable[Network], *, others: bool | None = None
     ) -> None:
         allow, deny = frozenset(allow), frozenset(deny)
         assert not allow & deny, f"both allowed and denied: {allow & deny}"
-        verdicts = dict.fromkeys(allow, True) | dict.fromkeys(deny, False)
         self._others = not allow if others is None else others
-        self._v4 = _levels(verdicts, 4)
-        self._v6 = _levels(verdicts, 6)
+        self._verdicts = LongestMatch(dict.fromkeys(allow, True) | dict.fromkeys(deny, False))
 
     def admits(self, host: str) -> bool:
         """Whether a client may speak to us.
@@ -54,31 +45,8 @@ class AccessList:
             host: of its socket's address; never an IPv4 address that is written as IPv6.
 
         """
-        if ":" in host:
-            levels = self._v6
-            number = v6_number(host) if levels else 0
-        else:
-            levels = self._v4
-            number = v4_number(host) if levels else 0
-        for shift, verdicts in levels:
-            verdict = verdicts.get(number >> shift)
-            if verdict is not None:
-                return verdict
-        return self._others
-
-
-def _levels(verdicts: dict[Network, bool], version: int) -> tuple[Level, ...]:
-    by_shift: dict[int, dict[int, bool]] = {}
-    for network, verdict in verdicts.items():
-        if network.version == version:
-            shift = network.max_prefixlen - network.prefixlen
-            level = by_shift.setdefault(shift, {})
-            level[int(network.network_address) >> shift] = verdict
-    return tuple(sorted(by_shift.items(), key=_shift))
-
-
-def _shift(level: Level) -> int:
-    return level[0]
+        verdict = self._verdicts.find(host)
+        return self._others if verdict is None else verdict
 
 
 ANYBODY: Final = AccessList((), ())

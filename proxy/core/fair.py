@@ -23,7 +23,7 @@ class Part:
     """One of those who share a fluid server.
 
     Attributes:
-        weight: beside the others, more than 0; only changed when it is not busy.
+        weight: beside the others, more than 0; changed by ``Fluid.weigh``.
         done_at: the virtual time when nothing of it is outstanding.
         busy: something of it was, when the server was last drained.
 
@@ -69,11 +69,26 @@ class Fluid:
             heappush(self._busy, (part.done_at, next(self._numbers), part))
         part.done_at += size / part.weight
 
+    def weigh(self, part: Part, weight: float) -> None:
+        """Give a part another weight; what it has outstanding stays.
+
+        It may be done earlier than was noted, so it is noted again, and what was noted first is
+        passed over later.
+        """
+        if part.busy and weight != part.weight:
+            part.done_at = self._virtual + self.outstanding(part) / weight
+            self._weight += weight - part.weight
+            heappush(self._busy, (part.done_at, next(self._numbers), part))
+        part.weight = weight
+
     def drain(self, amount: float) -> None:
         """Serve so many bytes, or all there are."""
         busy = self._busy
         while busy:
             noted, _, part = busy[0]
+            if not part.busy:  # it was noted twice
+                heappop(busy)
+                continue
             if noted < part.done_at:  # it was given more since
                 heapreplace(busy, (part.done_at, next(self._numbers), part))
                 continue
@@ -85,5 +100,5 @@ class Fluid:
             self._virtual = noted
             part.busy = False
             heappop(busy)
-            # Not by subtraction where nobody is left, so that roundings do not add up.
-            self._weight = self._weight - part.weight if busy else 0.0
+            self._weight -= part.weight
+        self._weight = 0.0  # and not by subtraction, so that roundings do not add up

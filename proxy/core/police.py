@@ -129,17 +129,18 @@ class Policer:
     def join(
         self, source_key: Hashable, now: float, weight: float = 1, flow_rate: Rate | None = None
     ) -> Policed:
-        """Enter a flow's direction; the arguments are those of ``Shaper.join``.
-
-        Another weight of a source holds from when it has nothing outstanding.
-        """
+        """Enter a flow's direction; the arguments are those of ``Shaper.join``."""
         self._drain(now)  # so that it is known who may be forgotten
         source = self._sources.join(
             source_key, now, lambda: _Source(source_key, weight, now, self._numbers)
         )
-        if not source.busy:
-            source.weight = weight
+        self._fluid.weigh(source, weight)
         return Policed(source, self._flow, flow_rate, now)
+
+    def weigh(self, flow: Policed, weight: float, now: float) -> None:
+        """Give a flow's source another weight, from now on."""
+        self._drain(now)
+        self._fluid.weigh(flow.source, weight)
 
     def leave(self, flow: Policed) -> None:
         """It ended; exactly once for each ``join``."""

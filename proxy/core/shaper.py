@@ -203,6 +203,10 @@ class Shaper:
         source.weight = weight
         return Share(source, flow_rate, now)
 
+    def weigh(self, share: Share, weight: float) -> None:
+        """Give a share's source another weight, from its next grant on."""
+        share.source.weight = weight
+
     def leave(self, share: Share) -> None:
         """It ended, wherever it is; exactly once for each ``join``."""
         self._sources.leave(share.source)

@@ -20,7 +20,7 @@ from proxy.core.live_limit import FREE
 from proxy.core.police import Policer
 from proxy.engine.counted import CountedFlow
 from proxy.engine.datagram import DatagramFlow
-from proxy.engine.sources import source_key_of
+from proxy.engine.sources import source_key_of, weight_of
 from proxy.engine.specs import UNRESTRICTED
 from proxy.engine.trains import ask_for_trains
 
@@ -47,11 +47,13 @@ class Policing:
     def __init__(self, limits: BandwidthLimits, now: float) -> None:
         self.original = Policer(limits.original, now)
         self.reply = Policer(limits.reply, now)
+        self.weights = limits.weights
 
     def become(self, limits: BandwidthLimits) -> None:
         """Have other ceilings, for the flows that exist too."""
         self.original.become(limits.original)
         self.reply.become(limits.reply)
+        self.weights = limits.weights
 
 
 class OrderedPart:
@@ -120,6 +122,7 @@ class Allowance:
     Args:
         policing: what it shares bandwidth by.
         source: of its client.
+        weight: of that source.
         now: monotonic seconds.
         before: what it had, which ends; its orders are told anew.
 
@@ -131,12 +134,13 @@ class Allowance:
         self,
         policing: Policing,
         source: SourceKey,
+        weight: int,
         now: float,
         before: Allowance | None = None,
     ) -> None:
         self._policing = policing
-        self._original: Policed = policing.original.join(source, now)
-        self._reply: Policed = policing.reply.join(source, now)
+        self._original: Policed = policing.original.join(source, now, weight)
+        self._reply: Policed = policing.reply.join(source, now, weight)
         self.ordered: Ordered | None = None
         self.full_at = now
         self.answered = 0
@@ -157,6 +161,11 @@ class Allowance:
     def passes_reply(self, size: int, now: float) -> Limit | None:
         """Which bandwidth drops an answer; or None, and it is booked."""
         return self._policing.reply.passes(self._reply, size, now)
+
+    def weigh(self, weight: int, now: float) -> None:
+        """Have the flow's source weigh so much from now on."""
+        self._policing.original.weigh(self._original, weight, now)
+        self._policing.reply.weigh(self._reply, weight, now)
 
     def leave(self) -> None:
         """The flow has ended."""
@@ -182,11 +191,14 @@ class LimitedFlow(CountedFlow):
         return super().start(upstream, now)
 
     def allow(self, policing: Policing, now: float) -> None:
-        """Be limited from now on, if it is not yet."""
+        """Be limited from now on, with the weight that is in force."""
         before = self.allowance
+        weight = weight_of(self, policing.weights)
         if before is None or not before.is_of(policing):
             source = source_key_of(self, self.counters.gate.limits)
-            self.allowance = Allowance(policing, source, now, before)
+            self.allowance = Allowance(policing, source, weight, now, before)
+        else:
+            before.weigh(weight, now)
 
     def ready(self, mask: int, now: float) -> None:
         """Receive one answer, and pass it on if it may."""

@@ -9,6 +9,7 @@ from proxy.core.unix import UNKNOWN_SOURCE, Credentials
 if TYPE_CHECKING:
     from proxy.core.admission import AdmissionLimits
     from proxy.core.flow import Flow
+    from proxy.core.longest import LongestMatch
     from proxy.core.sources import SourceKey
 
 
@@ -17,6 +18,13 @@ def source_key_of(flow: Flow, limits: AdmissionLimits) -> SourceKey:
     if flow.transport.is_unix:
         return user_key(flow.credentials)
     return limits.key(flow.client_remote[0])
+
+
+def weight_of(flow: Flow, weights: LongestMatch[int]) -> int:
+    """The weight of the source that a flow's client belongs to, beside others."""
+    if flow.transport.is_unix:
+        return 1
+    return weights.find(flow.client_remote[0]) or 1
 
 
 def user_key(credentials: Credentials | None) -> SourceKey:

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import UNLIMITED, AdmissionLimits
 from proxy.core.ceiling import ShapeRates
+from proxy.core.longest import LongestMatch
 from proxy.core.upstream import HOME, MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.marks import UNMARKED, Marks
@@ -69,16 +70,27 @@ class UpstreamSpec:
     source: SourceSpec | None = None
 
 
+EQUAL: Final[LongestMatch[int]] = LongestMatch({})
+
+
 class BandwidthLimits(NamedTuple):
-    """The bandwidth of a listener's flows, in each direction."""
+    """The bandwidth of a listener's flows.
+
+    Attributes:
+        original: from clients.
+        reply: to clients.
+        weights: of sources beside others; the weight of those that no prefix holds is 1.
+
+    """
 
     original: ShapeRates
     reply: ShapeRates
+    weights: LongestMatch[int] = EQUAL
 
     @property
     def restrict(self) -> bool:
         """Whether there is any ceiling."""
-        return self != UNRESTRICTED
+        return self[:2] != UNRESTRICTED[:2]
 
 
 UNRESTRICTED: Final = BandwidthLimits(ShapeRates(), ShapeRates())

@@ -223,7 +223,7 @@ class StreamFlow(Flow):
 
     def _use(self, bandwidth: Bandwidth | None, now: float) -> None:
         """Have what limits bytes looked at, if anything does."""
-        if bandwidth is not None and not bandwidth.has(self):
+        if bandwidth is not None:
             bandwidth.meter(self, now)
         if self.limits.bytes < inf:
             self.original.limit()

@@ -19,7 +19,7 @@ from proxy.core.admission import Limit
 from proxy.core.ceiling import GRANT_MAX
 from proxy.core.police import Policer
 from proxy.core.shaper import Shaper, Share
-from proxy.engine.sources import source_key_of
+from proxy.engine.sources import source_key_of, weight_of
 
 if TYPE_CHECKING:
     from proxy.core.ceiling import ShapeRates
@@ -61,6 +61,7 @@ class Bandwidth:
         self, alarms: Alarms, limits: BandwidthLimits, now: float, *, dry_run: bool = False
     ) -> None:
         self.dry_run = dry_run
+        self._weights = limits.weights
         self._original: Throttle | Watch
         self._reply: Throttle | Watch
         if dry_run:
@@ -71,18 +72,25 @@ class Bandwidth:
 
     def become(self, limits: BandwidthLimits) -> None:
         """Have other ceilings, for the flows that exist too."""
+        self._weights = limits.weights
         self._original.become(limits.original)
         self._reply.become(limits.reply)
 
-    def has(self, flow: StreamFlow) -> bool:
+    def meter(self, flow: StreamFlow, now: float) -> None:
+        """Have both legs of a flow ask here from now on, with the weight that is in force."""
+        weight = weight_of(flow, self._weights)
+        if self._has(flow):
+            for leg in (flow.original, flow.reply):
+                if leg.meter is not None:
+                    leg.meter.weigh(weight, now)
+            return
+        source = source_key_of(flow, flow.counters.gate.limits)
+        flow.original.use_meter(self._original.meter(flow.original, source, now, weight))
+        flow.reply.use_meter(self._reply.meter(flow.reply, source, now, weight))
+
+    def _has(self, flow: StreamFlow) -> bool:
         """Whether a flow's legs ask here."""
         return flow.original.meter is not None and flow.original.meter.throttle is self._original
-
-    def meter(self, flow: StreamFlow, now: float) -> None:
-        """Have both legs of a flow ask here from now on."""
-        source = source_key_of(flow, flow.counters.gate.limits)
-        flow.original.use_meter(self._original.meter(flow.original, source, now))
-        flow.reply.use_meter(self._reply.meter(flow.reply, source, now))
 
 
 class Throttle:
@@ -106,11 +114,15 @@ class Throttle:
         """Have other ceilings, for the flows that exist too."""
         self._shaper.become(rates)
 
-    def meter(self, owner: Owner, source: SourceKey, now: float) -> ShareMeter:
+    def meter(self, owner: Owner, source: SourceKey, now: float, weight: int = 1) -> ShareMeter:
         """Take in a leg."""
-        share = self._shaper.join(source, now)
+        share = self._shaper.join(source, now, weight)
         share.owner = owner
         return ShareMeter(self, share)
+
+    def weigh(self, share: Share, weight: int) -> None:
+        """Give the source of a leg another weight."""
+        self._shaper.weigh(share, weight)
 
     def leave(self, share: Share) -> None:
         """Let go of a leg, wherever it stands."""
@@ -180,6 +192,10 @@ class ShareMeter:
         """Book what it moved."""
         self.throttle.spent(self._share, size, now)
 
+    def weigh(self, weight: int, now: float) -> None:
+        """Have its source weigh so much from now on."""
+        self.throttle.weigh(self._share, weight)
+
     def leave(self) -> None:
         """It moves nothing any more."""
         self.throttle.leave(self._share)
@@ -203,9 +219,9 @@ class Watch:
         """Have other ceilings, for the flows that exist too."""
         self.policer.become(rates)
 
-    def meter(self, leg: StreamLeg, source: SourceKey, now: float) -> WatchMeter:
+    def meter(self, leg: StreamLeg, source: SourceKey, now: float, weight: int = 1) -> WatchMeter:
         """Take in a leg."""
-        return WatchMeter(self, self.policer.join(source, now), leg.flow.counters)
+        return WatchMeter(self, self.policer.join(source, now, weight), leg.flow.counters)
 
 
 class WatchMeter:
@@ -233,6 +249,10 @@ class WatchMeter:
         limit = self.throttle.policer.passes(self._policed, size, now)
         if limit is not None:
             self._counters.strikes(limit)
+
+    def weigh(self, weight: int, now: float) -> None:
+        """Have its source weigh so much from now on."""
+        self.throttle.policer.weigh(self._policed, weight, now)
 
     def leave(self) -> None:
         """It moves nothing any more."""

@@ -103,6 +103,11 @@ class Toll:
             if allowed:
                 self._owner.granted(allowed, now)
 
+    def weigh(self, weight: int, now: float) -> None:
+        """Have its source weigh so much from now on, among those of its listener."""
+        if self.inner is not None:
+            self.inner.weigh(weight, now)
+
     def leave(self) -> None:
         """It moves nothing any more."""
         self._own.leave()

@@ -29,6 +29,11 @@ def test_samples_load_without_a_warning(file: Path) -> None:
     assert warnings == []
 
 
+def named_tables(annotation: object) -> type[BaseModel] | None:
+    """The model of tables that the operator names; nothing for other keys."""
+    return submodel(get_args(annotation)[1]) if get_origin(annotation) is dict else None
+
+
 def keys(document: dict[str, Any], model: type[BaseModel] = Config) -> Iterator[tuple[str, Any]]:
     """Every key with its dotted path, in which the names that the operator gives are left out."""
     for name, value in document.items():
@@ -36,8 +41,7 @@ def keys(document: dict[str, Any], model: type[BaseModel] = Config) -> Iterator[
         inner = submodel(annotation)
         if inner is not None:
             yield from ((f"{name}.{path}", each) for path, each in keys(value, inner))
-        elif get_origin(annotation) is dict:
-            inner = get_args(annotation)[1]
+        elif inner := named_tables(annotation):
             for table in value.values():
                 yield from ((f"{name}.{path}", each) for path, each in keys(table, inner))
         else:
@@ -48,9 +52,7 @@ def model_keys(model: type[BaseModel] = Config) -> dict[str, Any]:
     """Every key there is, with its default."""
     found: dict[str, Any] = {}
     for name, field in model.model_fields.items():
-        inner = submodel(field.annotation)
-        if get_origin(field.annotation) is dict:
-            inner = get_args(field.annotation)[1]
+        inner = submodel(field.annotation) or named_tables(field.annotation)
         if inner is None:
             found[name] = field.default
         else:
@@ -60,7 +62,7 @@ def model_keys(model: type[BaseModel] = Config) -> dict[str, Any]:
 
 def uncommented() -> str:
     """The reference with its examples in force; the files it names lie here."""
-    text = re.sub(r"(?m)^# (?=\w+ = )", "", REFERENCE.read_text())
+    text = re.sub(r'(?m)^# (?=(?:\w+|"\S+") = )', "", REFERENCE.read_text())
     return re.sub(r"/etc/sockpair/(?=\w+\.txt)", f"{Path(__file__).parent}/", text)
 
 

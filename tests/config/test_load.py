@@ -28,7 +28,7 @@ REFERENCE = Path(__file__).parents[2] / "config" / "sockpair.toml"
 
 # The reference without its comments, but with the keys that it comments out: every key there is.
 # The files that it names lie here.
-SOUND = re.sub(r"(?m)^# (?=\w+ = )|(^|  +)# .*$", "", REFERENCE.read_text()).replace(
+SOUND = re.sub(r"(?m)^# (?=(?:\w+|\"\S+\") = )|(^|  +)# .*$", "", REFERENCE.read_text()).replace(
     "/etc/sockpair/", f"{Path(__file__).parent}/"
 )
 

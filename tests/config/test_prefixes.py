@@ -136,3 +136,57 @@ def test_a_file_that_cannot_be_read_is_a_problem(path: str, message: str) -> Non
 def test_a_ceiling_that_means_nothing_is_told(keys: str, message: str) -> None:
     [problem] = problems(f"[listener.web.limits]\n{keys}")
     assert problem.partition(": ")[2] == f"listener.web.{message}"
+
+
+def test_weights_are_read_by_prefix() -> None:
+    limits = listener(
+        'limits.bandwidth = "1MB/s"\nlimits.weights = { "10.0.0.0/8" = 4, "2001:db8::/32" = 1000 }'
+    ).limits
+    assert {str(network): weight for network, weight in limits.weights.items()} == {
+        "10.0.0.0/8": 4,
+        "2001:db8::/32": 1000,
+    }
+
+
+@pytest.mark.parametrize(
+    ("weights", "message"),
+    [
+        ('"10.0.0.0/8" = 0', '6: {}."10.0.0.0/8": expected at least 1, found 0'),
+        ('"10.0.0.0/8" = 1001', '6: {}."10.0.0.0/8": expected at most 1000, found 1001'),
+        ('"10.0.0.0/8" = 1.5', '6: {}."10.0.0.0/8": expected a whole number, found 1.5'),
+        (
+            '"10.0.0.1/8" = 2',
+            '6: {}."10.0.0.1/8": "10.0.0.1/8" has bits beyond its length: write "10.0.0.0/8"',
+        ),
+        (
+            "office = 2",
+            '6: {}.office: "office" is no prefix: expected "10.0.0.0/8" or "2001:db8::/32"',
+        ),
+        (
+            '"10.0.0.0/8" = 2\n"10.0.0.0/255.0.0.0" = 3',
+            '7: {}."10.0.0.0/255.0.0.0": is the same as "10.0.0.0/8"; remove one of them',
+        ),
+        (
+            '"2001:db8::7" = 2',
+            '6: {}."2001:db8::7": is a part of a source: limits.per_source.prefix_v6 is 64; '
+            "shorten this",
+        ),
+    ],
+)
+def test_a_wrong_weight_is_told_with_its_line(weights: str, message: str) -> None:
+    keys = f'limits.bandwidth = "1MB/s"\n[listener.web.limits.weights]\n{weights}'
+    assert problems(keys) == [message.format("listener.web.limits.weights")]
+
+
+def test_weights_that_divide_nothing_are_told() -> None:
+    [problem] = problems('limits.weights = { "10.0.0.0/8" = 4 }')
+    assert problem.partition(": ")[2] == (
+        "listener.web.limits.weights: has no effect without bandwidth; add that, or remove this"
+    )
+
+
+def test_a_weight_may_be_of_a_single_source_of_any_length() -> None:
+    keys = 'limits.bandwidth = "1MB/s"\nlimits.per_source.prefix_v4 = 24\n'
+    assert listener(keys + 'limits.weights = { "10.0.1.0/24" = 4 }').limits.weights
+    [problem] = problems(keys + 'limits.weights = { "10.0.1.0/25" = 4 }')
+    assert "is a part of a source: limits.per_source.prefix_v4 is 24" in problem

@@ -104,7 +104,7 @@ def test_a_network_that_is_allowed_and_denied_is_a_fault_of_the_configuration() 
 def test_ten_thousand_networks_are_looked_up_by_their_lengths() -> None:
     many = [IPv4Network((ip << 8, 24)) for ip in range(10_000)] + networks("198.51.0.0/16")
     access = AccessList([], many)
-    assert len(access._v4) == 2
+    assert len(access._verdicts._v4) == 2
     assert not access.admits("0.39.15.9")  # the last of them: 9999 is 39 * 256 + 15
     assert access.admits("0.39.16.9")
     assert not access.admits("198.51.100.1")

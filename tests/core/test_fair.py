@@ -15,9 +15,11 @@ STEPS = st.lists(
     st.one_of(
         st.tuples(st.integers(0, 5), st.integers(0, 2000)),
         st.tuples(st.none(), st.floats(0, 3000)),
+        st.tuples(st.integers(0, 5), st.sampled_from(["0.5", "1", "3"])),
     ),
     max_size=40,
 )
+"""So much more for one, so much served, or another weight of one, which is text."""
 
 
 def drain(left: list[float], weights: list[float], amount: float) -> None:
@@ -32,13 +34,17 @@ def drain(left: list[float], weights: list[float], amount: float) -> None:
 
 @given(WEIGHTS, STEPS)
 def test_it_divides_like_the_naive_one(
-    weights: list[float], steps: list[tuple[int | None, float]]
+    weights: list[float], steps: list[tuple[int | None, float | str]]
 ) -> None:
     fluid = Fluid(count())
     parts = [Part(weight) for weight in weights]
     left = [0.0] * len(parts)
     for who, amount in steps:
-        if who is None:
+        if isinstance(amount, str):
+            assert who is not None
+            weights[who % len(parts)] = float(amount)
+            fluid.weigh(parts[who % len(parts)], float(amount))
+        elif who is None:
             fluid.drain(amount)
             drain(left, weights, amount)
         else:
@@ -54,3 +60,14 @@ def test_those_who_are_done_are_let_go_of() -> None:
         fluid.add(Part(), 10)
     fluid.drain(1000)
     assert not fluid._busy
+
+
+def test_who_was_noted_twice_is_let_go_of_too() -> None:
+    fluid, part = Fluid(count()), Part()
+    fluid.add(part, 10)
+    for weight in (4, 0.5, 3):
+        fluid.weigh(part, weight)
+    assert fluid.outstanding(part) == pytest.approx(10)
+    fluid.drain(1000)
+    assert not fluid._busy
+    assert not fluid._weight

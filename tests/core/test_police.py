@@ -165,6 +165,17 @@ def test_weights_divide_between_sources() -> None:
     assert lab.of_source("heavy") / lab.of_source("light") == pytest.approx(3, rel=0.05)
 
 
+def test_another_weight_holds_at_once_for_a_source_that_never_rests() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    flow = lab.join("heavy", 10e6 * BITS)
+    lab.join("light", 10e6 * BITS)
+    lab.run(2)
+    lab.policer.weigh(flow, 3, lab.now)
+    lab.passed.clear()
+    lab.run(5)
+    assert lab.of_source("heavy") / lab.of_source("light") == pytest.approx(3, rel=0.05)
+
+
 RATES = st.one_of(st.none(), st.sampled_from([1e6, 3e6, 10e6]))
 DEMANDS = st.sampled_from([0.3e6, 2e6, 10e6, 30e6])
 SOURCES = st.lists(

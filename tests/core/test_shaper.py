@@ -229,6 +229,17 @@ def test_weights_divide_between_sources() -> None:
     assert lab.of_source("heavy") / lab.of_source("light") == pytest.approx(3, rel=0.03)
 
 
+def test_another_weight_holds_at_once_for_a_source_that_waits() -> None:
+    lab = Lab(ShapeRates(listener=speed(10e6)))
+    share = lab.join("heavy")
+    lab.join("light")
+    lab.run(2)
+    lab.shaper.weigh(share, 3)
+    lab.moved.clear()
+    lab.run(4)
+    assert lab.of_source("heavy") / lab.of_source("light") == pytest.approx(3, rel=0.03)
+
+
 def test_sources_that_are_gone_are_forgotten() -> None:
     lab = Lab(ShapeRates(source=speed(1e6)))
     for number in range(1000):

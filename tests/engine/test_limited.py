@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from ipaddress import ip_network
 from time import monotonic
 from typing import Any
 
@@ -11,11 +12,12 @@ from proxy.core.address import Transport
 from proxy.core.admission import AdmissionLimits
 from proxy.core.ceiling import ShapeRates
 from proxy.core.expiry import FlowLimits
+from proxy.core.longest import LongestMatch
 from proxy.core.rate import Rate
 from proxy.engine.datagram_options import DatagramOptions
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.specs import UNRESTRICTED, BandwidthLimits
-from tests.engine.lab import Lab, datagram_socket, relaying
+from tests.engine.lab import Lab, datagram_socket, listening, pair, relaying
 from tests.engine.test_admission import become, counts
 from tests.engine.test_datagram import client_of, exchange
 
@@ -203,3 +205,24 @@ async def test_what_a_flow_had_a_part_of_is_free_when_it_ends() -> None:
         assert all(isinstance(flow, LimitedFlow) for flow in lab.worker._relay.table)
         await lab.wait_ended(5)
         assert all(flow.allowance is None for flow in lab.worker._relay.table.recent)  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize("dry_run", [False, True])
+async def test_a_reload_gives_the_sources_of_live_flows_other_weights(dry_run: bool) -> None:
+    """Those of datagrams, and those of streams that are only watched."""
+    transport = Transport.TCP if dry_run else UDP
+    endpoint = listening() if dry_run else datagram_socket()
+    limits = bandwidth("listener", 1e6)
+    parts: dict[str, Any] = {"admission": DRY} if dry_run else {}
+    async with relaying([endpoint.getsockname()], transport, bandwidth=limits, **parts) as lab:
+        if dry_run:
+            await pair(lab, endpoint)
+        else:
+            await exchange(await client_of(lab), endpoint, b"x")
+        terms = lab.worker._roster._terms["lab"]
+        shared = terms.bandwidth._original.policer if dry_run else terms.policing.original
+        (source,) = shared._sources._known.values()
+        assert source.weight == 1
+        weights = LongestMatch({ip_network("127.0.0.0/8"): 7})
+        await become(lab, endpoint, bandwidth=limits._replace(weights=weights), **parts)
+        assert source.weight == 7

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from ipaddress import ip_network
 from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from time import monotonic
 from typing import Any
@@ -20,6 +21,7 @@ from trio.socket import SocketType
 from proxy.core.admission import AdmissionLimits
 from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
+from proxy.core.longest import LongestMatch
 from proxy.core.query import FlowQuery
 from proxy.engine.specs import BandwidthLimits
 from tests.engine.lab import (
@@ -166,6 +168,43 @@ async def test_many_flows_of_one_source_have_together_what_one_of_another_has() 
         *each, one = (sink.bytes - start for sink, start in zip(sinks, before, strict=True))
         assert 0.9 < one / sum(each) < 1.1
         assert max(each) < 1.3 * min(each)
+        nursery.cancel_scope.cancel()
+
+
+def weighing(weights: dict[str, int], **rates: float) -> BandwidthLimits:
+    networks = {ip_network(prefix): weight for prefix, weight in weights.items()}
+    return both(**rates)._replace(weights=LongestMatch(networks))
+
+
+async def moved(sinks: list[Sink], size: int) -> list[int]:
+    """What each receives until the last one has received so much."""
+    before = [sink.bytes for sink in sinks]
+    while sinks[-1].bytes - before[-1] < size:
+        await trio.sleep(0.005)
+    return [sink.bytes - start for sink, start in zip(sinks, before, strict=True)]
+
+
+async def test_a_source_has_as_much_as_the_longest_prefix_says_also_after_a_reload() -> None:
+    endpoint = listening()
+    weights = {"127.0.0.0/8": 9, "127.0.0.1/32": 3, "127.0.0.2/32": 1}
+    async with (
+        limited(endpoint, bandwidth=weighing(weights, listener=QUICK)) as lab,
+        trio.open_nursery() as nursery,
+    ):
+        sinks = []
+        for source in ["127.0.0.1", "127.0.0.2"] * 2:
+            client = await connect(lab.address, source)
+            sinks.append(Sink(await accept(endpoint)))
+            nursery.start_soon(sinks[-1].run)
+            nursery.start_soon(pour, client)
+        await moved(sinks, 1 << 16)
+        first, second, *others = await moved(sinks, 1 << 19)
+        assert 2.6 < (first + others[0]) / (second + others[1]) < 3.4
+        weights = {"127.0.0.2/32": 2}
+        await become(lab, endpoint, bandwidth=weighing(weights, listener=QUICK))
+        await moved(sinks, 1 << 16)
+        first, second, *others = await moved(sinks, 1 << 20)
+        assert 1.7 < (second + others[1]) / (first + others[0]) < 2.3
         nursery.cancel_scope.cancel()
 
 
