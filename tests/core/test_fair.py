@@ -71,3 +71,15 @@ def test_who_was_noted_twice_is_let_go_of_too() -> None:
     fluid.drain(1000)
     assert not fluid._busy
     assert not fluid._weight
+
+
+def test_who_is_done_earlier_for_another_weight_leaves_the_rest_to_others() -> None:
+    fluid, light, heavy = Fluid(count()), Part(), Part()
+    fluid.add(heavy, 105)
+    fluid.add(light, 1005)
+    fluid.drain(10)
+    fluid.weigh(heavy, 4)
+    for amount, left in ((125, 975), (75, 900), (100, 800)):
+        fluid.drain(amount)
+        assert fluid.outstanding(heavy) == 0
+        assert fluid.outstanding(light) == pytest.approx(left)
