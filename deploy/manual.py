@@ -116,7 +116,8 @@ def table_of(schema: dict[str, Any], entry: dict[str, Any]) -> tuple[str, dict[s
         return ("", found) if "properties" in found else None
     if entry.get("type") == "object":
         (rule,) = entry["patternProperties"].values()
-        return ".NAME", schema["$defs"][rule["$ref"].rpartition("/")[2]]
+        if "$ref" in rule:  # else it is a table of values, such as weights
+            return ".NAME", schema["$defs"][rule["$ref"].rpartition("/")[2]]
     return None
 
 
@@ -138,6 +139,9 @@ def written(value: Any) -> str:
     """A value as TOML has it."""
     if isinstance(value, list):
         return f"[{', '.join(map(written, value))}]"
+    if isinstance(value, dict):
+        inner = ", ".join(f'"{key}" = {written(each)}' for key, each in value.items())
+        return f"{{ {inner} }}" if inner else "{}"
     return (
         str(value).lower()
         if isinstance(value, bool)

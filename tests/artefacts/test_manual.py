@@ -65,3 +65,4 @@ def test_every_table_and_every_key_is_there(pages: Path) -> None:
                 assert re.search(rf"\b{key}\b", text), (table, key)
     for name in ("admin", "engine", "log", "listener.NAME", "listener.NAME.limits.per_flow"):
         assert f"[{name}]" in text
+    assert 'Example: { "10.0.0.0/8" = 4 }.' in text
