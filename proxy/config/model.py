@@ -47,6 +47,7 @@ from proxy.config.values import (
     Size,
     SocketPath,
     Timeout,
+    WhenFull,
     Workers,
 )
 from proxy.core.address import DATAGRAMS, STREAMS, UNIX_SOCKETS, Transport
@@ -236,6 +237,15 @@ class Limits(Table):
         "The longest match decides.",
         example={"10.0.0.0/8": 4},
         only=IP_SOCKETS,
+    )
+    when_full: WhenFull = key(
+        "refuse",
+        'Whom flows or flow_rate keep out, here or per_source: "refuse" resets, "wait" holds. TCP.',
+        only=STREAMS,
+    )
+    wait: Timeout = key("5s", "How long who is held waits, and is then refused. TCP.", only=STREAMS)
+    wait_flows: int = key(
+        1000, "How many wait at once; more are refused. TCP.", only=STREAMS, ge=1, le=1_000_000
     )
     per_source: PerSource = key({}, "Ceilings of each source.")
     per_flow: PerFlow = key({}, "Limits of each flow.")

@@ -375,6 +375,7 @@ Interface: TypeAlias = Annotated[
 
 PmtuPolicy: TypeAlias = Literal["allow", "system", "forbid", "probe"]
 Balance: TypeAlias = Literal["round_robin"]
+WhenFull: TypeAlias = Literal["refuse", "wait"]
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 LogFlows: TypeAlias = Literal["all", "errors", "off"]
 LogLevel: TypeAlias = Literal["debug", "info", "warning", "error"]

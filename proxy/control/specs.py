@@ -13,6 +13,7 @@ from proxy.core.expiry import FlowLimits
 from proxy.core.longest import LongestMatch
 from proxy.core.pace import Pace
 from proxy.core.rate import Rate
+from proxy.core.waiting import WaitLimits
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
 from proxy.engine.specs import BandwidthLimits, ListenerSpec
@@ -41,6 +42,7 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         limits=limits_of(listener),
         access=access_of(listener),
         admission=admission_of(listener.limits),
+        waiting=waiting_of(listener.limits),
         bandwidth=bandwidth_of(listener.limits),
         options=stream_options(listener.tcp),
         datagrams=datagram_options(listener),
@@ -77,6 +79,11 @@ def admission_of(limits: Limits) -> AdmissionLimits:
         prefix_v6=per_source.prefix_v6,
         dry_run=limits.dry_run,
     )
+
+
+def waiting_of(limits: Limits) -> WaitLimits | None:
+    """How those wait who may not come in."""
+    return WaitLimits(limits.wait, limits.wait_flows) if limits.when_full == "wait" else None
 
 
 def bandwidth_of(limits: Limits) -> BandwidthLimits:

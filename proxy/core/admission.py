@@ -26,7 +26,7 @@ Times are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
@@ -165,6 +165,7 @@ class Gate:
         flows: how many are live here.
         admitted: how many have been taken from the buckets so far.
         sources: those that are kept.
+        on_leave: told of the source of each flow that leaves; None where nobody waits for that.
 
     """
 
@@ -184,6 +185,7 @@ class Gate:
         "admitted",
         "flows",
         "limits",
+        "on_leave",
         "sources",
     )
 
@@ -196,6 +198,7 @@ class Gate:
         self.flows = 0
         self.admitted = 0
         self.sources = SourceTable(idle_max)
+        self.on_leave: Callable[[Source], None] | None = None
         self._idle_max = idle_max
         self._full_at = 0.0
         self._elsewhere = None if elsewhere is NOBODY else elsewhere
@@ -276,6 +279,17 @@ class Gate:
             self.sources.leave(source, now)
         if self._elsewhere is not None:
             self.tell()
+        if self.on_leave is not None:
+            self.on_leave(source)
+
+    def admits_at(self, limit: Limit, key: SourceKey) -> float:
+        """When the limit that has just refused a flow has a token; infinite if nobody can tell."""
+        if limit is Limit.LISTENER_RATE:
+            return self._full_at - self._flow_slack
+        if limit is Limit.SOURCE_RATE:
+            source = self.sources.get(key)
+            return inf if source is None else source.full_at - self._source_slack
+        return inf
 
     def become(
         self, limits: AdmissionLimits, now: float, live: Iterable[tuple[Booked, SourceKey]] = ()

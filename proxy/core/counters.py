@@ -86,10 +86,14 @@ class ListenerCounters:
         gate: knows how many flows there may be.
         hits: how often each limit struck.
         dry_run_hits: how often it would have.
+        waiting: clients that wait now.
+        waited: clients that had to wait.
+        abandoned: those of them that went away meanwhile.
 
     """
 
     __slots__ = (
+        "abandoned",
         "closed",
         "connect_duration",
         "dropped",
@@ -105,6 +109,8 @@ class ListenerCounters:
         "reply",
         "transport",
         "upstream",
+        "waited",
+        "waiting",
     )
 
     def __init__(self, listener: str, transport: Transport, upstream: str) -> None:
@@ -119,6 +125,9 @@ class ListenerCounters:
         self.gate = Gate()
         self.hits = dict.fromkeys(Limit, 0)
         self.dry_run_hits = dict.fromkeys(Limit, 0)
+        self.waiting = 0
+        self.waited = 0
+        self.abandoned = 0
         self.original = DirectionCounters()
         self.reply = DirectionCounters()
         self.duration = Histogram(DURATION_BOUNDS)
@@ -142,10 +151,12 @@ class ListenerCounters:
                 self.dry_run_hits[limit] += 1
             return None
         hit = gate.refusal(source_key, now)
-        if hit is None:
-            return None
-        self.hits[hit] += 1
-        return Refusal(hit)
+        return None if hit is None else self.hit(hit)
+
+    def hit(self, limit: Limit) -> Refusal:
+        """Count that a limit refuses a flow; return the word for it."""
+        self.hits[limit] += 1
+        return Refusal(limit)
 
     def strikes(self, limit: Limit) -> bool:
         """Count that a limit struck; false in a dry run, when it only would have."""
@@ -184,6 +195,9 @@ class ListenerCounters:
             "dropped": {reason.value: count for reason, count in self.dropped.items()},
             "hits": {limit.value: count for limit, count in self.hits.items()},
             "dry_run_hits": {limit.value: count for limit, count in self.dry_run_hits.items()},
+            "waiting": self.waiting,
+            "waited": self.waited,
+            "abandoned": self.abandoned,
             "original": self.original.snapshot(),
             "reply": self.reply.snapshot(),
             "duration": self.duration.snapshot(),
@@ -295,6 +309,9 @@ class ListenerSnapshot(TypedDict):
     dropped: dict[str, int]
     hits: dict[str, int]
     dry_run_hits: dict[str, int]
+    waiting: int
+    waited: int
+    abandoned: int
     original: DirectionSnapshot
     reply: DirectionSnapshot
     duration: HistogramSnapshot

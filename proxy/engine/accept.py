@@ -25,6 +25,7 @@ from proxy.engine.original import is_circle, original_destination
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.tcp import reset_on_close
+from proxy.engine.waiting import WaitingClient
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -98,6 +99,7 @@ class StreamListener:
         self.socket = socket
         self.address: Address = canonical(socket.getsockname())
         self.is_open = True
+        self.terms = terms
         self.serve(counters, terms, upstream, connect)
         self.slot: Slot | None = None
         self._fd = socket.fileno()
@@ -116,6 +118,7 @@ class StreamListener:
         connect: Connect,
     ) -> None:
         """Treat flows like this from the next one on."""
+        self._leave_room(counters)
         self.counters = counters
         self.terms = terms
         self.upstream = upstream
@@ -160,6 +163,7 @@ class StreamListener:
         """Accept no more."""
         if self.is_open:
             self.is_open = False
+            self._leave_room()
             self.relay.wheel.cancel(self)
             self.relay.disown(self.address)
             self.relay.files.set_aside(-1)
@@ -177,26 +181,29 @@ class StreamListener:
         local: Address = self._local or client.getsockname()
         if self._mapped:
             address, local = canonical(address), canonical(local)
-        source = self.counters.gate.key(address[0])
-        refusal = self._refusal(address, local, source, now)
-        if refusal is not None:
-            self._refuse(client, refusal)
-            return
-        upstream, terms = self.upstream, self.terms
-        if self._original is not None:
-            destination = original_destination(client, local)
-            if is_circle(self.relay, Transport.TCP, address, destination):
-                self._refuse(client, Refusal.LOOP)
-                return
-            upstream = self._original.towards(destination)
-        flow = StreamFlow(
-            self.relay, self.counters, terms.limits, client, address, local, now, source
-        )
-        flow.start(upstream, self.connect, now, terms.bandwidth)
+        self._decide(client, address, local, now)
 
-    def _refusal(
-        self, remote: Address, local: Address, source: SourceKey, now: float
+    def _decide(self, client: Socket, remote: Address, local: Address, now: float) -> None:
+        """Admit a client, have it wait, or refuse it."""
+        waiting = self.terms.waiting
+        if waiting is not None:
+            waiting.arrive(WaitingClient(self, client, remote, local, now), now)
+            return
+        source = self.source_of(client, remote)
+        refusal = self.refusal(client, remote, local, now) or self.counters.ceiling(source, now)
+        if refusal is None:
+            self.open(client, remote, local, source, now)
+        else:
+            self.refuse(client, refusal)
+
+    def source_of(self, client: Socket, remote: Address) -> SourceKey:
+        """The key of the source that a client belongs to."""
+        return self.counters.gate.key(remote[0])
+
+    def refusal(
+        self, client: Socket, remote: Address, local: Address, now: float
     ) -> Refusal | None:
+        """Why a client is not let in, whatever the gate says; or None."""
         if not self.terms.access.admits(remote[0]):
             return Refusal.ACCESS
         if self.relay.table.comes_round(self.counters, remote, local):
@@ -205,16 +212,36 @@ class StreamListener:
         if refusal is Refusal.TABLE_FULL:
             holder = self.counters.gate.limits.key(remote[0])
             refusal = self.relay.press(FILES_PER_FLOW, holder, now)
-        return (
-            refusal
-            or self.relay.orders.refusal(self.counters, remote)
-            or self.counters.ceiling(source, now)
-        )
+        return refusal or self.relay.orders.refusal(self.counters, remote)
 
-    def _refuse(self, client: Socket, refusal: Refusal) -> None:
+    def open(
+        self, client: Socket, remote: Address, local: Address, source: SourceKey, now: float
+    ) -> None:
+        """Open the flow of a client that the gate has admitted."""
+        upstream, terms = self.upstream, self.terms
+        if self._original is not None:
+            destination = original_destination(client, local)
+            if is_circle(self.relay, Transport.TCP, remote, destination):
+                self.counters.gate.tell()
+                self.refuse(client, Refusal.LOOP)
+                return
+            upstream = self._original.towards(destination)
+        flow = StreamFlow(
+            self.relay, self.counters, terms.limits, client, remote, local, now, source
+        )
+        flow.start(upstream, self.connect, now, terms.bandwidth)
+
+    def refuse(self, client: Socket, refusal: Refusal) -> None:
+        """Reset a client, and count why."""
         self.counters.refused[refusal] += 1
         reset_on_close(client)
         client.close()
+
+    def _leave_room(self, counters: ListenerCounters | None = None) -> None:
+        """Refuse who waits here, unless the listener goes on under the same name."""
+        waiting = self.terms.waiting
+        if waiting is not None and waiting.counters is not counters:
+            waiting.close(self)
 
     def _pause(self, error: OSError, now: float) -> None:
         self.counters.refused[Refusal.FILE_DESCRIPTORS] += 1

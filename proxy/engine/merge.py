@@ -179,6 +179,9 @@ def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSn
         "dropped": _add_counts(one["dropped"], other["dropped"]),
         "hits": _add_counts(one["hits"], other["hits"]),
         "dry_run_hits": _add_counts(one["dry_run_hits"], other["dry_run_hits"]),
+        "waiting": one["waiting"] + other["waiting"],
+        "waited": one["waited"] + other["waited"],
+        "abandoned": one["abandoned"] + other["abandoned"],
         "original": _add_directions(one["original"], other["original"]),
         "reply": _add_directions(one["reply"], other["reply"]),
         "duration": _add_histograms(one["duration"], other["duration"]),
@@ -249,6 +252,7 @@ def _retire_listener(row: ListenerSnapshot) -> ListenerSnapshot:
         **row,
         "live": dict.fromkeys(row["live"], 0),
         "closed": _add_counts(row["closed"], lost),
+        "waiting": 0,
         "original": {**row["original"], "buffered": 0},
         "reply": {**row["reply"], "buffered": 0},
     }

@@ -92,6 +92,11 @@ class Pump:
         """Let another handler serve a registered socket."""
         self._handlers[fd] = handler
 
+    def release(self, fd: int) -> None:
+        """Stop serving a socket, which stays open."""
+        del self._handlers[fd]
+        self._epoll.unregister(fd)
+
     def serves(self, fd: int, handler: Handler) -> bool:
         """Whether a socket is served by this handler."""
         return self._handlers.get(fd) is handler

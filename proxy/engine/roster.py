@@ -33,6 +33,7 @@ from proxy.engine.terms import Terms
 from proxy.engine.throttle import Bandwidth
 from proxy.engine.transparent import TransparentListener
 from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener
+from proxy.engine.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
@@ -130,6 +131,9 @@ class Roster:
         for spec in self._specs.values():
             if spec.slot is not None:
                 self.counters_of(spec).gate.look(now)
+                waiting = self._terms[spec.name].waiting
+                if waiting is not None:
+                    waiting.wake(now)
 
     def apply(self, change: Change, now: float) -> dict[ListenerCounters, Terms]:
         """Be what the change says; return the listeners whose flows are held to other terms.
@@ -148,9 +152,11 @@ class Roster:
             counters = self.counters_of(spec)
             counters.gate.become(spec.admission, now, self._sources(counters, spec.admission))
             self._join(counters.gate, before.get(spec.name), spec)
+        former = self._terms
         self._terms = {name: self._terms_of(spec, now) for name, spec in specs.items()}
         self._exchange(change.opened, change.closed, now)
         self.serve_again()
+        self._let_wait(former, now)
         return {
             self.counters_of(spec): self._terms[name]
             for name, spec in specs.items()
@@ -172,7 +178,27 @@ class Roster:
             policing = self._policing(known.policing if known else None, spec, now)
             return replace(terms, policing=policing)
         bandwidth = self._bandwidth(known.bandwidth if known else None, spec, now)
-        return replace(terms, bandwidth=bandwidth)
+        waiting = self._waiting(known.waiting if known else None, spec)
+        return replace(terms, bandwidth=bandwidth, waiting=waiting)
+
+    def _waiting(self, known: WaitingRoom | None, spec: ListenerSpec) -> WaitingRoom | None:
+        if spec.waiting is None or spec.admission.dry_run:
+            return None
+        counters = self.counters_of(spec)
+        if known is not None and known.counters is counters:
+            return known
+        return WaitingRoom(self._relay, counters, spec.waiting)
+
+    def _let_wait(self, former: dict[str, Terms], now: float) -> None:
+        """Have those who wait do so by the limits in force, or no longer."""
+        rooms = {name: terms.waiting for name, terms in self._terms.items()}
+        for name, terms in former.items():
+            if terms.waiting is not None and terms.waiting is not rooms.get(name):
+                terms.waiting.dissolve(now)
+        for name, room in rooms.items():
+            limits = self._specs[name].waiting
+            if room is not None and limits is not None:
+                room.become(limits, now)
 
     def _bandwidth(
         self, known: Bandwidth | None, spec: ListenerSpec, now: float

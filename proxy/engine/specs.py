@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.expiry import FlowLimits
     from proxy.core.pace import Pace
+    from proxy.core.waiting import WaitLimits
 
 SO_COOKIE: Final = 57  # asm-generic/socket.h; Linux 4.12
 COOKIE_SIZE: Final = 8
@@ -106,6 +107,7 @@ class ListenerSpec:
         upstream: the name of the upstream its flows go to.
         access: who may open flows.
         admission: how many, and how fast.
+        waiting: how others may wait for that; None refuses them at once.
         bandwidth: how many bytes a second they may move.
         limits: the clocks of its flows.
         options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
@@ -121,6 +123,7 @@ class ListenerSpec:
     limits: FlowLimits
     access: AccessList = ANYBODY
     admission: AdmissionLimits = UNLIMITED
+    waiting: WaitLimits | None = None
     bandwidth: BandwidthLimits = UNRESTRICTED
     options: SocketOptions = NODELAY
     datagrams: DatagramOptions = ORDINARY

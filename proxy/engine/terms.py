@@ -11,6 +11,7 @@ if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
     from proxy.engine.limited import Policing
     from proxy.engine.throttle import Bandwidth
+    from proxy.engine.waiting import WaitingRoom
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -22,6 +23,7 @@ class Terms:
         access: who may open one.
         bandwidth: what those of streams share; None if it is not limited.
         policing: the same of datagrams; None if nothing is limited of them.
+        waiting: where who may not come in waits; None if nobody does.
 
     """
 
@@ -29,3 +31,4 @@ class Terms:
     access: AccessList = ANYBODY
     bandwidth: Bandwidth | None = None
     policing: Policing | None = None
+    waiting: WaitingRoom | None = None

@@ -28,7 +28,9 @@ from proxy.engine.stream import StreamFlow
 from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_unix_leg, unix_name
 
 if TYPE_CHECKING:
+    from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
@@ -53,25 +55,30 @@ class UnixListener(StreamListener):
     """A listening Unix socket of ours. Owns it."""
 
     def _admit(self, client: Socket, address: object, now: float) -> None:
-        credentials = credentials_of(client)
-        source = user_key(credentials)
         assert isinstance(address, str | bytes)
-        remote = unix_name(address)
+        self._decide(client, unix_name(address), self.socket.getsockname(), now)
+
+    def source_of(self, client: Socket, remote: Address) -> SourceKey:
+        """The user who has connected."""
+        return user_key(credentials_of(client))
+
+    def refusal(
+        self, client: Socket, remote: Address, local: Address, now: float
+    ) -> Refusal | None:
+        """Why a client is not let in, whatever the gate says; or None."""
         refusal = self.relay.refusal(FILES_PER_STREAM)
         if refusal is Refusal.TABLE_FULL:
-            refusal = self.relay.press(FILES_PER_STREAM, source, now)
-        refusal = (
-            refusal
-            or self.relay.orders.refusal(self.counters, remote)
-            or self.counters.ceiling(source, now)
-        )
-        if refusal is not None:
-            self._refuse(client, refusal)
-            return
-        local = self.socket.getsockname()
+            holder = self.source_of(client, remote)
+            refusal = self.relay.press(FILES_PER_STREAM, holder, now)
+        return refusal or self.relay.orders.refusal(self.counters, remote)
+
+    def open(
+        self, client: Socket, remote: Address, local: Address, source: SourceKey, now: float
+    ) -> None:
+        """Open the flow of a client that the gate has admitted."""
         terms = self.terms
         flow = UnixFlow(self.relay, self.counters, terms.limits, client, remote, local, now, source)
-        flow.credentials = credentials
+        flow.credentials = credentials_of(client)
         flow.start(self.upstream, self.connect, now, terms.bandwidth)
         if flow.original.socket is client:
             serve_unix_leg(self.relay.pump, flow.original)

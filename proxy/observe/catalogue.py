@@ -208,6 +208,27 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _listener_by(lambda row: row["dry_run_hits"]),
     ),
     MetricEntry(
+        "sockpair_flows_waiting",
+        "gauge",
+        _LISTENER,
+        "Clients held until there is a place for them; stream listeners only.",
+        _listener(lambda row: row["waiting"], STREAMS),
+    ),
+    MetricEntry(
+        "sockpair_flows_waited_total",
+        "counter",
+        _LISTENER,
+        "Clients that were held, whatever came of it; stream listeners only.",
+        _listener(lambda row: row["waited"], STREAMS),
+    ),
+    MetricEntry(
+        "sockpair_flows_wait_abandoned_total",
+        "counter",
+        _LISTENER,
+        "Clients that went away while they were held; stream listeners only.",
+        _listener(lambda row: row["abandoned"], STREAMS),
+    ),
+    MetricEntry(
         "sockpair_client_received_bytes_total",
         "counter",
         _LISTENER,

@@ -59,8 +59,9 @@ def test_nothing_changes_nothing() -> None:
             [
                 "~ listener.web.limits.bandwidth: not set -> 10Mbit/s; live flows too",
                 "~ listener.web.limits.per_flow.bytes: not set -> 1GiB; live flows too",
-
-
+            ],
+        ),
+        (
             config(
                 more='[listener.web.limits]\nbandwidth = "1MB/s"\nweights = { "10.0.0.0/8" = 4 }\n'
             ),

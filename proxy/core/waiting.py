@@ -1,0 +1,181 @@
+"""Waiting: who is held at a listener that is full, and who of them is the next to enter.
+
+A client whom the gate refuses may wait for a place or a token. The rule: of all whom the gate would
+admit now, whoever came first. Clients of one source are all alike to the gate, so each source has a
+line of its own, in the order of arrival, and only the head of a line is ever asked for; one source
+that is at its own ceiling holds up nobody but itself.
+
+Asking is cheap, but there may be as many lines as there are clients. A line whose source is at its
+ceiling *rests*, until a flow of the source has ended (``freed``) or its bucket has a token. So a
+place that becomes free costs a question or two, however many wait. Sources that share an overflow
+(see ``sources``) are not told apart for certain; so no line rests for longer than ``REST``, and
+whatever is missed is found a second later.
+
+When the listener as a whole is full nobody is asked further; ``look_at`` says when to ask again
+though nobody has left.
+
+Times are monotonic seconds.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from heapq import heappop, heappush
+from math import inf
+from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
+
+from proxy.core.admission import Limit
+
+if TYPE_CHECKING:
+    from proxy.core.admission import Gate
+    from proxy.core.sources import Source, SourceKey
+
+REST: Final = 1.0
+"""Seconds that a line is left alone at most."""
+
+OF_ALL: Final = frozenset({Limit.LISTENER_FLOWS, Limit.LISTENER_RATE})
+
+Client = TypeVar("Client")
+
+
+class WaitLimits(NamedTuple):
+    """How many may wait, and how long.
+
+    Attributes:
+        time: seconds, after which a client is refused.
+        flows: clients at once.
+
+    """
+
+    time: float
+    flows: int
+
+
+class WaitingLines(Generic[Client]):
+    """The clients that wait at one gate.
+
+    Args:
+        gate: decides who may enter.
+
+    Attributes:
+        look_at: when somebody may enter though no flow has ended; as of the last ``next``.
+
+    """
+
+    __slots__ = (
+        "_arrived",
+        "_gate",
+        "_heads",
+        "_lines",
+        "_places",
+        "_resting",
+        "_rests",
+        "look_at",
+    )
+
+    def __init__(self, gate: Gate) -> None:
+        self.look_at = inf
+        self._gate = gate
+        self._arrived = 0
+        self._places: dict[Client, tuple[int, SourceKey]] = {}  # in the order of arrival
+        self._lines: dict[SourceKey, dict[Client, int]] = {}  # the same, of each source
+        # Lines to be asked for, by the number of their head. What is not true any more is passed
+        # over: an entry counts if its line does not rest, and begins with that number.
+        self._heads: list[tuple[int, SourceKey]] = []
+        self._resting: dict[SourceKey, float] = {}
+        self._rests: list[tuple[float, int, SourceKey]] = []  # until when; numbers break ties
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def __iter__(self) -> Iterator[Client]:
+        """In the order of arrival; of a copy, so that they may leave meanwhile."""
+        return iter(list(self._places))
+
+    def has(self, key: SourceKey) -> bool:
+        """Whether any client of a source waits."""
+        return key in self._lines
+
+    def join(self, client: Client, key: SourceKey) -> None:
+        """Have a client wait, behind all others of its source."""
+        self._arrived += 1
+        self._places[client] = self._arrived, key
+        line = self._lines.get(key)
+        if line is None:
+            self._lines[key] = {client: self._arrived}
+            heappush(self._heads, (self._arrived, key))
+        else:
+            line[client] = self._arrived
+
+    def discard(self, client: Client) -> None:
+        """Have a client wait no more, if it does."""
+        if client not in self._places:
+            return
+        number, key = self._places.pop(client)
+        line = self._lines[key]
+        was_head = next(iter(line.values())) == number
+        del line[client]
+        if not line:
+            del self._lines[key]
+            self._resting.pop(key, None)
+        elif was_head and key not in self._resting:
+            heappush(self._heads, (next(iter(line.values())), key))
+
+    def next(self, now: float) -> Client | None:
+        """Take out the next client that the gate admits, which then enters at once; or None."""
+        self._wake(now)
+        self.look_at = inf
+        while self._heads:
+            number, key = self._heads[0]
+            if not self._is_head(number, key):
+                heappop(self._heads)
+                continue
+            limit = self._gate.refusal(key, now)
+            if limit is None:
+                client = next(iter(self._lines[key]))
+                self.discard(client)
+                return client
+            if limit in OF_ALL:
+                self.look_at = self._gate.admits_at(limit, key)
+                return None
+            heappop(self._heads)
+            self._rest(key, min(self._gate.admits_at(limit, key), now + REST))
+        if self._rests:
+            self.look_at = self._rests[0][0]
+        return None
+
+    def freed(self, source: Source) -> None:
+        """Know that a flow of a source has ended; of a shared one it may be anybody's."""
+        if source.key is None:
+            for key in list(self._resting):
+                self._rise(key)
+        elif source.key in self._resting:
+            self._rise(source.key)
+
+    def settle(self, key_of: Callable[[Client], SourceKey]) -> None:
+        """Line all up anew: the gate has other limits, and may tell sources apart otherwise."""
+        clients = list(self._places)
+        for table in (self._places, self._lines, self._resting):
+            table.clear()
+        self._heads.clear()
+        self._rests.clear()
+        for client in clients:
+            self.join(client, key_of(client))
+
+    def _is_head(self, number: int, key: SourceKey) -> bool:
+        line = self._lines.get(key)
+        return line is not None and key not in self._resting and next(iter(line.values())) == number
+
+    def _rest(self, key: SourceKey, until: float) -> None:
+        self._resting[key] = until
+        heappush(self._rests, (until, self._arrived, key))
+
+    def _rise(self, key: SourceKey) -> None:
+        del self._resting[key]
+        heappush(self._heads, (next(iter(self._lines[key].values())), key))
+
+    def _wake(self, now: float) -> None:
+        while self._rests and self._rests[0][0] <= now:
+            until, _, key = heappop(self._rests)
+            if self._resting.get(key) == until:
+                self._rise(key)
