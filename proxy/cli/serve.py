@@ -18,6 +18,7 @@ from proxy.control.house import NOBODY, NOTHING, House, open_house
 from proxy.control.steward import Steward
 from proxy.control.watchdog import keep_telling
 from proxy.core.address import format_address
+from proxy.observe.hits import log_hits
 from proxy.observe.log import FlowSink, configure, set_up, write_flow_log
 from proxy.observe.server import serve_admin
 
@@ -73,6 +74,7 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         await relaying.start(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
         relaying.start_soon(steward.keep_limits)
+        relaying.start_soon(log_hits, house.worker)
         relaying.start_soon(keep_telling, house.worker, house.notifier)
         await stay(house, steward)
         log.info("stopped", ended=await house.worker.finish())

@@ -68,6 +68,7 @@ class WaitingLines(Generic[Client]):
         "_heads",
         "_lines",
         "_places",
+        "_rested",
         "_resting",
         "_rests",
         "look_at",
@@ -83,7 +84,8 @@ class WaitingLines(Generic[Client]):
         # over: an entry counts if its line does not rest, and begins with that number.
         self._heads: list[tuple[int, SourceKey]] = []
         self._resting: dict[SourceKey, float] = {}
-        self._rests: list[tuple[float, int, SourceKey]] = []  # until when; numbers break ties
+        self._rested = 0
+        self._rests: list[tuple[float, int, SourceKey]] = []  # until when; keys cannot be compared
 
     def __len__(self) -> int:
         return len(self._places)
@@ -168,7 +170,8 @@ class WaitingLines(Generic[Client]):
 
     def _rest(self, key: SourceKey, until: float) -> None:
         self._resting[key] = until
-        heappush(self._rests, (until, self._arrived, key))
+        self._rested += 1
+        heappush(self._rests, (until, self._rested, key))
 
     def _rise(self, key: SourceKey) -> None:
         del self._resting[key]
