@@ -51,7 +51,7 @@ class Slots:
         self._commons.close()
 
     def _placed(self, spec: ListenerSpec) -> ListenerSpec:
-        if not spec.admission.as_a_whole:
+        if not spec.is_limited_whole:
             self._give_back(spec.name)
             return spec
         slot = self._by_name.get(spec.name)

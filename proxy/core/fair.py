@@ -56,6 +56,11 @@ class Fluid:
         self._virtual = 0.0
         self._weight = 0.0
 
+    @property
+    def weight(self) -> float:
+        """Of all those who have something outstanding."""
+        return self._weight if self._busy else 0.0
+
     def outstanding(self, part: Part) -> float:
         """How many bytes are not served yet of what a part was given."""
         return max(0.0, part.done_at - self._virtual) * part.weight

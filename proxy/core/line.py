@@ -55,6 +55,10 @@ class Line(Generic[Who]):
     def __len__(self) -> int:
         return len(self.heap) - self._gone
 
+    def __iter__(self) -> Iterator[Who]:
+        """Everybody who waits, in no order."""
+        return (who for entry in self.heap if (who := entry[2]).place is entry)
+
     @property
     def first(self) -> Who:
         """Who is next, if anybody waits."""

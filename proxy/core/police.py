@@ -167,6 +167,11 @@ class Policer:
         self._full_at = max(self._full_at, now) + size * whole.cost
         return None
 
+    def waiting(self, now: float) -> float:
+        """The weight of the sources that have had more than their part; they would wait."""
+        self._drain(now)
+        return self._fluid.weight
+
     def _note(self, flow: Policed, size: int) -> None:
         source = flow.source
         self._fluid.add(source, size)

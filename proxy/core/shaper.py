@@ -259,6 +259,10 @@ class Shaper:
             return Limit.SOURCE_BANDWIDTH
         return Limit.LISTENER_BANDWIDTH
 
+    def waiting(self) -> float:
+        """The weight of the sources that wait for the listener's bandwidth."""
+        return sum(node.weight for node in self._root.queue)
+
     def next_at(self) -> float:
         """When to call ``serve`` next, which may be in the past; inf: nobody waits."""
         root = self._root

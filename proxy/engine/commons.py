@@ -1,11 +1,13 @@
 """What the workers of one sockpair know of each other: a page of numbers in shared memory.
 
 Ceilings of a listener as a whole hold over all its workers, and a worker that has to admit a flow
-cannot ask around. So each *tells* two numbers of each listener, how many flows it has and how many
-it has admitted ever, and reads those of the others; see ``proxy.core.admission`` for what follows.
+cannot ask around. So each *tells* some numbers of each listener: how many flows it has and how many
+it has admitted ever (see ``proxy.core.admission`` for what follows), and how much bandwidth it
+wants (``proxy.core.parts``); and it reads those of the others.
 
 The memory is a memfd that the supervisor makes and every worker maps. It is an array of
-``SLOTS`` x workers x 2 whole numbers of 8 bytes, each written by one process alone, in one store.
+``SLOTS`` x workers x ``NUMBERS`` whole numbers of 8 bytes, each written by one process alone, in
+one store.
 A listener has a *slot*, which the supervisor gives it; pages that nobody touches cost nothing.
 
 Nothing here is trusted further than counts go: what a worker that has gone mad writes can let
@@ -19,16 +21,25 @@ from __future__ import annotations
 
 import mmap
 import os
+from collections.abc import Sequence
 from threading import Lock
 from typing import Final
+
+from proxy.core.parts import Want
 
 SLOTS: Final = 1 << 16
 """Listeners with ceilings at once; a configuration of 4 MiB cannot have as many."""
 
-NUMBERS: Final = 2
-"""Of each worker in each slot: its flows, and its admissions."""
+NUMBERS: Final = 6
+"""Of each worker in each slot: its flows, its admissions, and for each direction what it wants."""
+
+WANTS: Final = 2
+"""Where the wants begin: the weight of who waits, and bytes a second, of either direction."""
 
 NUMBER_SIZE: Final = 8
+
+
+NOTHING: Final = Want(0, 0)
 
 
 class Commons:
@@ -52,12 +63,15 @@ class Commons:
     def clear(self, slot: int) -> None:
         """Have a slot know nothing: it goes to another listener."""
         for index in range(self.size):
-            self.row(slot, index).tell(0, 0)
+            row = self.row(slot, index)
+            row.tell(0, 0)
+            row.tell_wants((NOTHING, NOTHING))
 
     def leave(self, slot: int, index: int) -> None:
         """Have a worker that is lost have no flows."""
         row = self.row(slot, index)
         row.tell(0, row.own_admitted())
+        row.tell_wants((NOTHING, NOTHING))
 
     def close(self) -> None:
         """Unmap."""
@@ -92,6 +106,18 @@ class Row:
         self._numbers[self._own + 1] = admitted
         with self._fence:  # a locked instruction
             pass
+
+    def tell_wants(self, wants: Sequence[Want]) -> None:
+        """Tell them what this worker wants, of the original and of the reply direction."""
+        for index, want in enumerate(wants):
+            at = self._own + WANTS + 2 * index
+            self._numbers[at] = round(want.weight)
+            self._numbers[at + 1] = round(want.used)
+
+    def wants(self, index: int) -> list[Want]:
+        """What the others want of a direction: 0 is the original one, 1 the reply."""
+        numbers, at = self._numbers, WANTS + 2 * index
+        return [Want(numbers[other + at], numbers[other + at + 1]) for other in self._others]
 
     def own_admitted(self) -> int:
         """What this worker told of admissions last."""

@@ -55,6 +55,10 @@ class Policing:
         self.reply.become(limits.reply)
         self.weights = limits.weights
 
+    def waiting(self, now: float) -> tuple[float, float]:
+        """The weight of the sources that want more than their part, by direction."""
+        return self.original.waiting(now), self.reply.waiting(now)
+
 
 class OrderedPart:
     """A flow's part of what an order allows, in one direction.

@@ -27,6 +27,7 @@ from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
+from proxy.engine.parts import BandwidthPart
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
 from proxy.engine.terms import Terms
@@ -80,6 +81,7 @@ class Roster:
         self._listeners: dict[str, list[Listener]] = {}
         self._specs: dict[str, ListenerSpec] = {}
         self._terms: dict[str, Terms] = {}
+        self._parts: list[BandwidthPart] = []
         self._retired: list[Listener] = []  # datagram sockets that serve their last flows
         self._routes: dict[str, _Route] = {}
         self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
@@ -134,6 +136,8 @@ class Roster:
                 waiting = self._terms[spec.name].waiting
                 if waiting is not None:
                     waiting.wake(now)
+        for part in self._parts:
+            part.look(now)
 
     def apply(self, change: Change, now: float) -> dict[ListenerCounters, Terms]:
         """Be what the change says; return the listeners whose flows are held to other terms.
@@ -154,6 +158,7 @@ class Roster:
             self._join(counters.gate, before.get(spec.name), spec)
         former = self._terms
         self._terms = {name: self._terms_of(spec, now) for name, spec in specs.items()}
+        self._parts = list(self._divided(now))
         self._exchange(change.opened, change.closed, now)
         self.serve_again()
         self._let_wait(former, now)
@@ -169,6 +174,17 @@ class Roster:
             for listener in listeners:
                 if listener.is_open:
                     self._serve(listener, self._specs[name])
+
+    def _divided(self, now: float) -> Iterator[BandwidthPart]:
+        """The bandwidths that all workers keep to together."""
+        commons = self._relay.commons
+        for name, spec in self._specs.items():
+            shared = self._terms[name].bandwidth or self._terms[name].policing
+            if commons is None or spec.slot is None or shared is None:
+                continue
+            if spec.bandwidth.original.listener or spec.bandwidth.reply.listener:
+                row = commons.row(spec.slot, self._relay.index)
+                yield BandwidthPart(row, shared, spec.bandwidth, self.counters_of(spec), now)
 
     def _terms_of(self, spec: ListenerSpec, now: float) -> Terms:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""

@@ -130,6 +130,12 @@ class ListenerSpec:
     transparent: bool = False
     slot: int | None = None
 
+    @property
+    def is_limited_whole(self) -> bool:
+        """Whether anything limits the listener as a whole, which holds over all its workers."""
+        rates = self.bandwidth.original, self.bandwidth.reply
+        return self.admission.as_a_whole or any(each.listener for each in rates)
+
 
 class OpenListener(NamedTuple):
     """A listener and its bound, non-blocking sockets, which become the worker's.

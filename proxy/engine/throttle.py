@@ -76,6 +76,10 @@ class Bandwidth:
         self._original.become(limits.original)
         self._reply.become(limits.reply)
 
+    def waiting(self, now: float) -> tuple[float, float]:
+        """The weight of the sources that wait for the listener's bandwidth, by direction."""
+        return self._original.waiting(now), self._reply.waiting(now)
+
     def meter(self, flow: StreamFlow, now: float) -> None:
         """Have both legs of a flow ask here from now on, with the weight that is in force."""
         weight = weight_of(flow, self._weights)
@@ -119,6 +123,10 @@ class Throttle:
         share = self._shaper.join(source, now, weight)
         share.owner = owner
         return ShareMeter(self, share)
+
+    def waiting(self, now: float) -> float:
+        """The weight of the sources that wait for the listener's bandwidth."""
+        return self._shaper.waiting()
 
     def weigh(self, share: Share, weight: int) -> None:
         """Give the source of a leg another weight."""
@@ -218,6 +226,10 @@ class Watch:
     def become(self, rates: ShapeRates) -> None:
         """Have other ceilings, for the flows that exist too."""
         self.policer.become(rates)
+
+    def waiting(self, now: float) -> float:
+        """The weight of the sources that would wait for the listener's bandwidth."""
+        return self.policer.waiting(now)
 
     def meter(self, leg: StreamLeg, source: SourceKey, now: float, weight: int = 1) -> WatchMeter:
         """Take in a leg."""

@@ -6,6 +6,7 @@ import os
 import signal
 from contextlib import suppress
 from pathlib import Path
+from time import monotonic
 
 import trio
 
@@ -140,3 +141,51 @@ async def test_a_source_is_steered_by_the_prefix_that_names_it(tmp_path: Path) -
         assert len(await admitted(await port_of(house, "web"))) == 7
         assert len(await rows_by_worker(house)) == 1
         nursery.cancel_scope.cancel()
+
+
+async def test_a_bandwidth_is_that_of_all_workers_together_and_each_gets_its_part(
+    tmp_path: Path,
+) -> None:
+    """Twenty clients are sent all they take, in whichever worker they are."""
+    rate = 8 << 20
+    endpoint = listening()
+    text = limited(tmp_path, endpoint.getsockname(), f'bandwidth = "{rate}B/s"')
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(pour, endpoint)
+        port = await port_of(house, "web")
+        clients = [await client_from(host, port) for host in CLIENTS]
+        taken = [0] * len(clients)
+
+        async def take(index: int) -> None:
+            while True:
+                taken[index] += len(await clients[index].recv(1 << 16))
+
+        for index in range(len(clients)):
+            nursery.start_soon(take, index)
+        while min(taken) < 1 << 16:
+            await trio.sleep(0.01)
+        assert await both_serve(house)
+        await trio.sleep(0.2)  # some ticks, in which the workers hear of each other
+        before, began = list(taken), monotonic()
+        while sum(taken) - sum(before) < 3 * rate:
+            await trio.sleep(0.01)
+        took = monotonic() - began
+        # What each worker's bucket and the kernel's buffers held when we began to count.
+        assert sum(taken) - sum(before) <= 1.15 * rate * took + (4 << 20)
+        each = [now - then for now, then in zip(taken, before, strict=True)]
+        assert max(each) < 2 * min(each)
+        nursery.cancel_scope.cancel()
+
+
+async def pour(endpoint: trio.socket.SocketType) -> None:
+    """Send without end on every connection."""
+    data = bytes(1 << 16)
+
+    async def serve(connection: trio.socket.SocketType) -> None:
+        with connection, suppress(OSError):
+            while True:
+                await connection.send(data)
+
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(serve, (await endpoint.accept())[0])

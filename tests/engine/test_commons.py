@@ -7,6 +7,7 @@ from collections.abc import Iterator
 
 import pytest
 
+from proxy.core.parts import Want
 from proxy.engine.commons import SLOTS, Commons, make_commons
 
 
@@ -48,3 +49,16 @@ async def test_another_mapping_is_the_same_memory() -> None:
     assert (other.row(0, 1).flows(), other.row(0, 1).admitted()) == (3, 4)
     one.close()
     other.close()
+
+
+async def test_wants_are_told_by_direction_and_forgotten_with_who_is_lost(commons: Commons) -> None:
+    rows = [commons.row(3, index) for index in range(3)]
+    rows[0].tell_wants((Want(2, 100), Want(0, 7)))
+    rows[1].tell_wants((Want(1, 50), Want(3, 9)))
+    assert rows[2].wants(0) == [Want(2, 100), Want(1, 50)]
+    assert rows[2].wants(1) == [Want(0, 7), Want(3, 9)]
+    assert rows[0].wants(0) == [Want(1, 50), Want(0, 0)]
+    commons.leave(3, 0)
+    assert rows[2].wants(0) == [Want(0, 0), Want(1, 50)]
+    commons.clear(3)
+    assert rows[2].wants(1) == [Want(0, 0), Want(0, 0)]
