@@ -29,6 +29,10 @@ FEW_FLOWS: Final = 8
 BUSY_ROUNDS: Final = 32
 """Rounds on end in which the same few flows have replies, until they are read in bulk."""
 
+BUSY_ROUNDS_MAX: Final = 1 << 14
+"""The same at most, where bulk was not found again and again: one question and one answer at a time
+looks busy, and costs half as much again when it is read in bulk."""
+
 
 class ReplyBatch:
     """The replies of one round, all for one listener's socket; sent when another comes up."""
@@ -112,6 +116,11 @@ class ReplyBatch:
         self._batch.prepare(len(flows), size, flow.name, flow.control)
         flows.append(flow)
 
+    def found_bulk(self, *, found: bool) -> None:
+        """Know whether many waited for a flow that was read in bulk."""
+        needed = BUSY_ROUNDS if found else min(2 * self._busy.needed, BUSY_ROUNDS_MAX)
+        self._busy.needed = needed
+
     def send(self, now: float) -> None:
         """Send all that is gathered."""
         flows = self._flows
@@ -143,12 +152,19 @@ class ReplyBatch:
 
 
 class _BusyFlows:
-    """Finds the few flows that have replies in every round: more waits for each than one."""
+    """Finds the few flows that have replies in every round: more may wait for each than one.
+
+    Attributes:
+        needed: rounds on end; more after each time that there was only one, and few again when
+            there were many.
+
+    """
 
     def __init__(self) -> None:
         self._flows: list[DatagramFlow] = []
         self._round = 0
         self._streak = 0
+        self.needed = BUSY_ROUNDS
 
     def look(self, flows: list[DatagramFlow], round: int) -> None:
         """Take note of who had replies in this round."""
@@ -157,6 +173,6 @@ class _BusyFlows:
             self._streak = 0
         self._round = round
         self._streak += 1
-        if self._streak == BUSY_ROUNDS:
+        if self._streak == self.needed:
             for flow in flows:
                 flow.read_trains()

@@ -72,8 +72,13 @@ class TrainReader:
         except OSError as error:
             flow.receive_failed(mask, error)
             return
-        self._lone = self._lone + 1 if count == 1 else 0
+        if count > 1:
+            self._lone = 0
+            flow.listener.replies.found_bulk(found=True)
+            return
+        self._lone += count
         if self._lone == LONE_TURNS:
+            flow.listener.replies.found_bulk(found=False)
             ask_for_trains(flow.socket, wanted=False)
             flow.listener.relay.pump.hand_over(flow.socket.fileno(), flow)
 

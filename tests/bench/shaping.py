@@ -197,7 +197,7 @@ def cost(seconds: float, rounds: int) -> Iterator[str]:
         file = Path(folder) / "results.json"
         command = [
             *(sys.executable, "-m", "tests.bench", "--rounds", str(rounds)),
-            *("--seconds", str(seconds), "--only", "request,connection,udp32,udp1"),
+            *("--seconds", str(max(1, round(seconds))), "--only", "request,connection,udp32,udp1"),
             *("--proxies", "sockpair,limited", "--json", str(file)),
         ]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)

@@ -13,9 +13,11 @@ from proxy.core.address import Transport
 from proxy.engine import datagram_listener, runs
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.mmsg import DatagramBatch
+from proxy.engine.replies import BUSY_ROUNDS
 from proxy.engine.runs import UDP_SEGMENT, can_segment
 from proxy.engine.trains import LONE_TURNS, TrainReader
 from tests.engine.lab import Lab, datagram_socket, relaying
+from tests.engine.test_datagram import client_of, exchange
 
 UDP = Transport.UDP
 
@@ -181,3 +183,23 @@ async def test_a_datagram_alone_is_not_taken_for_a_train(
         for _ in range(3):
             await client.send(b"alone")
             assert await endpoint.recv(100) == b"alone"
+
+
+async def test_who_answers_one_by_one_is_tried_as_bulk_ever_more_seldom() -> None:
+    endpoint = datagram_socket()
+    async with relaying([endpoint.getsockname()], UDP) as lab:
+        client = await client_of(lab)
+        outbound = await exchange(client, endpoint, b"hello")
+        (flow,) = lab.worker._relay.table
+        assert isinstance(flow, DatagramFlow)
+        busy = lab.listener.replies._busy
+        for times in (1, 2, 4):
+            assert busy.needed == times * BUSY_ROUNDS
+            flow.read_trains()
+            await _until_read_by(DatagramFlow, lab, flow, endpoint, client, outbound)
+        flow.read_trains()
+        while busy.needed > BUSY_ROUNDS:
+            for _ in range(64):
+                await endpoint.sendto(b"reply", outbound)
+            for _ in range(64):
+                assert await client.recv(100) == b"reply"
