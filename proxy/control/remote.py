@@ -90,7 +90,6 @@ class RemoteWorker:
         self._numbers = count(1)
         self._waiting: dict[int, _Call] = {}
         self._started = trio.Event()
-        self._started = trio.Event()
         self._lost = trio.Event()
 
     async def wait_started(self) -> None:
