@@ -49,9 +49,6 @@ if TYPE_CHECKING:
 SLICE_ROWS: Final = 10
 """Rows written before the relay gets its turn: a twentieth of a millisecond."""
 
-PIECE: Final = 16 * 1024
-"""Bytes of rows that are sent at once. A piece costs as much as a slice, however short it is."""
-
 NEAR: Final = 0.75
 """How alike a word must be to one of ours to be taken for it, of 1."""
 
@@ -259,17 +256,15 @@ class Api:
         self, ids: list[int], matched: int, *, recent: bool
     ) -> AsyncGenerator[bytes, None]:
         """Rows as JSON, made while they are sent: a slow reader holds ids, and one piece."""
-        separator, rows, length = '{"flows":[', list[str](), 0
+        separator = '{"flows":['
         for start in range(0, len(ids), SLICE_ROWS):
             found = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
-            written = [row for row in found if row is not None]
-            rows += written
-            length += sum(map(len, written))
-            if length >= PIECE:
+            rows = [row for row in found if row is not None]
+            if rows:
                 yield (separator + ",".join(rows)).encode()
-                separator, rows, length = ",", [], 0
-        opening = separator if rows or separator != "," else ""
-        yield f'{opening}{",".join(rows)}],"matched":{matched}}}\n'.encode()
+                separator = ","
+        opening = "" if separator == "," else separator
+        yield f'{opening}],"matched":{matched}}}\n'.encode()
 
     async def _kill(self, request: Request, query: FlowQuery) -> int:
         killed = await self._port.kill(query)

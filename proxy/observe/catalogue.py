@@ -90,39 +90,39 @@ def _listener(
     only: Collection[Transport] = EVERY,
 ) -> Callable[[Reading], Samples]:
     """One sample a listener, or a listener of these transports."""
-    return lambda reading: [((row["listener"],), read(row)) for row in _listeners(reading, only)]
+    return lambda reading: (((row["listener"],), read(row)) for row in _listeners(reading, only))
 
 
 def _listener_by(
     read: Callable[[ListenerSnapshot], dict[str, int]], only: Collection[Transport] = EVERY
 ) -> Callable[[Reading], Samples]:
     """One sample a listener and word of a closed enum."""
-    return lambda reading: [
+    return lambda reading: (
         ((row["listener"], word), count)
         for row in _listeners(reading, only)
         for word, count in read(row).items()
-    ]
+    )
 
 
 def _listeners(reading: Reading, only: Collection[Transport]) -> Iterator[ListenerSnapshot]:
     for row in reading.counters["listeners"]:
-        if Transport(row["transport"]) in only:
+        if row["transport"] in only:
             yield row
 
 
 def _endpoint(read: Callable[[EndpointSnapshot], float]) -> Callable[[Reading], Samples]:
     """One sample an endpoint."""
-    return lambda reading: [
+    return lambda reading: (
         ((row["upstream"], row["endpoint"]), read(row)) for row in reading.counters["endpoints"]
-    ]
+    )
 
 
 def _live(reading: Reading) -> Samples:
-    return [
+    return (
         ((row["listener"], row["transport"], state), count)
         for row in reading.counters["listeners"]
         for state, count in row["live"].items()
-    ]
+    )
 
 
 def _buffered(row: ListenerSnapshot) -> dict[str, int]:
@@ -130,11 +130,11 @@ def _buffered(row: ListenerSnapshot) -> dict[str, int]:
 
 
 def _connect_failures(reading: Reading) -> Samples:
-    return [
+    return (
         ((row["upstream"], row["endpoint"], reason), count)
         for row in reading.counters["endpoints"]
         for reason, count in row["failures"].items()
-    ]
+    )
 
 
 def _build(reading: Reading) -> Samples:

@@ -18,7 +18,7 @@ Units: seconds and bytes.
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Iterator, Mapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from email.utils import formatdate
@@ -36,6 +36,9 @@ READ_BYTES: Final = 16 * 1024
 
 SLICE_BYTES: Final = 64 * 1024
 """So much of an answer is copied at once; a fraction of a millisecond."""
+
+PIECE_BYTES: Final = 16 * 1024
+"""Slices are sent when they are so many. A piece costs as much as a slice, however short it is."""
 
 LINGER_READS: Final = 64
 """Reads thrown away before a close, at most: a megabyte."""
@@ -268,13 +271,16 @@ class HttpConnection:
         raise trio.BrokenResourceError  # a slow reader holds what others may need
 
     async def _send_body(self, body: bytes | Iterable[bytes] | AsyncGenerator[bytes, None]) -> None:
-        if isinstance(body, AsyncGenerator):
-            async with aclosing(body):
-                async for piece in body:
-                    await self._send_event(h11.Data(data=piece))
-        else:
-            for piece in _slices(body):
-                await self._send_event(h11.Data(data=piece))
+        held, size = list[bytes](), 0
+        async with aclosing(_slices(body)) as slices:
+            async for each in slices:
+                held.append(each)
+                size += len(each)
+                if size >= PIECE_BYTES:
+                    await self._send_event(h11.Data(data=b"".join(held)))
+                    held, size = [], 0
+        if held:
+            await self._send_event(h11.Data(data=b"".join(held)))
 
     async def _send_event(self, event: h11.Event) -> None:
         data = self._http.send(event)
@@ -308,12 +314,21 @@ def _head(response: Response, close: bool) -> h11.Response:
     return h11.Response(status_code=response.status, reason=reason, headers=headers)
 
 
-def _slices(body: bytes | Iterable[bytes]) -> Iterator[bytes]:
-    if not isinstance(body, bytes):
-        yield from body
-        return
-    for start in range(0, len(body), SLICE_BYTES):
-        yield body[start : start + SLICE_BYTES]
+async def _slices(
+    body: bytes | Iterable[bytes] | AsyncGenerator[bytes, None],
+) -> AsyncGenerator[bytes, None]:
+    """A body as it is made, or cut; the relay has its turn after each slice."""
+    if isinstance(body, AsyncGenerator):
+        async with aclosing(body):
+            async for each in body:
+                yield each
+    elif isinstance(body, bytes):
+        for start in range(0, len(body), SLICE_BYTES):
+            yield body[start : start + SLICE_BYTES]
+    else:
+        for each in body:
+            yield each
+            await trio.lowlevel.checkpoint()
 
 
 def _text(raw: bytes) -> str:

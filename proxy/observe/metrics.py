@@ -1,39 +1,27 @@
 """Metrics: one reading of the relay as Prometheus text or OpenMetrics.
 
-Strategy: the catalogue is filled from the reading family by family, and each family is written by
-the client library's own encoder, so the format is the library's business. The result is a series
-of slices: whoever sends them gives way to the relay in between, and a scrape of many listeners
-never holds it for longer than one family takes (one listener's share of the whole is about
-0.3 ms, or 0.6 ms in OpenMetrics).
+Strategy: the relay is read at once, and that reading is then written in slices of so many lines.
+Whoever sends them gives way to the relay after each, so a scrape of many listeners never holds it
+for longer than one slice takes, and the numbers are of one moment all the same.
 
 Invariant: nothing is kept between two scrapes, and nothing has a ``_created`` twin.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from itertools import accumulate
+from collections.abc import Iterator
+from itertools import islice
 from typing import TYPE_CHECKING, Final
 
-from prometheus_client.exposition import choose_encoder
-from prometheus_client.metrics_core import (
-    CounterMetricFamily,
-    GaugeMetricFamily,
-    HistogramMetricFamily,
-    InfoMetricFamily,
-    Metric,
-)
-from prometheus_client.registry import Collector
-
-from proxy.observe.catalogue import CATALOGUE, MetricEntry, MetricType, Reading
+from proxy.observe.catalogue import CATALOGUE, MetricEntry, Reading
+from proxy.observe.exposition import OPENMETRICS, content_type, end, head, lines
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
-
     from proxy.core.counters import HistogramSnapshot
     from proxy.observe.catalogue import Labels, Samples
 
-END: Final = b"# EOF\n"  # the last line of OpenMetrics, once
+SLICE_LINES: Final = 100
+"""Lines written before the relay gets its turn: a seventh of a millisecond."""
 
 
 def render(reading: Reading, accept: str) -> tuple[str, Iterator[bytes]]:
@@ -47,76 +35,29 @@ def render(reading: Reading, accept: str) -> tuple[str, Iterator[bytes]]:
         The content type, and the body in slices.
 
     """
-    try:
-        encode, content_type = choose_encoder(accept)
-    except (TypeError, ValueError):  # a version that is no number; everybody reads plain text
-        encode, content_type = choose_encoder("")
-    return content_type, _slices(encode, reading)
+    kind = content_type(accept)
+    return kind, _slices(_lines(reading, openmetrics=kind.startswith(OPENMETRICS)))
 
 
-def _slices(encode: Callable[[Collector], bytes], reading: Reading) -> Iterator[bytes]:
-    end = b""
+def _slices(pieces: Iterator[str]) -> Iterator[bytes]:
+    while text := "".join(islice(pieces, SLICE_LINES)):
+        yield text.encode()
+
+
+def _lines(reading: Reading, *, openmetrics: bool) -> Iterator[str]:
+    has_twins = reading.has_twins
     for entry in CATALOGUE:
-        text = encode(_One(_family(entry, reading)))
-        if text.endswith(END):
-            text, end = text[: -len(END)], END
-        yield text
-    yield end
+        yield head(entry, openmetrics=openmetrics)
+        yield from lines(entry, _summed(entry, reading) if has_twins else entry.read(reading))
+    yield end(openmetrics=openmetrics)
 
 
-class _One(Collector):
-    """A single family, as the library's encoders want it."""
-
-    def __init__(self, family: Metric) -> None:
-        self.family = family
-
-    def collect(self) -> Iterable[Metric]:
-        return (self.family,)
-
-
-def _family(entry: MetricEntry, reading: Reading) -> Metric:
-    return _FAMILIES[entry.type](entry, reading)
-
-
-def _counter(entry: MetricEntry, reading: Reading) -> Metric:
-    family = CounterMetricFamily(entry.name, entry.help, labels=entry.labels)
-    for labels, value in _samples(entry, reading):
-        family.add_metric(labels, _number(value))
-    return family
-
-
-def _gauge(entry: MetricEntry, reading: Reading) -> Metric:
-    family = GaugeMetricFamily(entry.name, entry.help, labels=entry.labels)
-    for labels, value in _samples(entry, reading):
-        family.add_metric(labels, _number(value))
-    return family
-
-
-def _histogram(entry: MetricEntry, reading: Reading) -> Metric:
-    family = HistogramMetricFamily(entry.name, entry.help, labels=entry.labels)
-    for labels, value in _samples(entry, reading):
-        assert isinstance(value, dict), entry.name
-        bounds = [*map(str, value["bounds"]), "+Inf"]
-        buckets = list(zip(bounds, accumulate(value["counts"]), strict=True))
-        family.add_metric(labels, buckets, value["sum"])
-    return family
-
-
-def _info(entry: MetricEntry, reading: Reading) -> Metric:
-    family = InfoMetricFamily(entry.name.removesuffix("_info"), entry.help)
-    for labels, _ in _samples(entry, reading):
-        family.add_metric((), dict(zip(entry.labels, labels, strict=True)))
-    return family
-
-
-def _samples(entry: MetricEntry, reading: Reading) -> Samples:
-    """The samples of an entry, no two of which have the same labels.
+def _summed(entry: MetricEntry, reading: Reading) -> Samples:
+    """The samples of an entry, those with the same labels as one.
 
     A listener that a reload gave another transport has two sets of counters as long as flows of
     the former are left.
     """
-    if not reading.has_twins:
-        return entry.read(reading)
     summed: dict[Labels, float | HistogramSnapshot] = {}
     for labels, value in entry.read(reading):
         summed[labels] = _sum(summed[labels], value) if labels in summed else value
@@ -135,11 +76,3 @@ def _sum(
 def _number(value: float | HistogramSnapshot) -> float:
     assert not isinstance(value, dict), value
     return value
-
-
-_FAMILIES: Final[dict[MetricType, Callable[[MetricEntry, Reading], Metric]]] = {
-    "counter": _counter,
-    "gauge": _gauge,
-    "histogram": _histogram,
-    "info": _info,
-}

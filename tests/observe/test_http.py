@@ -13,13 +13,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.observe.api import Api
-from proxy.observe.http import Bounds, HttpConnection, Request, Response
+from proxy.observe.http import PIECE_BYTES, Bounds, HttpConnection, Request, Response
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
 from tests.observe.admin import admin_server, ask, read_all
 from tests.observe.fake_relay import FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 QUICK = Bounds(request_seconds=0.1, idle_seconds=0.1, response_seconds=0.1, linger_seconds=0.1)
@@ -216,7 +217,7 @@ async def test_a_long_body_arrives_whole() -> None:
 
 async def test_a_body_that_fails_midway_ends_the_connection() -> None:
     def broken():  # type: ignore[no-untyped-def]
-        yield b"half"
+        yield b"half" * PIECE_BYTES
         raise RuntimeError
 
     near, far = await stream_pair()
@@ -225,9 +226,37 @@ async def test_a_body_that_fails_midway_ends_the_connection() -> None:
         with structlog.testing.capture_logs() as logs:
             await connection(near, Response(broken()), QUICK).serve()
         answer = await read_all(far)
-    assert b"half" in answer
+    assert b"halfhalf" in answer
     assert not answer.endswith(b"0\r\n\r\n")  # the client can see that it is not whole
     assert [entry["event"] for entry in logs] == ["admin_connection_failed"]
+
+
+async def test_slices_are_sent_together_and_others_have_their_turn_after_each() -> None:
+    turns, seen = 0, list[int]()
+
+    def body() -> Iterator[bytes]:
+        for _ in range(20):
+            seen.append(turns)
+            yield b"x" * (PIECE_BYTES // 8)
+
+    async def count_turns() -> None:
+        nonlocal turns
+        while True:
+            turns += 1
+            await trio.lowlevel.checkpoint()
+
+    near, far = await stream_pair()
+    async with far:
+        await far.send_all(b"GET / HTTP/1.1\r\n" + HEAD + b"Connection: close\r\n\r\n")
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count_turns)
+            await connection(near, Response(body()), QUICK).serve()
+            nursery.cancel_scope.cancel()
+        answer = await read_all(far)
+    assert answer.endswith(b"0\r\n\r\n")
+    assert answer.count(f"{PIECE_BYTES:x}\r\n".encode()) == 2
+    assert answer.count(b"x") == 20 * (PIECE_BYTES // 8)
+    assert all(later > now for now, later in zip(seen, seen[2:], strict=False))  # Trio shuffles
 
 
 async def test_a_client_that_leaves_midway_is_nobodys_fault() -> None:
