@@ -24,7 +24,15 @@ from pydantic import (
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.config import whole
-from proxy.config.packets import MARK_MAX, Dscp, Interface, SourcePorts, Sources
+from proxy.config.packets import (
+    MARK_MAX,
+    PRIORITY_MAX,
+    Dscp,
+    Interface,
+    SourcePorts,
+    Sources,
+    UpstreamDscp,
+)
 from proxy.config.prefixes import Prefixes, PrefixesFile, Weights
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
@@ -263,6 +271,14 @@ DSCP_KEY: Final = key(
     'DSCP of packets that are sent: 0 to 63, or a name such as "ef" or "af41". Default: none.',
     example="ef",
 )
+PRIORITY_KEY: Final = key(
+    None,
+    "Priority of packets in the queues of this host (SO_PRIORITY); above 6 with CAP_NET_ADMIN. "
+    "Default: the kernel's.",
+    example=6,
+    ge=0,
+    le=PRIORITY_MAX,
+)
 INTERFACE_KEY: Final = key(
     None,
     "The one network interface to use (SO_BINDTODEVICE). Default: routing decides.",
@@ -349,6 +365,7 @@ class Listener(Table):
     )
     mark: int | None = MARK_KEY
     dscp: Dscp | None = DSCP_KEY
+    priority: int | None = PRIORITY_KEY
     interface: Interface | None = INTERFACE_KEY
     pmtu: PmtuPolicy = key(
         "allow",
@@ -422,7 +439,13 @@ class Upstream(Table):
         None, "Ports to leave from. Default: the kernel's.", example="10000-19999"
     )
     mark: int | None = MARK_KEY
-    dscp: Dscp | None = DSCP_KEY
+    dscp: UpstreamDscp | None = key(
+        None,
+        'DSCP of packets that are sent: as of a listener, or "copy", what the client\'s first one '
+        "had. Default: none.",
+        example="copy",
+    )
+    priority: int | None = PRIORITY_KEY
     interface: Interface | None = INTERFACE_KEY
 
 

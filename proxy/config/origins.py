@@ -9,7 +9,7 @@ import ipaddress
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
-from proxy.config.packets import parse_sources
+from proxy.config.packets import COPY, parse_sources
 from proxy.config.problem import Path, shown
 
 if TYPE_CHECKING:
@@ -19,8 +19,8 @@ Fault: TypeAlias = tuple[Path, str]
 Table: TypeAlias = dict[str, Any]
 
 ORIGINAL: Final = "original"
-LISTENER_KEYS: Final = ("transparent", "mark", "dscp", "interface")
-UPSTREAM_KEYS: Final = ("source", "source_ports", "mark", "dscp", "interface")
+LISTENER_KEYS: Final = ("transparent", "mark", "dscp", "priority", "interface")
+UPSTREAM_KEYS: Final = ("source", "source_ports", "mark", "dscp", "priority", "interface")
 
 
 def upstream_faults(name: str, upstream: Table) -> Iterator[Fault]:
@@ -53,6 +53,8 @@ def listener_faults(
     """
     path = ("listener", name)
     endpoints = _texts(upstream.get("endpoints"))
+    if upstream.get("dscp") == COPY:
+        yield from _nothing_to_copy(path, listener)
     if _is_unix(listener.get("listen")):
         for key in LISTENER_KEYS:
             if listener.get(key, False) is not False:
@@ -69,6 +71,16 @@ def listener_faults(
                 yield (*path, key), "has no effect on a transparent listener; remove it"
         if is_transparent and not {"source", "source_ports"} & upstream.keys():
             yield from _no_client_reaches(path, endpoints, address, dual)
+
+
+def _nothing_to_copy(path: Path, listener: Table) -> Iterator[Fault]:
+    """Listeners whose sockets do not tell the DSCP of a client."""
+    if _is_unix(listener.get("listen")):
+        yield (*path, "upstream"), "copies the DSCP of clients, which those of a Unix socket lack"
+    tcp = listener.get("tcp")
+    if isinstance(tcp, dict) and tcp.get("mptcp") is True:
+        message = "hides the DSCP of clients, which its upstream copies; remove one of the two"
+        yield (*path, "tcp", "mptcp"), message
 
 
 def _unreachable_from(path: Path, upstream: Table, endpoints: list[str]) -> Iterator[Fault]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import ipaddress
 import re
 from collections.abc import Callable, Iterator
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Any, Final, Literal, TypeAlias
 
 from pydantic import PlainValidator, WithJsonSchema
 
@@ -22,6 +22,12 @@ the start."""
 SOURCE_EXAMPLE: Final = '"192.0.2.7" or "192.0.2.8-192.0.2.15"'
 
 MARK_MAX: Final = 2**32 - 1
+
+PRIORITY_MAX: Final = 15
+"""TC_PRIO_MAX, uapi/linux/pkt_sched.h: what a queueing discipline tells apart by itself."""
+
+COPY: Final = "copy"
+"""In place of a DSCP: that of the client."""
 
 DSCP_NAMES: Final = {
     "be": 0,  # also cs0; RFC 2474
@@ -114,6 +120,21 @@ def parse_dscp(value: object) -> int:
     raise ValueError(f'expected 0 to 63, or a name such as "ef" or "af41", found {shown(value)}')
 
 
+def parse_upstream_dscp(value: object) -> int | Literal["copy"]:
+    """Read the DSCP of packets to endpoints, which may be that of the client.
+
+    Raises:
+        ValueError: it is none.
+
+    """
+    if value == COPY:
+        return COPY
+    try:
+        return parse_dscp(value)
+    except ValueError as error:
+        raise ValueError(str(error).replace("or a name", f'"{COPY}", or a name')) from None
+
+
 def parse_interface(value: object) -> str:
     """Read the name of a network interface, which need not exist yet.
 
@@ -158,12 +179,19 @@ SourcePorts: TypeAlias = Annotated[
     range, *_written(parse_ports, {"type": "string", "pattern": "^[0-9]{1,5}(-[0-9]{1,5})?$"})
 ]
 
+_DSCP_SCHEMAS: Final = (
+    {"type": "integer", "minimum": 0, "maximum": 63},
+    {"enum": list(DSCP_NAMES)},
+)
+
 Dscp: TypeAlias = Annotated[
     int,
-    *_written(
-        parse_dscp,
-        {"anyOf": [{"type": "integer", "minimum": 0, "maximum": 63}, {"enum": list(DSCP_NAMES)}]},
-    ),
+    *_written(parse_dscp, {"anyOf": list(_DSCP_SCHEMAS)}),
+]
+
+UpstreamDscp: TypeAlias = Annotated[
+    int | Literal["copy"],
+    *_written(parse_upstream_dscp, {"anyOf": [*_DSCP_SCHEMAS, {"const": COPY}]}),
 ]
 
 Interface: TypeAlias = Annotated[

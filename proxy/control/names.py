@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from proxy.config.unix import UnixEndpoint
-from proxy.control.outbound import is_original
+from proxy.control.outbound import copies_dscp, is_original, upstream_marks
 from proxy.core.address import Address, HostPort, parse_address
 from proxy.core.source import ANY_PORT
 from proxy.core.unix import unix_address
 from proxy.core.upstream import MulticastPath
-from proxy.engine.marks import Marks
 from proxy.engine.sockaddr import scoped
 from proxy.engine.specs import EndpointSpec, SourceSpec, UpstreamSpec
 
@@ -87,7 +86,8 @@ def _upstream_spec(
         endpoints=tuple(EndpointSpec(str(each), found) for each, found in addresses if found),
         original=is_original(upstream),
         multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
-        marks=Marks(upstream.mark, upstream.dscp, upstream.interface),
+        marks=upstream_marks(upstream),
+        copies_dscp=copies_dscp(upstream),
         source=source,
     )
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Final
 
+from proxy.config.packets import COPY
 from proxy.config.values import ORIGINAL
 from proxy.core.source import ANY_PORT, SourcePool
 from proxy.engine.marks import MarkError, Marks
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 REMEDIES: Final = {
     ("transparent", errno.EPERM): "it needs CAP_NET_ADMIN or CAP_NET_RAW",
     ("mark", errno.EPERM): "it needs CAP_NET_ADMIN",
+    ("priority", errno.EPERM): "above 6 it needs CAP_NET_ADMIN",
     ("interface", errno.EPERM): "it needs CAP_NET_RAW",
     ("interface", errno.ENODEV): 'this host has no such interface; "ip link" lists those it has',
     ("source", errno.EADDRNOTAVAIL): 'this host has no such address; "ip address" lists those',
@@ -40,7 +42,20 @@ class OptionError(Exception):
 
 def listener_marks(listener: Listener) -> Marks:
     """The marks of the sockets on the client's side."""
-    return Marks(listener.mark, listener.dscp, listener.interface, listener.transparent)
+    return Marks(
+        listener.mark, listener.dscp, listener.priority, listener.interface, listener.transparent
+    )
+
+
+def upstream_marks(upstream: Upstream) -> Marks:
+    """The marks of the sockets on the endpoints' side; a DSCP that is copied is not among them."""
+    dscp = upstream.dscp if isinstance(upstream.dscp, int) else None
+    return Marks(upstream.mark, dscp, upstream.priority, upstream.interface)
+
+
+def copies_dscp(upstream: Upstream) -> bool:
+    """Whether its flows have the DSCP of their clients."""
+    return upstream.dscp == COPY
 
 
 def outbounds(config: Config) -> dict[str, Outbound]:
@@ -55,8 +70,8 @@ def outbounds(config: Config) -> dict[str, Outbound]:
     for name, listener in config.listener.items():
         upstream, pool = config.upstream[listener.upstream], pools[listener.upstream]
         as_client = listener.transparent and pool is None
-        marks = Marks(upstream.mark, upstream.dscp, upstream.interface, as_client)
-        found[name] = Outbound(marks, pool, as_client)
+        marks = upstream_marks(upstream)._replace(transparent=as_client)
+        found[name] = Outbound(marks, pool, as_client, copies_dscp(upstream))
         try:
             found[name].rehearse()
         except MarkError as error:

@@ -24,6 +24,7 @@ from socket import (
     IPV6_V6ONLY,
     SO_BINDTODEVICE,
     SO_KEEPALIVE,
+    SO_PRIORITY,
     SO_PROTOCOL,
     SO_RCVBUF,
     SOL_SOCKET,
@@ -158,7 +159,7 @@ def _set_stream_options(socket: Socket, _former: Former, new: Listener) -> None:
 
 
 def _set_marks(socket: Socket, former: Former, new: Listener) -> None:
-    """Mark and interface are taken away only where we gave them: see ``differences``."""
+    """Mark, interface and priority are taken away only where we gave them: see ``differences``."""
     if new.listen.transport.is_unix:
         return
     old = former.listener
@@ -166,6 +167,10 @@ def _set_marks(socket: Socket, former: Former, new: Listener) -> None:
         socket.setsockopt(SOL_SOCKET, SO_MARK, 0)
     if old is not None and old.interface is not None and new.interface is None:
         socket.setsockopt(SOL_SOCKET, SO_BINDTODEVICE, b"")
+    was_ours = former.own if old is None else old.priority is not None
+    if was_ours and new.priority is None:
+        socket.setsockopt(SOL_SOCKET, SO_PRIORITY, 0)
+        socket.setsockopt(IPPROTO_IP, IP_TOS, 0)  # so that a DSCP is new, and gives the kernel's
     if new.dscp is None:
         socket.setsockopt(IPPROTO_IP, IP_TOS, 0)
         if socket.family == AF_INET6:
@@ -215,7 +220,7 @@ OPTIONS: Final = (
     Option(lambda one: one.backlog, _set_backlog),
     Option(lambda one: one.receive_buffer, _set_buffer),
     Option(lambda one: one.tcp, _set_stream_options),
-    Option(lambda one: (one.mark, one.dscp, one.interface), _set_marks),
+    Option(lambda one: (one.mark, one.dscp, one.priority, one.interface), _set_marks),
     Option(lambda one: (one.multicast, one.multicast_interface), _set_groups),
     Option(lambda one: one.pmtu, _set_pmtu),
     Option(lambda one: (one.mode, one.owner, one.group), _set_file),

@@ -47,6 +47,7 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         options=stream_options(listener.tcp),
         datagrams=datagram_options(listener),
         transparent=listener.transparent,
+        priority=listener.priority,
     )
 
 

@@ -20,7 +20,8 @@ import structlog
 from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
-from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT
+from proxy.engine.copied import CopiedWay, dscp_of_stream, keep_syn
+from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT, prioritize
 from proxy.engine.original import is_circle, original_destination
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
@@ -124,6 +125,9 @@ class StreamListener:
         self.upstream = upstream
         self.connect = connect
         self._original = upstream if isinstance(upstream, OriginalUpstream) else None
+        self._copied = connect if isinstance(connect, CopiedWay) else None
+        if self.socket.family in DIVERTED:  # not of a Unix socket
+            keep_syn(self.socket, wanted=self._copied is not None)
 
     def ready(self, mask: int, now: float) -> None:
         """Accept what waits, within a turn."""
@@ -218,7 +222,7 @@ class StreamListener:
         self, client: Socket, remote: Address, local: Address, source: SourceKey, now: float
     ) -> None:
         """Open the flow of a client that the gate has admitted."""
-        upstream, terms = self.upstream, self.terms
+        upstream, terms, connect = self.upstream, self.terms, self.connect
         if self._original is not None:
             destination = original_destination(client, local)
             if is_circle(self.relay, Transport.TCP, remote, destination):
@@ -226,10 +230,14 @@ class StreamListener:
                 self.refuse(client, Refusal.LOOP)
                 return
             upstream = self._original.towards(destination)
+        if self._copied is not None:
+            connect = self._copied.with_dscp(dscp_of_stream(client))
+        if terms.priority is not None:
+            prioritize(client, terms.priority)
         flow = StreamFlow(
             self.relay, self.counters, terms.limits, client, remote, local, now, source
         )
-        flow.start(upstream, self.connect, now, terms.bandwidth)
+        flow.start(upstream, connect, now, terms.bandwidth)
 
     def refuse(self, client: Socket, refusal: Refusal) -> None:
         """Reset a client, and count why."""

@@ -41,6 +41,7 @@ if TYPE_CHECKING:
     from proxy.core.wheel import Slot
     from proxy.engine.datagram_listener import DatagramListener
     from proxy.engine.limited import Allowance
+    from proxy.engine.outbound import Connect
     from proxy.engine.terms import Terms
 
 FILES_PER_FLOW: Final = 1
@@ -191,7 +192,7 @@ class DatagramFlow(Flow):
         self.counters.reply.discarded += size
         self.counters.reply.packets_discarded += 1
 
-    def start(self, upstream: Upstream, now: float) -> bool:
+    def start(self, upstream: Upstream, connect: Connect, now: float) -> bool:
         """Enter the table and connect; false if no endpoint could be reached."""
         relay = self.listener.relay
         if relay.leaving is not None:
@@ -201,7 +202,7 @@ class DatagramFlow(Flow):
         relay.wheel.schedule(self, now + self.listener.terms.limits.datagram_look)
         self.listener.flows[self.key] = self
         self.listener.live += 1
-        failure = self._connect(upstream, now)
+        failure = self._connect(upstream, connect, now)
         if failure is not None:
             self.abort(failure, side_of(failure), now)
         return failure is None
@@ -279,20 +280,20 @@ class DatagramFlow(Flow):
             self.counters.dropped[kind] += 1
         return bool(kinds)
 
-    def _connect(self, upstream: Upstream, now: float) -> CloseReason | None:
+    def _connect(self, upstream: Upstream, connect: Connect, now: float) -> CloseReason | None:
         """Connect to the first endpoint that the kernel has a route to; return why none did."""
         failure = CloseReason.NO_ENDPOINT
         tried: tuple[Endpoint, ...] = ()
         while (endpoint := upstream.pick(tried)) is not None:
             tried += (endpoint,)
             endpoint.counters.attempts += 1
-            error = self._open(endpoint, upstream)
+            error = self._open(endpoint, upstream, connect)
             if not error:
                 return None
             failure = count_failure(endpoint, error, now)
         return failure
 
-    def _open(self, endpoint: Endpoint, upstream: Upstream) -> int:
+    def _open(self, endpoint: Endpoint, upstream: Upstream, connect: Connect) -> int:
         """Open the socket, or two, towards an endpoint; return 0, or the errno."""
         address = endpoint.address
         if isinstance(address, UnixAddress):
@@ -300,7 +301,7 @@ class DatagramFlow(Flow):
         if is_group(address[0]):
             return self._open_group(endpoint, upstream)
         try:
-            socket, error = self.listener.connect(address, self.client_remote)
+            socket, error = connect(address, self.client_remote)
         except OSError as failure:  # EMFILE in spite of the reserve
             return failure.errno or errno.EMFILE
         if not error:

@@ -6,6 +6,7 @@ a wildcard bind, the local address it was sent to) and passed on by its flow.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from select import EPOLLIN
 from socket import AF_INET6, AF_UNIX, SOCK_DGRAM
 from socket import SocketType as Socket
@@ -15,6 +16,7 @@ import structlog
 
 from proxy.core.address import WILDCARDS, same_address
 from proxy.core.flow import Drop, Refusal
+from proxy.engine.copied import CLASS_SPACE, CopiedWay, dscp_of_datagram, tell_class
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
 from proxy.engine.drops import kernel_drops
@@ -71,8 +73,6 @@ class DatagramListener:
 
     _tells_local = False
     """Whether every datagram tells where it was sent to, whatever the socket is bound to."""
-    _local_key = staticmethod(local_of)
-    """Reads the local part of a flow's key from the control messages of a datagram."""
 
     def __init__(
         self,
@@ -98,10 +98,10 @@ class DatagramListener:
         self._kernel_drops = kernel_drops(socket)  # of an earlier life, if it was inherited
         self._local = self.address
         self._wildcard = self._tells_local or self._local[0] in WILDCARDS
-        self._lone_control = LONGEST_INFO
+        self._info = LONGEST_INFO
         if not self._wildcard and socket.family != AF_UNIX:
             spare_local_address(socket)
-            self._lone_control = 0
+            self._info = 0
         self._mapped = socket.family == AF_INET6
         self.serve(counters, terms, upstream, options, kind, connect)
         relay.own(self.address)
@@ -123,11 +123,14 @@ class DatagramListener:
         self.upstream = upstream
         self.options = options
         self.connect = connect
+        self._copied = connect if isinstance(connect, CopiedWay) else None
+        self._local_key = self._local_reader()
         self._kind = kind
         # Others, and orders, look at each datagram.
         self.trains = kind is DatagramFlow and can_segment() and not self.relay.orders
         ask_for_trains(self.socket, wanted=self.trains)
         set_pmtu(self.socket, options.pmtu)
+        self._tell_classes()
 
     def ready(self, mask: int, now: float) -> None:
         """Receive a batch and pass it on; what else waits is told again in the next round."""
@@ -176,6 +179,12 @@ class DatagramListener:
             key += self._local_key(batch.control(index))
         return self.flows.get(key) or self._admit(key, index, now)
 
+    def way_of(self, index: int) -> Connect:
+        """The way to endpoints for the client who has sent a datagram in the batch."""
+        if self._copied is None:
+            return self.connect
+        return self._copied.with_dscp(dscp_of_datagram(self.batch.control(index)))
+
     def count_kernel_drops(self) -> None:
         """Learn how many datagrams the kernel dropped because we did not read in time."""
         drops = kernel_drops(self.socket)
@@ -204,6 +213,17 @@ class DatagramListener:
         """Report a fault of ours; the listener lives on."""
         log.error("receive_crashed", listener=self.counters.listener, exc_info=error)
 
+    def _local_reader(self) -> Callable[[memoryview], bytes]:
+        """What reads the local part of a flow's key from the control messages of a datagram."""
+        return local_of
+
+    def _tell_classes(self) -> None:
+        """Have datagrams tell their traffic class, if it is copied."""
+        wanted = self._copied is not None
+        self._lone_control = self._info + CLASS_SPACE * wanted
+        if self.socket.family != AF_UNIX:
+            tell_class(self.socket, wanted=wanted)
+
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
         refusal = self._room(now)
@@ -230,7 +250,7 @@ class DatagramListener:
             self.counters.refused[refusal] += 1
             return None
         flow = self._kind(self, key, name, control, remote, local, now, source)
-        if not flow.start(self.upstream, now):
+        if not flow.start(self.upstream, self.way_of(index), now):
             return None
         if self.relay.orders:
             self.relay.orders.hold(flow, now)

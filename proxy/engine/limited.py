@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.core.police import Policed
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
+    from proxy.engine.outbound import Connect
     from proxy.engine.specs import BandwidthLimits
     from proxy.engine.terms import Terms
 
@@ -187,12 +188,12 @@ class LimitedFlow(CountedFlow):
 
     __slots__ = ()
 
-    def start(self, upstream: Upstream, now: float) -> bool:
+    def start(self, upstream: Upstream, connect: Connect, now: float) -> bool:
         """Enter the table and connect; false if no endpoint could be reached."""
         policing = self.listener.terms.policing
         if policing is not None:
             self.allow(policing, now)
-        return super().start(upstream, now)
+        return super().start(upstream, connect, now)
 
     def allow(self, policing: Policing, now: float) -> None:
         """Be limited from now on, with the weight that is in force."""

@@ -1,11 +1,15 @@
-"""What the kernel is told of packets of ours: mark, DSCP, interface, and whose address they bear.
+"""What the kernel is told of packets of ours: mark, DSCP, priority, interface, whose address.
 
 They are socket options. On a listening socket they are set once, because accepted sockets inherit
 them; on the socket to an endpoint before it is bound, because routing looks at them.
 
+The priority is not inherited (sk_clone_lock, net/core/sock.c): a listener sets it on each socket it
+accepts. And it comes last, because the kernel makes one of a DSCP that is set (rt_tos2priority).
+
 Some need a privilege, which is found out before anything runs: see ``MarkError``.
 
-Source: socket(7) SO_MARK, SO_BINDTODEVICE; ip(7) IP_TOS, IP_TRANSPARENT; ipv6(7); RFC 2474.
+Source: socket(7) SO_MARK, SO_PRIORITY, SO_BINDTODEVICE; ip(7) IP_TOS, IP_TRANSPARENT; ipv6(7);
+RFC 2474.
 """
 
 from __future__ import annotations
@@ -17,6 +21,7 @@ from socket import (
     IPPROTO_IPV6,
     IPV6_TCLASS,
     SO_BINDTODEVICE,
+    SO_PRIORITY,
     SOL_SOCKET,
 )
 from socket import SocketType as Socket
@@ -55,6 +60,7 @@ class Marks(NamedTuple):
     Attributes:
         mark: of packets, for routing and nft rules.
         dscp: 0 to 63.
+        priority: for the queues of an interface; 0 to 15.
         interface: packets leave, and arrive, through this one only.
         transparent: the local address need not be one of this host's.
 
@@ -62,6 +68,7 @@ class Marks(NamedTuple):
 
     mark: int | None = None
     dscp: int | None = None
+    priority: int | None = None
     interface: str | None = None
     transparent: bool = False
 
@@ -86,6 +93,8 @@ class Marks(NamedTuple):
             found["dscp"] = ((IPPROTO_IP, IP_TOS, traffic_class),)
             if family == AF_INET6:
                 found["dscp"] += ((IPPROTO_IPV6, IPV6_TCLASS, traffic_class),)
+        if self.priority is not None:
+            found["priority"] = ((SOL_SOCKET, SO_PRIORITY, self.priority),)
         return found
 
     def flat(self, family: int) -> SocketOptions:
@@ -116,9 +125,15 @@ def marks_of(socket: Socket) -> Marks:
     return Marks(
         mark=socket.getsockopt(SOL_SOCKET, SO_MARK) & MARK_MAX or None,
         dscp=socket.getsockopt(IPPROTO_IP, IP_TOS) >> ECN_BITS or None,
+        priority=socket.getsockopt(SOL_SOCKET, SO_PRIORITY),
         interface=device.decode() or None,
         transparent=True,
     )
+
+
+def prioritize(socket: Socket, priority: int) -> None:
+    """Set on an accepted socket what it has not inherited."""
+    socket.setsockopt(SOL_SOCKET, SO_PRIORITY, priority)
 
 
 def _signed(mark: int) -> int:

@@ -29,6 +29,7 @@ from socket import (
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
+from proxy.engine.copied import CopiedWay
 from proxy.engine.marks import UNMARKED, MarkError, Marks
 from proxy.engine.options import SocketOptions, set_options
 from proxy.engine.sockaddr import family_of
@@ -62,15 +63,19 @@ class Outbound(NamedTuple):
         marks: of the sockets to endpoints.
         source: the addresses to leave from; None leaves them to the kernel.
         as_client: leave with the client's address, which ``marks.transparent`` allows.
+        copies_dscp: have the DSCP of the client, in place of that of ``marks``.
 
     """
 
     marks: Marks = UNMARKED
     source: SourcePool | None = None
     as_client: bool = False
+    copies_dscp: bool = False
 
     def way(self, kind: int, options: SocketOptions = ()) -> Connect:
         """Choose the function that makes sockets of this type, with these further options."""
+        if self.copies_dscp:
+            return CopiedWay(self._replace(copies_dscp=False), kind, options)
         maker = _Maker(kind, options, self.marks)
         if self.as_client:
             return _way_as_client(maker)

@@ -189,7 +189,7 @@ class Roster:
     def _terms_of(self, spec: ListenerSpec, now: float) -> Terms:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""
         known = self._terms.get(spec.name)
-        terms = Terms(limits=spec.limits, access=spec.access)
+        terms = Terms(limits=spec.limits, access=spec.access, priority=spec.priority)
         if spec.transport.is_datagram:
             policing = self._policing(known.policing if known else None, spec, now)
             return replace(terms, policing=policing)
@@ -398,7 +398,7 @@ class Roster:
         route = self._routes[spec.upstream]
         as_client = spec.transparent and route.pool is None
         marks = route.spec.marks._replace(transparent=as_client)
-        outbound = Outbound(marks, route.pool, as_client)
+        outbound = Outbound(marks, route.pool, as_client, route.spec.copies_dscp)
         if spec.transport.is_datagram:
             return outbound.way(SOCK_DGRAM)
         return outbound.way(SOCK_STREAM, spec.options)

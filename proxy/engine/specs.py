@@ -59,6 +59,7 @@ class UpstreamSpec:
         original: whether they do.
         multicast: the way to endpoints that are groups.
         marks: of the sockets to endpoints.
+        copies_dscp: whether those have the DSCP of the client instead.
         source: the addresses to leave from; None leaves them to the kernel.
 
     """
@@ -68,6 +69,7 @@ class UpstreamSpec:
     original: bool = False
     multicast: MulticastPath = HOME
     marks: Marks = UNMARKED
+    copies_dscp: bool = False
     source: SourceSpec | None = None
 
 
@@ -113,6 +115,7 @@ class ListenerSpec:
         options: for the sockets to endpoints (TCP); accepted ones inherit the listening one's.
         datagrams: how datagram flows are treated.
         transparent: whether it takes what was diverted, and leaves as the client if it may.
+        priority: of packets to clients, which accepted sockets do not inherit; None leaves it.
         slot: where workers tell each other of it; None if they need not. See ``commons``.
 
     """
@@ -128,6 +131,7 @@ class ListenerSpec:
     options: SocketOptions = NODELAY
     datagrams: DatagramOptions = ORDINARY
     transparent: bool = False
+    priority: int | None = None
     slot: int | None = None
 
     @property

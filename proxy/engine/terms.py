@@ -23,6 +23,7 @@ class Terms:
         access: who may open one.
         bandwidth: what those of streams share; None if it is not limited.
         policing: the same of datagrams; None if nothing is limited of them.
+        priority: of packets to clients of streams (SO_PRIORITY); None leaves it to the kernel.
         waiting: where who may not come in waits; None if nobody does.
 
     """
@@ -31,4 +32,5 @@ class Terms:
     access: AccessList = ANYBODY
     bandwidth: Bandwidth | None = None
     policing: Policing | None = None
+    priority: int | None = None
     waiting: WaitingRoom | None = None

@@ -10,6 +10,7 @@ Source: ip(7) IP_RECVORIGDSTADDR, IP_TRANSPARENT; Documentation/networking/tprox
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from ipaddress import ip_address
 from socket import AF_INET, AF_INET6, IPPROTO_IP, IPPROTO_IPV6, inet_aton, inet_pton
 from socket import SocketType as Socket
@@ -19,6 +20,7 @@ from proxy.core.address import Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
 from proxy.engine.accept import EXHAUSTED
+from proxy.engine.copied import CLASS_SPACE
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.original import is_circle
@@ -52,17 +54,24 @@ def original_of(control: memoryview) -> bytes:
     return bytes(control[CMSG.size : length])
 
 
+def original_behind_class(control: memoryview) -> bytes:
+    """The same, where the traffic class is told too: that message comes first."""
+    return original_of(control[CLASS_SPACE:])
+
+
 class TransparentListener(DatagramListener):
     """A bound, transparent UDP socket of ours, and the flows of its clients. Owns the socket."""
 
     _tells_local = True
-    _local_key = staticmethod(original_of)
+
+    def _local_reader(self) -> Callable[[memoryview], bytes]:
+        return original_of if self._copied is None else original_behind_class
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         batch = self.batch
         name = batch.name(index)
         remote = canonical(decode(name))
-        local = canonical(decode(original_of(batch.control(index))))
+        local = canonical(decode(self._local_key(batch.control(index))))
         fd = self.fd
         source = self.counters.gate.key(remote[0])
         refusal = self._diverted_refusal(remote, local, now) or self.counters.ceiling(source, now)
@@ -85,7 +94,7 @@ class TransparentListener(DatagramListener):
         upstream = self.upstream
         if isinstance(upstream, OriginalUpstream):
             upstream = upstream.towards(local)
-        return flow if flow.start(upstream, now) else None
+        return flow if flow.start(upstream, self.way_of(index), now) else None
 
     def _diverted_refusal(self, remote: Address, local: Address, now: float) -> Refusal | None:
         if self.draining:

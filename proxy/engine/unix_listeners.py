@@ -149,7 +149,7 @@ class UnixgramListener(DatagramListener):
             return None
         flow = UnixgramFlow(self, key, key, b"", remote, self._local, now, source)
         flow.credentials = credentials
-        if not flow.start(self.upstream, now):
+        if not flow.start(self.upstream, self.connect, now):
             return None
         if self.relay.orders:
             self.relay.orders.hold(flow, now)

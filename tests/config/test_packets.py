@@ -13,6 +13,7 @@ from proxy.config.packets import (
     parse_interface,
     parse_ports,
     parse_sources,
+    parse_upstream_dscp,
 )
 from proxy.config.values import ORIGINAL
 
@@ -90,6 +91,13 @@ def test_dscp() -> None:
             parse_dscp(wrong)
 
 
+def test_dscp_of_an_upstream() -> None:
+    assert [parse_upstream_dscp(one) for one in ("copy", "ef", 7)] == ["copy", 46, 7]
+    for wrong in (64, "Copy", True, None):
+        with pytest.raises(ValueError, match='expected 0 to 63, "copy", or a name'):
+            parse_upstream_dscp(wrong)
+
+
 def test_interfaces() -> None:
     assert parse_interface("eth0.100") == "eth0.100"
     for wrong in ("", "a" * 16, "a b", "a/b", "..", "a:1", 5, "a\n", "a%b"):
@@ -112,6 +120,25 @@ ORIGINAL_QUOTED = '"original"'
     [
         ({"listener": "mark = -1"}, "listener.a.mark: expected at least 0, found -1"),
         ({"upstream": "mark = 4294967296"}, "upstream.b.mark: expected at most 4294967295"),
+        ({"listener": "priority = 16"}, "listener.a.priority: expected at most 15, found 16"),
+        ({"upstream": "priority = -1"}, "upstream.b.priority: expected at least 0, found -1"),
+        ({"listener": 'dscp = "copy"'}, "listener.a.dscp: expected 0 to 63, or a name"),
+        (
+            {"upstream": 'dscp = "copy"', "listen": "unix:///run/a.sock"},
+            "listener.a.upstream: copies the DSCP of clients, which those of a Unix socket lack",
+        ),
+        (
+            {"upstream": 'dscp = "copy"', "listener": "tcp.mptcp = true"},
+            "listener.a.tcp.mptcp: hides the DSCP of clients, which its upstream copies",
+        ),
+        (
+            {"listener": "priority = 3", "listen": "unix:///run/a.sock"},
+            "listener.a.priority: has no effect on a Unix socket; remove it",
+        ),
+        (
+            {"endpoints": '"unix:///run/b.sock"', "upstream": 'dscp = "copy"'},
+            "upstream.b.dscp: has no effect on Unix sockets; remove it",
+        ),
         ({"listener": "transparent = 1"}, "listener.a.transparent: expected true or false"),
         (
             {"endpoints": '"10.0.0.1:1", "original"'},
@@ -154,7 +181,8 @@ def test_what_makes_no_sense_is_a_problem(keys: dict[str, str], problem: str) ->
 
 
 def test_what_makes_sense_is_none() -> None:
-    everything = 'transparent = true\nmark = 7\ndscp = 46\ninterface = "eth0"'
+    everything = 'transparent = true\nmark = 7\ndscp = 46\npriority = 15\ninterface = "eth0"'
+    assert problems("tcp.mptcp = false", 'dscp = "copy"\npriority = 0') == []
     assert problems(everything) == []
     assert problems(everything, endpoints=ORIGINAL_QUOTED, listen="udp://0.0.0.0:53") == []
     assert problems(everything, 'source = ["10.0.0.9", "fd00::1"]', endpoints='"[::2]:1"') == []

@@ -19,10 +19,15 @@ from proxy.config.load import load
 from proxy.config.model import Config
 from proxy.control.house import House, open_house
 from proxy.control.steward import WAITING_MAX, Steward
+from proxy.core.flow import State
 from tests.e2e.patience import PATIENCE
 from tests.e2e.program import free_port
 
 HEAD = '[admin]\nsocket = ""\nhttp = ""\n'
+SAVE_SYN = (IPPROTO_TCP, 27)
+TELL = (IPPROTO_IP, 13)  # IP_RECVTOS
+AF41_PRIORITY, EF_PRIORITY = 2, 4  # rt_tos2priority, net/ipv4/route.c
+
 UPSTREAM = '[upstream.up]\nendpoints = ["127.0.0.1:9"]\n'
 
 
@@ -46,6 +51,14 @@ class Town:
     def socket(self, name: str) -> Socket:
         (socket,) = self.house._bound[name].sockets
         return socket
+
+    async def next_flow(self) -> Any:
+        """The flow that is opened next and has connected; those before it have ended."""
+        while True:
+            for flow in self.house.worker._relay.table:  # type: ignore[attr-defined]
+                if flow.state is State.ESTABLISHED:
+                    return flow
+            await trio.sleep(0.002)
 
     async def listening(self) -> dict[str, str]:
         rows = (await self.house.worker.status())["listening"]
@@ -159,6 +172,57 @@ async def test_a_socket_stays_and_what_is_said_of_it_is_set(tmp_path: Path) -> N
         assert stream.getsockopt(IPPROTO_IP, socket.IP_TOS) == 0
         assert datagrams.getsockopt(SOL_SOCKET, SO_RCVBUF) == size
         assert datagrams.getsockopt(IPPROTO_IP, 10) == 1
+
+
+async def test_priorities_and_what_is_copied_follow_the_file(tmp_path: Path) -> None:
+    """Without a priority of its own a socket has the one that the kernel makes of its DSCP."""
+    tcp, udp = f"tcp://127.0.0.1:{free_port()}", f"udp://0.0.0.0:{free_port()}"
+
+    def both(more: str = "") -> tuple[str, str]:
+        return listener("t", tcp, more), listener("u", udp, more)
+
+    def seen(here: Town) -> list[tuple[int, int]]:
+        stream, datagrams = here.socket("t"), here.socket("u")
+        return [
+            (stream.getsockopt(SOL_SOCKET, socket.SO_PRIORITY), stream.getsockopt(*SAVE_SYN)),
+            (datagrams.getsockopt(SOL_SOCKET, socket.SO_PRIORITY), datagrams.getsockopt(*TELL)),
+        ]
+
+    async with town(tmp_path, *both("dscp = 34")) as here:
+        assert seen(here) == [(AF41_PRIORITY, 0)] * 2
+        assert (await here.reload(*both("dscp = 34\npriority = 3")))["problems"] == []
+        assert seen(here) == [(3, 0)] * 2
+        copies = UPSTREAM.replace("up]", 'up]\ndscp = "copy"')
+        here.file.write_text("".join([HEAD, *both("dscp = 46\npriority = 3"), copies]))
+        assert (await here.steward.reload("test"))["problems"] == []
+        assert seen(here) == [(3, 1)] * 2
+        assert (await here.reload(*both("dscp = 46")))["problems"] == []
+        assert seen(here) == [(EF_PRIORITY, 0)] * 2
+        assert (await here.reload(*both("priority = 5")))["problems"] == []
+        assert seen(here) == [(5, 0)] * 2
+        assert (await here.reload(*both()))["problems"] == []
+        assert seen(here) == [(0, 0)] * 2
+
+
+async def test_flows_follow_what_is_copied_and_how_they_are_prioritized(tmp_path: Path) -> None:
+    tcp = f"tcp://127.0.0.1:{free_port()}"
+    async with town(tmp_path, listener("t", tcp)) as here:
+        with socket.create_server(("127.0.0.1", 0)) as endpoint:
+            up = f'[upstream.up]\nendpoints = ["127.0.0.1:{endpoint.getsockname()[1]}"]\n'
+            for more, prioritized, copied, priority in [
+                ("", 'dscp = "copy"', 46, 0),
+                ("priority = 4\n", 'dscp = "copy"\npriority = 2', 46, 4),
+                ("priority = 4\n", 'dscp = "af41"', 34, 4),
+                ("", "", 0, 0),
+            ]:
+                here.file.write_text(HEAD + listener("t", tcp, more) + up + prioritized)
+                assert (await here.steward.reload("test"))["problems"] == []
+                with socket.socket() as client:
+                    client.setsockopt(IPPROTO_IP, socket.IP_TOS, 46 << 2)
+                    client.connect(here.socket("t").getsockname())
+                    flow = await here.next_flow()
+                    assert flow.original.socket.getsockopt(SOL_SOCKET, 12) == priority
+                    assert flow.reply.socket.getsockopt(IPPROTO_IP, socket.IP_TOS) == copied << 2
 
 
 async def test_what_was_set_is_taken_back_when_a_later_step_fails(tmp_path: Path) -> None:
