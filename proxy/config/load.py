@@ -88,6 +88,8 @@ def _problems(error: ValidationError, text: str, file: str) -> Iterator[Problem]
     for details in errors:
         if details["type"] in MISSING and details["loc"] in meant:
             continue  # it is there, misspelt, which is reported
+        if details["type"] == "too_short" and details["input"]:
+            continue  # it has entries, none of them right, which is reported
         path, message = explain(details)
         yield Problem(file, places.nearest_line(path), dotted(path), message)
     if error.error_count() > PROBLEMS_MAX:

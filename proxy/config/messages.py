@@ -123,6 +123,8 @@ def _model_at(path: Path) -> type[BaseModel] | None:
     for step in path:
         if get_origin(here) is dict:
             here = get_args(here)[1]
+        elif get_origin(here) is tuple:
+            here = get_args(here)[0]
         else:
             model = submodel(here)
             field = model.model_fields.get(str(step)) if model else None

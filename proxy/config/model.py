@@ -1,8 +1,9 @@
 """The configuration: every table of the file, every key, its type, its default, its meaning.
 
-The whole contract of the file is here. To add a key is to add a line; its check, its messages, its
-place in the JSON Schema and its line numbers follow from that. What cannot be said of one key
-alone is said in ``whole``. A key that exists works; one that is planned does not exist.
+The whole contract of the file is here, and that of upstreams in ``upstream``. To add a key is to
+add a line; its check, its messages, its place in the JSON Schema and its line numbers follow from
+that. What cannot be said of one key alone is said in ``whole``. A key that exists works; one that
+is planned does not exist.
 
 Objects are frozen and legal. They are made from what TOML holds (see ``values``), as a rule by
 ``load``; then durations are seconds, sizes are bytes.
@@ -10,39 +11,23 @@ Objects are frozen and legal. They are made from what TOML holds (see ``values``
 
 from __future__ import annotations
 
-from collections.abc import Collection
 from typing import Any, Final, Self
 
-from pydantic import (
-    BaseModel,
-    ConfigDict,
-    Field,
-    ModelWrapValidatorHandler,
-    ValidationError,
-    model_validator,
-)
+from pydantic import ModelWrapValidatorHandler, ValidationError, model_validator
 from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.config import whole
-from proxy.config.packets import (
-    MARK_MAX,
-    PRIORITY_MAX,
-    Dscp,
-    Interface,
-    SourcePorts,
-    Sources,
-    UpstreamDscp,
-)
+from proxy.config.keys import DSCP_KEY, INTERFACE_KEY, MARK_KEY, PRIORITY_KEY, REQUIRED, Table, key
+from proxy.config.packets import Dscp, Interface
 from proxy.config.prefixes import Prefixes, PrefixesFile, Weights
+from proxy.config.upstream import Upstream
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
     ADMIN_SOCKET_DEFAULT,
     Account,
     AdminHttp,
-    Balance,
     Bandwidth,
     BufferSize,
-    Endpoints,
     FileMode,
     Groups,
     Listen,
@@ -68,47 +53,11 @@ IDLE_DEFAULT: Final = {
 }
 """Seconds."""
 
-IP_SOCKETS: Final = (Transport.TCP, Transport.UDP)
-UDP_ALONE: Final = (Transport.UDP,)
-
-REQUIRED: Final[Any] = ...
-
 WHOLE: Final = "whole"
 """The error type of what is wrong between keys; its message stands in the error's context."""
 
-
-def key(
-    default: Any,
-    about: str,
-    *,
-    example: Any = None,
-    only: Collection[Transport] = (),
-    **bounds: Any,
-) -> Any:
-    """Declare a key.
-
-    Args:
-        default: as it would be written in the file; None for "not set"; or ``REQUIRED``.
-        about: what it does, for the JSON Schema.
-        example: for keys without a default.
-        only: the transports on whose listeners the key has an effect, if not on all.
-        bounds: as ``pydantic.Field`` takes them.
-
-    """
-    return Field(
-        default,
-        description=about,
-        examples=None if example is None else [example],
-        json_schema_extra={whole.ONLY: [each.value for each in only]} if only else None,
-        validate_default=default is not None,
-        **bounds,
-    )
-
-
-class Table(BaseModel):
-    """A table of the file: nothing is converted in silence, nothing unknown is ignored."""
-
-    model_config = ConfigDict(strict=True, frozen=True, extra="forbid")
+IP_SOCKETS: Final = (Transport.TCP, Transport.UDP)
+UDP_ALONE: Final = (Transport.UDP,)
 
 
 class Admin(Table):
@@ -259,33 +208,6 @@ class Limits(Table):
     per_flow: PerFlow = key({}, "Limits of each flow.")
 
 
-MARK_KEY: Final = key(
-    None,
-    "Mark of packets, for routing and nft (SO_MARK). Default: none.",
-    example=7,
-    ge=0,
-    le=MARK_MAX,
-)
-DSCP_KEY: Final = key(
-    None,
-    'DSCP of packets that are sent: 0 to 63, or a name such as "ef" or "af41". Default: none.',
-    example="ef",
-)
-PRIORITY_KEY: Final = key(
-    None,
-    "Priority of packets in the queues of this host (SO_PRIORITY); above 6 with CAP_NET_ADMIN. "
-    "Default: the kernel's.",
-    example=6,
-    ge=0,
-    le=PRIORITY_MAX,
-)
-INTERFACE_KEY: Final = key(
-    None,
-    "The one network interface to use (SO_BINDTODEVICE). Default: routing decides.",
-    example="eth1",
-)
-
-
 class TcpOptions(Table):
     """Options of the sockets of TCP flows, on both sides."""
 
@@ -409,44 +331,6 @@ class Listener(Table):
         """Seconds without payload after which a flow ends: as set, else as its RFC advises."""
         idle = self.limits.per_flow.idle
         return IDLE_DEFAULT[self.listen.transport] if idle is None else idle
-
-
-class Upstream(Table):
-    """A named set of endpoints."""
-
-    endpoints: Endpoints = key(
-        REQUIRED,
-        "Each host:port, or a Unix socket; "
-        'or "original" alone, the destination that nft diverted the client from.',
-        example=["10.0.0.1:80"],
-    )
-    balance: Balance = key("round_robin", "How an endpoint is chosen for a new flow.")
-    multicast_interface: Interface | None = key(
-        None,
-        "Where datagrams to multicast and broadcast endpoints leave. Default: as routed.",
-        example="eth1",
-    )
-    multicast_ttl: int = key(
-        1, "Hops of datagrams to multicast endpoints; 1 stays on the link.", ge=0, le=255
-    )
-    source: Sources | None = key(
-        None,
-        "Addresses to leave from, in turn: one, or an array of them and of ranges. "
-        "Default: routing decides.",
-        example=["192.0.2.7", "192.0.2.8-192.0.2.15"],
-    )
-    source_ports: SourcePorts | None = key(
-        None, "Ports to leave from. Default: the kernel's.", example="10000-19999"
-    )
-    mark: int | None = MARK_KEY
-    dscp: UpstreamDscp | None = key(
-        None,
-        'DSCP of packets that are sent: as of a listener, or "copy", what the client\'s first one '
-        "had. Default: none.",
-        example="copy",
-    )
-    priority: int | None = PRIORITY_KEY
-    interface: Interface | None = INTERFACE_KEY
 
 
 class Config(Table):

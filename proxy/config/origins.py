@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 from proxy.config.packets import COPY, parse_sources
 from proxy.config.problem import Path, shown
+from proxy.config.values import endpoint_texts
 
 if TYPE_CHECKING:
     from proxy.config.values import ListenAddress
@@ -124,4 +125,4 @@ def _is_unix(text: object) -> bool:
 
 
 def _texts(value: object) -> list[str]:
-    return [item for item in value if isinstance(item, str)] if isinstance(value, list) else []
+    return [item if isinstance(item, str) else "" for item in endpoint_texts(value)]

@@ -26,7 +26,8 @@ from pydantic import BaseModel
 from proxy.core.units import format_bandwidth, format_duration, format_size
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config, Listener, Upstream
+    from proxy.config.model import Config, Listener
+    from proxy.config.upstream import Upstream
 
 LINES_MAX: Final = 1000
 """Steps shown; a plan of more is another file. The rest is counted."""
@@ -184,13 +185,16 @@ def _upstream_steps(
 def _endpoint_steps(
     name: str, old: Upstream, new: Upstream, drained: Collection[tuple[str, str]]
 ) -> Iterator[Step]:
-    before, after = [str(each) for each in old.endpoints], [str(each) for each in new.endpoints]
+    before, after = ({str(each): each for each in one.endpoints} for one in (old, new))
     for endpoint in after:
         subject = f"endpoint {endpoint} of upstream {name}"
         if endpoint not in before:
             yield Step(Act.ADD, subject)
-        elif (name, endpoint) in drained:
+            continue
+        if (name, endpoint) in drained:
             yield Step(Act.REOPEN, subject, "it was drained, and is chosen again")
+        for step in _key_steps("", before[endpoint], after[endpoint]):
+            yield Step(Act.CHANGE, subject, f"{step.subject[1:]} {step.note}")
     for endpoint in before:
         if endpoint not in after:
             subject = f"endpoint {endpoint} of upstream {name}"

@@ -15,7 +15,7 @@ import re
 from collections.abc import Callable
 from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 
-from pydantic import BeforeValidator, Field, PlainValidator, StringConstraints, WithJsonSchema
+from pydantic import BeforeValidator, PlainValidator, StringConstraints, WithJsonSchema
 
 from proxy.config.problem import shown
 from proxy.config.unix import (
@@ -143,6 +143,12 @@ def parse_endpoint(text: str) -> HostPort:
     if ipaddress.ip_address(host).is_unspecified:
         raise ValueError(f'"{text}" is a wildcard: expected the address of one endpoint')
     return HostPort(host, endpoint.port)
+
+
+def endpoint_texts(value: object) -> list[object]:
+    """How the addresses of endpoints are written in a raw document, each alone or in a table."""
+    items = value if isinstance(value, list) else []
+    return [item.get("address") if isinstance(item, dict) else item for item in items]
 
 
 def parse_admin_http(text: str) -> HostPort | None:
@@ -335,17 +341,14 @@ Listen: TypeAlias = Annotated[
     *written(parse_listen, f"text such as {LISTEN_EXAMPLE}", pattern=LISTEN_PATTERN),
 ]
 
-Endpoint: TypeAlias = Annotated[
-    HostPort,
-    *written(parse_endpoint, 'text such as "10.0.0.1:80"', pattern=ENDPOINT_PATTERN),
-]
+ENDPOINT_KIND: Final = written(
+    parse_endpoint, 'text such as "10.0.0.1:80"', pattern=ENDPOINT_PATTERN
+)
+
+EndpointAddress: TypeAlias = Annotated[HostPort, *ENDPOINT_KIND]
 
 Group: TypeAlias = Annotated[
     str, *written(parse_group, 'a multicast address such as "239.255.255.250"', minLength=1)
-]
-
-Endpoints: TypeAlias = Annotated[
-    tuple[Endpoint, ...], Field(min_length=1), BeforeValidator(as_array)
 ]
 
 AdminHttp: TypeAlias = Annotated[

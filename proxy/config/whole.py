@@ -15,7 +15,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import Callable, Iterator
 from itertools import islice
-from typing import Any, Final, TypeAlias, TypeVar
+from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
@@ -28,6 +28,7 @@ from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
     ADMIN_SOCKET_DEFAULT,
     ListenAddress,
+    endpoint_texts,
     parse_admin_http,
     parse_endpoint,
     parse_group,
@@ -162,6 +163,8 @@ def _foreign_keys(
 
 def submodel(annotation: object) -> type[BaseModel] | None:
     """The model of a key that holds a table; nothing for other keys."""
+    if get_origin(annotation) is Annotated:
+        annotation = get_args(annotation)[0]
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
@@ -283,7 +286,7 @@ def _is_dual(listener: Table) -> bool:
 
 
 def _endpoints(value: object) -> list[HostPort | None]:
-    return [_read(parse_endpoint, item) for item in value] if isinstance(value, list) else []
+    return [_read(parse_endpoint, item) for item in endpoint_texts(value)]
 
 
 def _table(value: object) -> Table:

@@ -44,10 +44,12 @@ from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cook
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
+    from proxy.core.address import Address
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
     from proxy.core.row_json import ClosedFlow
     from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
+    from proxy.engine.specs import HealthReport
 
 READING: Final = 0.5
 """Seconds between two readings of a worker: what may be unknown of one that was killed."""
@@ -61,6 +63,9 @@ HEALTHY: Final = 60.0
 FIRST_PAUSE: Final = 0.1
 LONGEST_PAUSE: Final = 10.0
 """Seconds before a worker is started again that ended soon; doubled each time."""
+
+REPORTS_MAX: Final = 10_000
+"""Endpoints whose health a worker that begins is told; far more than are checked."""
 
 SLICE: Final = 100
 """Ended flows given at once."""
@@ -89,6 +94,7 @@ class Crew:
         self._wanted: Change | None = None
         self._orders: tuple[LiveLimit, ...] = ()
         self._drains: dict[DrainTarget, DrainOrder] = {}
+        self._health: dict[tuple[str, str, Address], HealthReport] = {}
         self._groups: list[tuple[Socket, ...]] = []
         self._in_use: list[set[int] | None] = [None] * size
         self._changing = trio.Lock()
@@ -142,6 +148,16 @@ class Crew:
             if not known and order.target != EVERYTHING:
                 del self._drains[order.target]
         return known or order.target == EVERYTHING
+
+    async def set_health(self, reports: Sequence[HealthReport]) -> None:
+        """Have every worker know what active checks say, and those to come too."""
+        async with self._changing:
+            for report in reports:
+                self._health.pop(report[:3], None)  # the latest stand last
+                self._health[report[:3]] = report
+            for key in list(self._health)[: max(0, len(self._health) - REPORTS_MAX)]:
+                del self._health[key]
+            await self._all(lambda remote: remote.set_health(reports))
 
     async def limit(self, orders: Sequence[LiveLimit]) -> None:
         """Have every worker keep its flows to these orders, and those to come too."""
@@ -277,6 +293,8 @@ class Crew:
             async with self._changing:
                 if self._wanted is not None:
                     await self._apply(remote, self._wanted)
+                if self._health:
+                    await remote.set_health(tuple(self._health.values()))
                 if self._orders:
                     await remote.limit(self._orders)
                 for order in self._drains.values():

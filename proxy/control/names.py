@@ -21,7 +21,8 @@ from proxy.engine.sockaddr import scoped
 from proxy.engine.specs import EndpointSpec, SourceSpec, UpstreamSpec
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config, Upstream
+    from proxy.config.model import Config
+    from proxy.config.upstream import Endpoint, Upstream
 
 RESOLVE_TIMEOUT: Final = 10.0
 """Seconds for one name; longer than any resolver's own retries are worth waiting for."""
@@ -48,7 +49,7 @@ async def resolve_upstreams(config: Config) -> dict[str, UpstreamSpec]:
 
     """
     wanted = {
-        (name, endpoint): None
+        (name, endpoint.address): None
         for name, upstream in config.upstream.items()
         if not is_original(upstream)
         for endpoint in upstream.endpoints
@@ -69,21 +70,25 @@ async def resolve_upstreams(config: Config) -> dict[str, UpstreamSpec]:
         raise ResolveError(*(problems[key] for key in wanted if key in problems))
     return {
         name: _upstream_spec(
-            name, upstream, [(each, found.get((name, each))) for each in upstream.endpoints]
+            name, upstream, [(each, found.get((name, each.address))) for each in upstream.endpoints]
         )
         for name, upstream in config.upstream.items()
     }
 
 
 def _upstream_spec(
-    name: str, upstream: Upstream, addresses: list[tuple[HostPort, Address | None]]
+    name: str, upstream: Upstream, addresses: list[tuple[Endpoint, Address | None]]
 ) -> UpstreamSpec:
     source = None
     if upstream.source is not None or upstream.source_ports is not None:
         source = SourceSpec(tuple(upstream.source or ()), upstream.source_ports or ANY_PORT)
     return UpstreamSpec(
         name=name,
-        endpoints=tuple(EndpointSpec(str(each), found) for each, found in addresses if found),
+        endpoints=tuple(
+            EndpointSpec(str(each), found, each.weight, each.backup)
+            for each, found in addresses
+            if found
+        ),
         original=is_original(upstream),
         multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
         marks=upstream_marks(upstream),

@@ -16,7 +16,8 @@ from proxy.engine.marks import MarkError, Marks
 from proxy.engine.outbound import Outbound
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config, Listener, Upstream
+    from proxy.config.model import Config, Listener
+    from proxy.config.upstream import Upstream
 
 REMEDIES: Final = {
     ("transparent", errno.EPERM): "it needs CAP_NET_ADMIN or CAP_NET_RAW",
@@ -83,7 +84,7 @@ def outbounds(config: Config) -> dict[str, Outbound]:
 
 def is_original(upstream: Upstream) -> bool:
     """Whether its flows go where their clients meant to go."""
-    return ORIGINAL in upstream.endpoints
+    return any(each.address == ORIGINAL for each in upstream.endpoints)
 
 
 def _pool(upstream: Upstream) -> SourcePool | None:

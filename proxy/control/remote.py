@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
     from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
-    from proxy.engine.specs import Change, DrainOrder
+    from proxy.engine.specs import Change, DrainOrder, HealthReport
 
 LAST_WORDS: Final = 5.0
 """Seconds a process has to end by itself when its wire is closed; it has only to end its flows."""
@@ -136,6 +136,10 @@ class RemoteWorker:
     async def drain(self, drain_order: DrainOrder) -> bool:
         """Begin to drain."""
         return bool(await self._call("drain", drain_order))
+
+    async def set_health(self, reports: Sequence[HealthReport]) -> None:
+        """Know what active checks say."""
+        await self._call("set_health", reports)
 
     async def limit(self, orders: Sequence[LiveLimit]) -> None:
         """Keep flows to these orders."""

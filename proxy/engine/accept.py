@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Upstream
+    from proxy.core.upstream import Choice, Upstream
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
@@ -222,7 +222,8 @@ class StreamListener:
         self, client: Socket, remote: Address, local: Address, source: SourceKey, now: float
     ) -> None:
         """Open the flow of a client that the gate has admitted."""
-        upstream, terms, connect = self.upstream, self.terms, self.connect
+        upstream: Choice = self.upstream
+        terms, connect = self.terms, self.connect
         if self._original is not None:
             destination = original_destination(client, local)
             if is_circle(self.relay, Transport.TCP, remote, destination):

@@ -24,7 +24,9 @@ from proxy.engine.unix import RETRY, BacklogWait, serve_unix_leg, stream_socket
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
-    from proxy.core.upstream import Endpoint, Upstream
+    from proxy.core.flow import Flow
+    from proxy.core.sources import SourceKey
+    from proxy.core.upstream import Choice, Endpoint
     from proxy.engine.outbound import Connect
     from proxy.engine.stream import StreamFlow
 
@@ -38,6 +40,9 @@ OUR_FAULTS: Final = frozenset(
 )
 """This host has run out of something; the endpoint knows nothing of it."""
 
+NO_KEY: Final[SourceKey] = ""
+"""Of a source that nobody asks for."""
+
 SOURCE_LOST: Final = frozenset({NO_SOURCE, errno.EADDRNOTAVAIL})
 """Nothing is left to connect from: our sources, or all ports of this host towards the endpoint."""
 
@@ -50,7 +55,7 @@ class ConnectAttempt:
 
     __slots__ = ("_connect", "_endpoint", "_flow", "_socket", "_tried", "_upstream")
 
-    def __init__(self, flow: StreamFlow, upstream: Upstream, connect: Connect) -> None:
+    def __init__(self, flow: StreamFlow, upstream: Choice, connect: Connect) -> None:
         self._flow = flow
         self._upstream = upstream
         self._connect = connect
@@ -60,7 +65,8 @@ class ConnectAttempt:
 
     def start(self, now: float, failure: CloseReason = CloseReason.NO_ENDPOINT) -> None:
         """Connect to the next endpoint; if none is left, end the flow with ``failure``."""
-        while (endpoint := self._upstream.pick(self._tried)) is not None:
+        source = source_for(self._upstream, self._flow)
+        while (endpoint := self._upstream.pick(self._tried, source, now)) is not None:
             self._tried += (endpoint,)
             self._endpoint = endpoint
             endpoint.counters.attempts += 1
@@ -164,6 +170,13 @@ class ConnectAttempt:
         if self._socket is not CLOSED:
             self._flow.relay.pump.bury(self._socket)
             self._socket = CLOSED
+
+
+def source_for(upstream: Choice, flow: Flow) -> SourceKey:
+    """The key of a flow's source, where its upstream asks for it."""
+    if not upstream.by_source:
+        return NO_KEY
+    return flow.counters.gate.limits.key(flow.client_remote[0])
 
 
 def side_of(failure: CloseReason) -> CloseSide:

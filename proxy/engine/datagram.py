@@ -23,7 +23,7 @@ import structlog
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Direction, Drop, Flow, State
 from proxy.core.unix import UnixAddress
-from proxy.engine.connect import count_failure, side_of
+from proxy.engine.connect import count_failure, side_of, source_for
 from proxy.engine.datagram_options import set_pmtu
 from proxy.engine.drops import drop_of, kernel_drops
 from proxy.engine.group import Answers, is_group, open_group
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.responders import Responders
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint, Upstream
+    from proxy.core.upstream import Choice, Endpoint
     from proxy.core.wheel import Slot
     from proxy.engine.datagram_listener import DatagramListener
     from proxy.engine.limited import Allowance
@@ -192,7 +192,7 @@ class DatagramFlow(Flow):
         self.counters.reply.discarded += size
         self.counters.reply.packets_discarded += 1
 
-    def start(self, upstream: Upstream, connect: Connect, now: float) -> bool:
+    def start(self, upstream: Choice, connect: Connect, now: float) -> bool:
         """Enter the table and connect; false if no endpoint could be reached."""
         relay = self.listener.relay
         if relay.leaving is not None:
@@ -227,6 +227,7 @@ class DatagramFlow(Flow):
         if self.fd != self.listener.fd:
             relay.exits.give_back(self.fd)
         if self.endpoint is not None:
+            self.endpoint.flows -= 1
             self.endpoint.counters.flows -= 1
         if self.answers is not None:
             self.answers.close()
@@ -280,11 +281,12 @@ class DatagramFlow(Flow):
             self.counters.dropped[kind] += 1
         return bool(kinds)
 
-    def _connect(self, upstream: Upstream, connect: Connect, now: float) -> CloseReason | None:
+    def _connect(self, upstream: Choice, connect: Connect, now: float) -> CloseReason | None:
         """Connect to the first endpoint that the kernel has a route to; return why none did."""
         failure = CloseReason.NO_ENDPOINT
         tried: tuple[Endpoint, ...] = ()
-        while (endpoint := upstream.pick(tried)) is not None:
+        source = source_for(upstream, self)
+        while (endpoint := upstream.pick(tried, source, now)) is not None:
             tried += (endpoint,)
             endpoint.counters.attempts += 1
             error = self._open(endpoint, upstream, connect)
@@ -293,7 +295,7 @@ class DatagramFlow(Flow):
             failure = count_failure(endpoint, error, now)
         return failure
 
-    def _open(self, endpoint: Endpoint, upstream: Upstream, connect: Connect) -> int:
+    def _open(self, endpoint: Endpoint, upstream: Choice, connect: Connect) -> int:
         """Open the socket, or two, towards an endpoint; return 0, or the errno."""
         address = endpoint.address
         if isinstance(address, UnixAddress):
@@ -312,7 +314,7 @@ class DatagramFlow(Flow):
         # connect(2): EACCES, the address is that of a directed broadcast
         return self._open_group(endpoint, upstream) if error == errno.EACCES else error
 
-    def _open_group(self, endpoint: Endpoint, upstream: Upstream) -> int:
+    def _open_group(self, endpoint: Endpoint, upstream: Choice) -> int:
         try:
             sender, hearer = open_group(endpoint.address, upstream.multicast)
         except OSError as error:
@@ -339,6 +341,7 @@ class DatagramFlow(Flow):
         relay = self.listener.relay
         self.socket = socket
         self.endpoint = endpoint
+        endpoint.flows += 1
         endpoint.counters.flows += 1
         relay.table.set_endpoint(self, canonical(socket.getsockname()), endpoint.address)
         relay.pump.register(socket.fileno(), self, EPOLLIN)

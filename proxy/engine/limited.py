@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.core.live_limit import Restraint
     from proxy.core.police import Policed
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Upstream
+    from proxy.core.upstream import Choice
     from proxy.engine.outbound import Connect
     from proxy.engine.specs import BandwidthLimits
     from proxy.engine.terms import Terms
@@ -188,7 +188,7 @@ class LimitedFlow(CountedFlow):
 
     __slots__ = ()
 
-    def start(self, upstream: Upstream, connect: Connect, now: float) -> bool:
+    def start(self, upstream: Choice, connect: Connect, now: float) -> bool:
         """Enter the table and connect; false if no endpoint could be reached."""
         policing = self.listener.terms.policing
         if policing is not None:

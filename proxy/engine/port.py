@@ -20,7 +20,7 @@ from proxy.core.row_json import ClosedFlow
 if TYPE_CHECKING:
     from proxy.config.plan import StepRow
     from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
-    from proxy.engine.specs import Change, DrainOrder
+    from proxy.engine.specs import Change, DrainOrder, HealthReport
 
 
 class ListenRow(TypedDict):
@@ -203,6 +203,10 @@ class RelayPort(Protocol):
 
         How it goes on is told by ``RelayStatus.drains``.
         """
+        ...
+
+    async def set_health(self, reports: Sequence[HealthReport]) -> None:
+        """Know what active checks say; of endpoints that are not named, nothing has changed."""
         ...
 
     async def limit(self, orders: Sequence[LiveLimit]) -> None:

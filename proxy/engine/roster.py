@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, TypeAlias
 
 from proxy.core.address import Transport, format_address
 from proxy.core.admission import NOBODY
+from proxy.core.condition import Administration
 from proxy.core.counters import EndpointCounters, ListenerCounters
 from proxy.core.ledger import Ledger
 from proxy.core.source import SourcePool
@@ -50,6 +51,7 @@ if TYPE_CHECKING:
         Change,
         DrainTarget,
         EndpointSpec,
+        HealthReport,
         ListenerSpec,
         UpstreamSpec,
     )
@@ -145,7 +147,7 @@ class Roster:
         Sockets that go to another name are known before any listener retires, so that one that
         is wanted again is not closed in between.
         """
-        self._use_upstreams(change.upstreams)
+        self._use_upstreams(change.upstreams, now)
         specs = {name: spec for name, spec in self._specs.items() if name not in change.closed}
         specs |= {each.spec.name: each.spec for each in change.opened}
         specs |= {spec.name: spec for spec in change.changed}
@@ -249,10 +251,19 @@ class Roster:
         for name in self._listeners:
             self.retire(name, now)
 
-    def retire_endpoint(self, upstream: str, endpoint: str) -> None:
+    def retire_endpoint(self, upstream: str, endpoint: str, now: float) -> None:
         """Choose an endpoint for no further flow."""
-        self._routes[upstream].upstream.drain(endpoint)
+        for each in self._routes[upstream].upstream.called(endpoint):
+            each.administer(Administration.DRAINING, now)
         self._endpoints[upstream, endpoint].draining = True
+
+    def set_health(self, reports: Iterable[HealthReport], now: float) -> None:
+        """Know what active checks say of endpoints."""
+        for report in reports:
+            route = self._routes.get(report.upstream)
+            for each in route.upstream.called(report.endpoint) if route else ():
+                if each.address == report.address:
+                    each.set_health(report.health, report.reason, now)
 
     def cookies(self) -> list[int]:
         """The listening sockets in use, by the numbers that the kernel gave them."""
@@ -279,9 +290,10 @@ class Roster:
         if target.listener is not None:
             return any(row["listener"] == target.listener for row in self.listening())
         route = self._routes.get(target.upstream or "")
-        return route is not None and target.endpoint in {
-            each.name for each in route.upstream.endpoints
-        }
+        return route is not None and any(
+            each.administration is not Administration.DRAINING
+            for each in route.upstream.called(target.endpoint or "")
+        )
 
     def _join(self, gate: Gate, before: ListenerSpec | None, spec: ListenerSpec) -> None:
         """Have a listener's ceilings hold over all workers, where there are others."""
@@ -310,7 +322,7 @@ class Roster:
             each for listeners in self._listeners.values() for each in listeners if each.is_open
         )
 
-    def _use_upstreams(self, specs: Iterable[UpstreamSpec]) -> None:
+    def _use_upstreams(self, specs: Iterable[UpstreamSpec], now: float) -> None:
         specs = tuple(specs)
         self._endpoints.use(
             (spec.name, name)
@@ -319,9 +331,9 @@ class Roster:
         )
         for counters in self._endpoints:  # also one whose first flow is still connecting
             counters.draining = True
-        self._routes = {spec.name: self._route(spec) for spec in specs}
+        self._routes = {spec.name: self._route(spec, now) for spec in specs}
 
-    def _route(self, spec: UpstreamSpec) -> _Route:
+    def _route(self, spec: UpstreamSpec, now: float) -> _Route:
         """The same upstream with other endpoints, where that can be, so that the turn goes on."""
         before = self._routes.get(spec.name)
         pool = before.pool if before and before.spec.source == spec.source else _pool(spec)
@@ -329,22 +341,27 @@ class Roster:
             counters = self._endpoints[spec.name, ORIGINAL]
             counters.draining = False
             return _Route(spec, OriginalUpstream(spec.name, counters), pool)
-        known = {each.name: each for each in before.upstream.endpoints} if before else {}
+        former = before.upstream.endpoints if before else ()
+        known = {(each.name, each.address): each for each in former}
         endpoints = [
-            self._endpoint(spec.name, each, known.get(each.name)) for each in spec.endpoints
+            self._endpoint(spec.name, each, known.get((each.name, each.address)), now)
+            for each in spec.endpoints
         ]
         if before is None or before.spec.original:
             return _Route(spec, Upstream(spec.name, endpoints, spec.multicast), pool)
         before.upstream.become(endpoints, spec.multicast)
         return _Route(spec, before.upstream, pool)
 
-    def _endpoint(self, upstream: str, spec: EndpointSpec, before: Endpoint | None) -> Endpoint:
+    def _endpoint(
+        self, upstream: str, spec: EndpointSpec, before: Endpoint | None, now: float
+    ) -> Endpoint:
         """The same object where it is the same: attempts under way know what they have tried."""
         counters = self._endpoints[upstream, spec.name]
         counters.draining = False
-        if before is not None and before.address == spec.address:
-            return before
-        return Endpoint(upstream, spec.name, spec.address, counters)
+        endpoint = before or Endpoint(upstream, spec.name, spec.address, counters)
+        endpoint.become(spec.weight, backup=spec.backup)
+        endpoint.administer(Administration.ENABLED, now)
+        return endpoint
 
     def _exchange(self, opened: Iterable[OpenListener], closed: Iterable[str], now: float) -> None:
         """Retire the sockets that no name has any more, and serve those that came."""

@@ -27,6 +27,7 @@ from proxy.engine.options import NODELAY, SocketOptions
 
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
+    from proxy.core.condition import Health
     from proxy.core.expiry import FlowLimits
     from proxy.core.pace import Pace
     from proxy.core.waiting import WaitLimits
@@ -36,10 +37,25 @@ COOKIE_SIZE: Final = 8
 
 
 class EndpointSpec(NamedTuple):
-    """One endpoint: its name in the configuration, and where that is."""
+    """One endpoint: its name in the configuration, where that is, and its part of the flows.
+
+    A name that has several addresses is in as many of these.
+    """
 
     name: str
     address: Address
+    weight: int = 1
+    backup: bool = False
+
+
+class HealthReport(NamedTuple):
+    """What active checks say of one endpoint, and why, in a few words."""
+
+    upstream: str
+    endpoint: str
+    address: Address
+    health: Health
+    reason: str
 
 
 class SourceSpec(NamedTuple):

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint, Upstream
+    from proxy.core.upstream import Choice, Endpoint
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay
@@ -95,7 +95,7 @@ class StreamFlow(Flow):
 
     def start(
         self,
-        upstream: Upstream,
+        upstream: Choice,
         connect: Connect,
         now: float,
         bandwidth: Bandwidth | None = None,
@@ -121,6 +121,7 @@ class StreamFlow(Flow):
         self.reply.socket = socket
         self.reply.writable_watched = True
         self.endpoint = endpoint
+        endpoint.flows += 1
         endpoint.counters.flows += 1
         self.active = now
         self.enter(State.ESTABLISHED)
@@ -254,6 +255,7 @@ class StreamFlow(Flow):
             self.attempt.cancel()
             self.attempt = None
         elif self.endpoint is not None:
+            self.endpoint.flows -= 1
             self.endpoint.counters.flows -= 1
         for leg in (self.original, self.reply):
             leg.block()

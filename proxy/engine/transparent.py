@@ -36,6 +36,7 @@ from proxy.engine.sockaddr import (
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
+    from proxy.core.upstream import Choice
 
 IP_RECVORIGDSTADDR: Final = 20  # uapi/linux/in.h
 IPV6_RECVORIGDSTADDR: Final = 74  # uapi/linux/in6.h
@@ -91,7 +92,7 @@ class TransparentListener(DatagramListener):
             name, control = _name_for(local, remote, name), b""
         flow = self._kind(self, key, name, control, remote, local, now, source)
         flow.fd = fd
-        upstream = self.upstream
+        upstream: Choice = self.upstream
         if isinstance(upstream, OriginalUpstream):
             upstream = upstream.towards(local)
         return flow if flow.start(upstream, self.way_of(index), now) else None

@@ -20,6 +20,7 @@ import trio
 
 from proxy import __version__
 from proxy.core.address import Transport
+from proxy.core.condition import Condition
 from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.live_limit import restrained
@@ -32,7 +33,7 @@ from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
 from proxy.engine.relay import Relay
 from proxy.engine.roster import Roster
-from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget
+from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, HealthReport
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
@@ -120,9 +121,14 @@ class Worker:
         else:
             assert target.upstream is not None
             assert target.endpoint is not None
-            roster.retire_endpoint(target.upstream, target.endpoint)
+            roster.retire_endpoint(target.upstream, target.endpoint, now)
         self._drains.start(order, now)
         return True
+
+    async def set_health(self, reports: Sequence[HealthReport]) -> None:
+        """Know what active checks say of endpoints; those that are gone by now are left out."""
+        await trio.lowlevel.checkpoint()
+        self._roster.set_health(reports, monotonic())
 
     async def limit(self, orders: Sequence[LiveLimit]) -> None:
         """Keep flows to these orders: new ones at once, then those that live."""
@@ -334,7 +340,7 @@ class Worker:
             *(
                 f'upstream "{upstream.name}": {_unusable(upstream)}'
                 for upstream in self._roster.upstreams
-                if not any(endpoint.counters.up(now) for endpoint in upstream.endpoints)
+                if not any(endpoint.counters.up(now) for endpoint in upstream.usable)
             ),
         ]
 
@@ -409,6 +415,10 @@ def _limits_of(flow: Flow) -> FlowLimits:
 
 
 def _unusable(upstream: Upstream) -> str:
-    if not upstream.endpoints:
+    conditions = {each.condition for each in upstream.endpoints}
+    if conditions == {Condition.DRAINING}:
         return "every endpoint drains; a reload brings them back"
+    if not upstream.usable:
+        found = ", ".join(sorted(conditions))
+        return f"no endpoint is usable: {found}"
     return "no endpoint answered the last attempt"

@@ -13,7 +13,7 @@ from click.testing import CliRunner, Result
 
 from proxy.cli import main
 from proxy.config.load import DEFAULT_FILE
-from proxy.config.model import Upstream
+from proxy.config.upstream import Upstream
 
 VALID = """\
 [listener.web]

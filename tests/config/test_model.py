@@ -33,7 +33,8 @@ def test_defaults() -> None:
     per_flow = listener.limits.per_flow
     assert (per_flow.connect, per_flow.half_closed, per_flow.unreplied) == (5.0, 240.0, 30.0)
     assert (per_flow.idle, per_flow.duration) == (None, None)
-    assert config.upstream["web"].endpoints == (HostPort("10.0.0.1", 80),)
+    (endpoint,) = config.upstream["web"].endpoints
+    assert (endpoint.address, endpoint.weight, endpoint.backup) == (("10.0.0.1", 80), 1, False)
 
 
 def test_values_are_seconds_bytes_and_addresses() -> None:

@@ -108,7 +108,7 @@ def test_interfaces() -> None:
 def test_the_original_destination_is_an_endpoint() -> None:
     text = '[listener.a]\nlisten="tcp://[::]:1"\nupstream="b"\n[upstream.b]\nendpoints=["original"]'
     (endpoint,) = parse(text, "f").upstream["b"].endpoints
-    assert endpoint is ORIGINAL
+    assert endpoint.address is ORIGINAL
     assert str(endpoint) == "original"
 
 

@@ -18,9 +18,10 @@ from proxy.control import crew as crew_module
 from proxy.control.crew import Crew
 from proxy.control.house import House, open_house
 from proxy.control.steward import Steward
+from proxy.core.condition import Health
 from proxy.core.query import FlowQuery
 from proxy.engine.port import RelayCounters
-from proxy.engine.specs import EVERYTHING
+from proxy.engine.specs import EVERYTHING, HealthReport
 from proxy.engine.worker import open_files
 from tests.engine import lab
 from tests.engine.lab import PATIENCE, _noted, datagram_socket, listening
@@ -331,6 +332,31 @@ async def test_a_drained_listener_stays_so_when_a_worker_is_replaced(tmp_path: P
             assert await is_refused(host, port)
         assert (await steward.reload("test"))["problems"] == []
         port = await port_of(house, "web")
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_checks_say_is_told_to_a_worker_that_is_replaced(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        address = endpoint.getsockname()
+        name = f"{address[0]}:{address[1]}"
+        for health in (Health.UP, Health.DOWN):
+            await crew.set_health([HealthReport("web", name, address, health, "because")])
+        victim = crew._remotes[1]
+        assert victim is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        while crew.restarts == 0 or crew._remotes[1] is None:
+            await trio.sleep(0.01)
+        for host in CLIENTS:
+            with suppress(ConnectionResetError):  # while connecting, or a moment later
+                assert await is_over(await client_from(host, port))
+        assert await rows_by_worker(house) == {}
+        await crew.set_health([HealthReport("web", name, address, Health.UP, "")])
         for host in CLIENTS:
             assert await asks(await client_from(host, port))
         nursery.cancel_scope.cancel()

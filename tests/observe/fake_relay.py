@@ -26,7 +26,7 @@ if TYPE_CHECKING:
         ReloadAnswer,
         ReloadRecord,
     )
-    from proxy.engine.specs import Change, DrainOrder
+    from proxy.engine.specs import Change, DrainOrder, HealthReport
 
 WALL = 1_700_000_000.0  # Unix time less monotonic time of every fake flow
 ENDPOINT: Address = ("10.0.0.1", 80)
@@ -86,6 +86,9 @@ class FakeRelay:
         raise NotImplementedError  # nobody here changes anything
 
     async def drain(self, order: DrainOrder) -> bool:
+        raise NotImplementedError
+
+    async def set_health(self, reports: Sequence[HealthReport]) -> None:
         raise NotImplementedError
 
     async def limit(self, orders: Sequence[LiveLimit]) -> None:

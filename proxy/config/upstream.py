@@ -1,0 +1,102 @@
+"""What the file says of an upstream: its endpoints, and how flows are shared out among them.
+
+An endpoint may be written short, as its address, or as a table with more keys; either way it
+becomes the same object, so nobody else knows of two spellings.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Self, TypeAlias
+
+from pydantic import (
+    BeforeValidator,
+    Field,
+    GetJsonSchemaHandler,
+    ModelWrapValidatorHandler,
+    model_validator,
+)
+from pydantic.json_schema import JsonSchemaValue
+from pydantic_core import CoreSchema
+
+from proxy.config.keys import INTERFACE_KEY, MARK_KEY, PRIORITY_KEY, REQUIRED, Table, key
+from proxy.config.packets import Interface, SourcePorts, Sources, UpstreamDscp
+from proxy.config.values import (
+    ENDPOINT_KIND,
+    ENDPOINT_PATTERN,
+    Balance,
+    EndpointAddress,
+    as_array,
+)
+from proxy.core.upstream import WEIGHT_MAX
+
+
+class Endpoint(Table):
+    """One endpoint of an upstream."""
+
+    address: EndpointAddress = key(REQUIRED, "host:port, or a Unix socket.", example="10.0.0.1:80")
+    weight: int = key(1, "Its part of the new flows, beside the others'.", ge=1, le=WEIGHT_MAX)
+    backup: bool = key(False, "Take new flows only while no other endpoint can.")
+
+    def __str__(self) -> str:
+        return str(self.address)
+
+    @model_validator(mode="wrap")
+    @classmethod
+    def _read_short(cls, value: Any, handler: ModelWrapValidatorHandler[Self]) -> Self:
+        """Take an address for the table that names nothing else; its faults are the entry's."""
+        if not isinstance(value, dict):
+            ENDPOINT_KIND[0].func(value)
+            value = {"address": value}
+        return handler(value)
+
+
+class _OrShort:
+    """Describes an endpoint in both its spellings."""
+
+    def __get_pydantic_json_schema__(
+        self, schema: CoreSchema, handler: GetJsonSchemaHandler
+    ) -> JsonSchemaValue:
+        return {"anyOf": [{"type": "string", "pattern": ENDPOINT_PATTERN}, handler(schema)]}
+
+
+Endpoints: TypeAlias = Annotated[
+    tuple[Annotated[Endpoint, _OrShort()], ...], Field(min_length=1), BeforeValidator(as_array)
+]
+
+
+class Upstream(Table):
+    """A named set of endpoints."""
+
+    endpoints: Endpoints = key(
+        REQUIRED,
+        "Each host:port or a Unix socket, or a table with address and more keys; "
+        'or "original" alone, the destination that nft diverted the client from.',
+        example=["10.0.0.1:80"],
+    )
+    balance: Balance = key("round_robin", "How an endpoint is chosen for a new flow.")
+    multicast_interface: Interface | None = key(
+        None,
+        "Where datagrams to multicast and broadcast endpoints leave. Default: as routed.",
+        example="eth1",
+    )
+    multicast_ttl: int = key(
+        1, "Hops of datagrams to multicast endpoints; 1 stays on the link.", ge=0, le=255
+    )
+    source: Sources | None = key(
+        None,
+        "Addresses to leave from, in turn: one, or an array of them and of ranges. "
+        "Default: routing decides.",
+        example=["192.0.2.7", "192.0.2.8-192.0.2.15"],
+    )
+    source_ports: SourcePorts | None = key(
+        None, "Ports to leave from. Default: the kernel's.", example="10000-19999"
+    )
+    mark: int | None = MARK_KEY
+    dscp: UpstreamDscp | None = key(
+        None,
+        'DSCP of packets that are sent: as of a listener, or "copy", what the client\'s first one '
+        "had. Default: none.",
+        example="copy",
+    )
+    priority: int | None = PRIORITY_KEY
+    interface: Interface | None = INTERFACE_KEY
