@@ -10,54 +10,30 @@ only off the fast path, so a byte that passes straight through costs one additio
 
 from __future__ import annotations
 
-from bisect import bisect_left
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from proxy.core.admission import ORDERED, Gate, Limit
 from proxy.core.flow import CloseReason, Drop, Refusal, State
+from proxy.core.histogram import BYTES_BOUNDS, CONNECT_BOUNDS, DURATION_BOUNDS, Histogram
 
 if TYPE_CHECKING:
     from proxy.core.address import Transport
+    from proxy.core.flow import Flow
+    from proxy.core.histogram import HistogramSnapshot
     from proxy.core.sources import SourceKey
-
-DURATION_BOUNDS: Final = (0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 86400.0)
-"""Seconds; a flow lives from a DNS exchange to a working day."""
-
-CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
-"""Seconds; from loopback to a SYN that was sent again."""
-
 
 DOWN: Final = 10.0
 """Seconds an endpoint counts as down after a failed attempt; two scrapes see it."""
 
 
-class Histogram:
-    """Counts of observations by upper bound, with their sum; the last bucket has no bound."""
-
-    __slots__ = ("bounds", "counts", "sum")
-
-    def __init__(self, bounds: tuple[float, ...]) -> None:
-        self.bounds = bounds
-        self.counts = [0] * (len(bounds) + 1)
-        self.sum = 0.0
-
-    def observe(self, value: float) -> None:
-        """Count one observation; a value equal to a bound lies within it."""
-        self.counts[bisect_left(self.bounds, value)] += 1
-        self.sum += value
-
-    def snapshot(self) -> HistogramSnapshot:
-        """Return a copy that no later observation changes."""
-        return {"bounds": list(self.bounds), "counts": list(self.counts), "sum": self.sum}
-
-
 class DirectionCounters:
     """Payload of one direction (original or reply) of all flows of a listener."""
 
-    __slots__ = ("buffered", "discarded", "packets", "packets_discarded", "received")
+    __slots__ = ("buffered", "discarded", "flow_bytes", "packets", "packets_discarded", "received")
 
     def __init__(self) -> None:
         self.received = 0
+        self.flow_bytes = Histogram(BYTES_BOUNDS)
         self.buffered = 0  # received, waiting in our buffers; may fall
         self.discarded = 0  # received, and thrown away when the flow ended or the datagram dropped
         self.packets = 0  # datagrams received; 0 for streams, whose packets the kernel hides
@@ -76,6 +52,7 @@ class DirectionCounters:
             "buffered": self.buffered,
             "packets_received": self.packets,
             "packets_sent": self.packets - self.packets_discarded,
+            "flow_bytes": self.flow_bytes.snapshot(),
         }
 
 
@@ -176,11 +153,14 @@ class ListenerCounters:
         self.live[old] -= 1
         self.live[new] += 1
 
-    def flow_closed(self, state: State, reason: CloseReason, duration: float) -> None:
-        """Count a flow that ended in ``state`` after ``duration`` seconds."""
-        self.live[state] -= 1
+    def flow_closed(self, flow: Flow, reason: CloseReason) -> None:
+        """Count a flow that has ended."""
+        id, now = flow.id, flow.closed
+        self.live[flow.state] -= 1
         self.closed[reason] += 1
-        self.duration.observe(duration)
+        self.duration.observe(now - flow.opened, id, now)
+        self.original.flow_bytes.observe(flow.original.bytes, id, now)
+        self.reply.flow_bytes.observe(flow.reply.bytes, id, now)
 
     def snapshot(self) -> ListenerSnapshot:
         """Return a copy as plain values, fit to cross a process."""
@@ -278,14 +258,6 @@ def states_of(transport: Transport) -> tuple[State, ...]:
     )
 
 
-class HistogramSnapshot(TypedDict):
-    """``counts`` has one more item than ``bounds``: what lies above the last."""
-
-    bounds: list[float]
-    counts: list[int]
-    sum: float
-
-
 class DirectionSnapshot(TypedDict):
     """Bytes and datagrams of one direction; ``buffered`` is a level, the rest only grow."""
 
@@ -294,6 +266,7 @@ class DirectionSnapshot(TypedDict):
     buffered: int
     packets_received: int
     packets_sent: int
+    flow_bytes: HistogramSnapshot
 
 
 class ListenerSnapshot(TypedDict):

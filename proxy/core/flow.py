@@ -235,6 +235,6 @@ class Flow:
         self.close_reason = reason
         self.close_side = side
         self.closed = now
-        self.counters.flow_closed(self.state, reason, now - self.opened)
+        self.counters.flow_closed(self, reason)
         self.counters.gate.leave(self.source, now)
         return True

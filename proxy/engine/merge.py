@@ -24,13 +24,13 @@ from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy import __version__
 from proxy.core.flow import CloseReason
+from proxy.core.histogram import add_histograms
 from proxy.engine.drains import Phase
 
 if TYPE_CHECKING:
     from proxy.core.counters import (
         DirectionSnapshot,
         EndpointSnapshot,
-        HistogramSnapshot,
         ListenerSnapshot,
     )
     from proxy.engine.port import (
@@ -184,8 +184,8 @@ def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSn
         "abandoned": one["abandoned"] + other["abandoned"],
         "original": _add_directions(one["original"], other["original"]),
         "reply": _add_directions(one["reply"], other["reply"]),
-        "duration": _add_histograms(one["duration"], other["duration"]),
-        "connect_duration": _add_histograms(one["connect_duration"], other["connect_duration"]),
+        "duration": add_histograms(one["duration"], other["duration"]),
+        "connect_duration": add_histograms(one["connect_duration"], other["connect_duration"]),
     }
 
 
@@ -234,15 +234,7 @@ def _add_directions(one: DirectionSnapshot, other: DirectionSnapshot) -> Directi
         "buffered": one["buffered"] + other["buffered"],
         "packets_received": one["packets_received"] + other["packets_received"],
         "packets_sent": one["packets_sent"] + other["packets_sent"],
-    }
-
-
-def _add_histograms(one: HistogramSnapshot, other: HistogramSnapshot) -> HistogramSnapshot:
-    assert one["bounds"] == other["bounds"], "workers of different versions"
-    return {
-        "bounds": one["bounds"],
-        "counts": [a + b for a, b in zip(one["counts"], other["counts"], strict=True)],
-        "sum": one["sum"] + other["sum"],
+        "flow_bytes": add_histograms(one["flow_bytes"], other["flow_bytes"]),
     }
 
 

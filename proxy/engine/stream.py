@@ -116,7 +116,7 @@ class StreamFlow(Flow):
 
     def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:
         """Relay from now on: the endpoint has accepted."""
-        self.counters.connect_duration.observe(now - self.active)
+        self.counters.connect_duration.observe(now - self.active, self.id, now)
         self.attempt = None
         self.reply.socket = socket
         self.reply.writable_watched = True

@@ -17,6 +17,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from difflib import get_close_matches
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
 import structlog
@@ -99,7 +100,13 @@ class Api:
         counters["log_dropped"] += self._log_dropped()
         status = await self._port.status()
         accept = request.headers.get("accept", "")
-        reading = Reading(counters, status, self.admin_refused, self._steward.last_reload())
+        reading = Reading(
+            counters,
+            status,
+            self.admin_refused,
+            self._steward.last_reload(),
+            time() - monotonic(),
+        )
         content_type, body = render(reading, accept)
         return Response(body, content_type)
 

@@ -17,7 +17,7 @@ The file is long because a table is read in one piece.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -26,7 +26,8 @@ from proxy.core.flow import CloseReason
 from proxy.observe.processes import RESIDENT, WHOLE, cpu_seconds, memory_bytes
 
 if TYPE_CHECKING:
-    from proxy.core.counters import EndpointSnapshot, HistogramSnapshot, ListenerSnapshot
+    from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
+    from proxy.core.histogram import HistogramSnapshot
     from proxy.engine.port import RelayCounters, RelayStatus, ReloadRecord
 
 EVERY: Final = tuple(Transport)
@@ -38,12 +39,18 @@ Samples: TypeAlias = "Iterable[tuple[Labels, float | HistogramSnapshot]]"
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """Everything that one scrape tells, taken at one moment."""
+    """Everything that one scrape tells, taken at one moment.
+
+    Attributes:
+        wall_offset: Unix time less monotonic time, in seconds.
+
+    """
 
     counters: RelayCounters
     status: RelayStatus
     admin_refused: int
     reload: ReloadRecord
+    wall_offset: float
 
     @property
     def has_twins(self) -> bool:
@@ -94,13 +101,14 @@ def _listener(
 
 
 def _listener_by(
-    read: Callable[[ListenerSnapshot], dict[str, int]], only: Collection[Transport] = EVERY
+    read: Callable[[ListenerSnapshot], Mapping[str, float | HistogramSnapshot]],
+    only: Collection[Transport] = EVERY,
 ) -> Callable[[Reading], Samples]:
     """One sample a listener and word of a closed enum."""
     return lambda reading: (
-        ((row["listener"], word), count)
+        ((row["listener"], word), value)
         for row in _listeners(reading, only)
-        for word, count in read(row).items()
+        for word, value in read(row).items()
     )
 
 
@@ -127,6 +135,10 @@ def _live(reading: Reading) -> Samples:
 
 def _buffered(row: ListenerSnapshot) -> dict[str, int]:
     return {"original": row["original"]["buffered"], "reply": row["reply"]["buffered"]}
+
+
+def _flow_bytes(row: ListenerSnapshot) -> dict[str, HistogramSnapshot]:
+    return {"original": row["original"]["flow_bytes"], "reply": row["reply"]["flow_bytes"]}
 
 
 def _connect_failures(reading: Reading) -> Samples:
@@ -304,6 +316,13 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _LISTENER,
         "How long flows lived, from admission to end.",
         _listener(lambda row: row["duration"]),
+    ),
+    MetricEntry(
+        "sockpair_flow_bytes",
+        "histogram",
+        ("listener", "direction"),
+        "Payload received in one direction of a flow, by the time of its end.",
+        _listener_by(_flow_bytes),
     ),
     MetricEntry(
         "sockpair_connect_duration_seconds",

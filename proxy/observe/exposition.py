@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
-    from proxy.core.counters import HistogramSnapshot
+    from proxy.core.histogram import Exemplar, HistogramSnapshot
     from proxy.observe.catalogue import Labels, MetricEntry, Samples
 
 OPENMETRICS: Final = "application/openmetrics-text"
@@ -67,12 +67,20 @@ def head(entry: MetricEntry, *, openmetrics: bool) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
-def lines(entry: MetricEntry, samples: Samples) -> Iterator[str]:
-    """The lines of a family, the same in both formats; a histogram has several a sample."""
+def lines(entry: MetricEntry, samples: Samples, wall_offset: float | None = None) -> Iterator[str]:
+    """The lines of a family; a histogram has several a sample.
+
+    Args:
+        entry: of the catalogue.
+        samples: of the entry.
+        wall_offset: Unix time less monotonic time, in seconds, to write exemplars with, which
+            only OpenMetrics has; else the lines are the same in both formats.
+
+    """
     name, layout = entry.name, _layout(entry.labels)
     for labels, value in samples:
         if isinstance(value, dict):
-            yield from _histogram(entry, labels, value)
+            yield from _histogram(entry, labels, value, wall_offset)
         else:
             yield f"{name}{layout.format(*map(_escaped, labels))} {number(value)}\n"
 
@@ -89,15 +97,23 @@ def number(value: float) -> str:
     return f"{mantissa}e+{len(whole) - 1:02d}"
 
 
-def _histogram(entry: MetricEntry, labels: Labels, value: HistogramSnapshot) -> Iterator[str]:
+def _histogram(
+    entry: MetricEntry, labels: Labels, value: HistogramSnapshot, wall_offset: float | None
+) -> Iterator[str]:
     name, escaped = entry.name, [*map(_escaped, labels)]
     bucket = _layout((*entry.labels, "le"))
-    bounds = [*map(str, value["bounds"]), "+Inf"]
-    count = 0
-    for bound, count in zip(bounds, accumulate(value["counts"]), strict=True):
-        yield f"{name}_bucket{bucket.format(*escaped, bound)} {number(count)}\n"
+    bounds = [*(str(float(bound)) for bound in value["bounds"]), "+Inf"]
+    counts, count = accumulate(value["counts"]), 0
+    for bound, count, seen in zip(bounds, counts, value["exemplars"], strict=True):
+        example = "" if seen is None or wall_offset is None else _exemplar(seen, wall_offset)
+        yield f"{name}_bucket{bucket.format(*escaped, bound)} {number(count)}{example}\n"
     rest = _layout(entry.labels).format(*escaped)
     yield f"{name}_count{rest} {number(count)}\n{name}_sum{rest} {number(value['sum'])}\n"
+
+
+def _exemplar(seen: Exemplar, wall_offset: float) -> str:
+    flow, value, now = seen
+    return f' # {{flow="{flow}"}} {number(value)} {now + wall_offset}'
 
 
 def _escaped(value: str) -> str:

@@ -13,11 +13,12 @@ from collections.abc import Iterator
 from itertools import islice
 from typing import TYPE_CHECKING, Final
 
+from proxy.core.histogram import add_histograms
 from proxy.observe.catalogue import CATALOGUE, MetricEntry, Reading
 from proxy.observe.exposition import OPENMETRICS, content_type, end, head, lines
 
 if TYPE_CHECKING:
-    from proxy.core.counters import HistogramSnapshot
+    from proxy.core.histogram import HistogramSnapshot
     from proxy.observe.catalogue import Labels, Samples
 
 SLICE_LINES: Final = 100
@@ -48,7 +49,8 @@ def _lines(reading: Reading, *, openmetrics: bool) -> Iterator[str]:
     has_twins = reading.has_twins
     for entry in CATALOGUE:
         yield head(entry, openmetrics=openmetrics)
-        yield from lines(entry, _summed(entry, reading) if has_twins else entry.read(reading))
+        samples = _summed(entry, reading) if has_twins else entry.read(reading)
+        yield from lines(entry, samples, reading.wall_offset if openmetrics else None)
     yield end(openmetrics=openmetrics)
 
 
@@ -68,8 +70,7 @@ def _sum(
     one: float | HistogramSnapshot, other: float | HistogramSnapshot
 ) -> float | HistogramSnapshot:
     if isinstance(one, dict) and isinstance(other, dict):
-        counts = [sum(pair) for pair in zip(one["counts"], other["counts"], strict=True)]
-        return {"bounds": one["bounds"], "counts": counts, "sum": one["sum"] + other["sum"]}
+        return add_histograms(one, other)
     return _number(one) + _number(other)
 
 

@@ -6,8 +6,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.counters import DirectionCounters, Histogram
+from proxy.core.counters import DirectionCounters
 from proxy.core.flow import TRANSITIONS, CloseReason, CloseSide, Flow, State
+from proxy.core.histogram import Histogram
 from tests.core.flows import tcp_counters, tcp_flow, udp_flow
 
 
@@ -49,11 +50,20 @@ def test_sent_is_received_less_buffered_less_discarded() -> None:
 @given(st.lists(st.floats(0, 10)))
 def test_histogram_counts_each_observation_once(values: list[float]) -> None:
     histogram = Histogram((1.0, 2.0, 5.0))
-    for value in values:
-        histogram.observe(value)
+    for number, value in enumerate(values):
+        histogram.observe(value, number, float(number))
     edges = (-1.0, 1.0, 2.0, 5.0, float("inf"))
     expected = [sum(low < value <= high for value in values) for low, high in pairwise(edges)]
-    assert histogram.snapshot()["counts"] == expected
+    snapshot = histogram.snapshot()
+    assert snapshot["counts"] == expected
+    last = [
+        max(
+            ((n, value, float(n)) for n, value in enumerate(values) if low < value <= high),
+            default=None,
+        )
+        for low, high in pairwise(edges)
+    ]
+    assert snapshot["exemplars"] == last
 
 
 def test_counters_are_shared_by_the_flows_of_a_listener() -> None:

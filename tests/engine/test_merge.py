@@ -13,7 +13,16 @@ from hypothesis import strategies as st
 from proxy import __version__
 from proxy.core.address import Transport
 from proxy.core.counters import CONNECT_FAILURES, EndpointCounters, ListenerCounters
-from proxy.core.flow import TRANSITIONS, CloseReason, Drop, Refusal, State
+from proxy.core.flow import (
+    TRANSITIONS,
+    CloseReason,
+    CloseSide,
+    Direction,
+    Drop,
+    Flow,
+    Refusal,
+    State,
+)
 from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
 from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
 
@@ -33,6 +42,7 @@ class Books:
     def __init__(self) -> None:
         self.listeners = [ListenerCounters(*listener) for listener in LISTENERS]
         self.endpoints = [EndpointCounters(*endpoint) for endpoint in ENDPOINTS]
+        self.flows: list[list[Flow]] = [[] for _ in LISTENERS]
         self.log_dropped = 0
         self.closed = 0
 
@@ -41,18 +51,19 @@ class Books:
         listener = self.listeners[event.listener]
         direction = listener.reply if event.size % 2 else listener.original
         endpoint = self.endpoints[event.size % len(ENDPOINTS)]
-        here = [state for state, count in listener.live.items() if count]
+        here = self.flows[event.listener]
         match event.what:
             case "open":
-                listener.flow_opened(next(iter(listener.live)))
+                here.append(flow_of(listener, event.size, now))
                 endpoint.flows += 1
                 endpoint.attempts += 1
-            case "move" if here and (after := TRANSITIONS.get(here[0])):
-                listener.flow_moved(here[0], min(after))
-                listener.connect_duration.observe(event.size / 8)
+            case "move" if here and (after := TRANSITIONS.get(here[0].state)):
+                here[0].enter(min(after))
+                listener.connect_duration.observe(event.size / 8, here[0].id, now)
             case "close" if here:
                 reasons = list(CloseReason)
-                listener.flow_closed(here[-1], reasons[event.size % len(reasons)], event.size / 4)
+                reason = reasons[event.size % len(reasons)]
+                here.pop().end(reason, CloseSide.PROXY, now + event.size / 4)
                 self.closed += 1
             case "receive":
                 direction.received += event.size
@@ -85,6 +96,14 @@ class Books:
             "log_dropped": self.log_dropped,
             "worker_restarts": 0,
         }
+
+
+def flow_of(listener: ListenerCounters, size: int, now: float) -> Flow:
+    client = ("192.0.2.7", size)
+    first = next(iter(listener.live))
+    flow = Flow(size, listener, client, client, Direction(), Direction(), first, now)
+    flow.original.bytes, flow.reply.bytes = size, size * size
+    return flow
 
 
 class Event(NamedTuple):
@@ -144,12 +163,18 @@ def counts(reading: RelayCounters) -> dict[tuple[str, ...], float]:
             found |= {(name, words, word): count for word, count in row[words].items()}
         for side in ("original", "reply"):
             for key, count in row[side].items():
-                if key != "buffered":
+                if isinstance(count, int) and key != "buffered":
                     found[name, side, key] = count
-        for histogram in ("duration", "connect_duration"):
-            found[name, histogram] = row[histogram]["sum"]
-            for bound, count in enumerate(row[histogram]["counts"]):
-                found[name, histogram, str(bound)] = count
+        histograms = {
+            "duration": row["duration"],
+            "connect_duration": row["connect_duration"],
+            "original bytes": row["original"]["flow_bytes"],
+            "reply bytes": row["reply"]["flow_bytes"],
+        }
+        for what, histogram in histograms.items():
+            found[name, what] = histogram["sum"]
+            for bound, count in enumerate(histogram["counts"]):
+                found[name, what, str(bound)] = count
     for end in reading["endpoints"]:
         found[end["endpoint"], "attempts"] = end["attempts"]
         found |= {(end["endpoint"], word): count for word, count in end["failures"].items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import pytest
 from hypothesis import given
@@ -18,13 +18,14 @@ from prometheus_client.metrics_core import (
     Metric,
 )
 from prometheus_client.registry import Collector
+from prometheus_client.samples import Exemplar as Seen
 from prometheus_client.utils import floatToGoString
 
-from proxy.core.counters import CONNECT_BOUNDS, Histogram
+from proxy.core.histogram import CONNECT_BOUNDS, Exemplar, Histogram
 from proxy.observe.catalogue import CATALOGUE, MetricEntry, MetricType, Reading
 from proxy.observe.exposition import content_type, end, head, lines, number
 from proxy.observe.metrics import SLICE_LINES, render
-from tests.observe.fake_relay import FakeRelay, FakeSteward
+from tests.observe.fake_relay import WALL, FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
     from proxy.observe.catalogue import Samples
@@ -48,6 +49,10 @@ class One(Collector):
         return (self.family,)
 
 
+def exemplar_of(seen: Exemplar | None) -> Seen | None:
+    return None if seen is None else Seen({"flow": str(seen[0])}, seen[1], seen[2] + WALL)
+
+
 def family_of(entry: MetricEntry, samples: Samples) -> Metric:
     if entry.type == "info":
         info = InfoMetricFamily(entry.name.removesuffix("_info"), entry.help)
@@ -58,8 +63,9 @@ def family_of(entry: MetricEntry, samples: Samples) -> Metric:
         histogram = HistogramMetricFamily(entry.name, entry.help, labels=entry.labels)
         for labels, value in samples:
             assert isinstance(value, dict)
-            bounds = [*map(str, value["bounds"]), "+Inf"]
-            buckets = list(zip(bounds, accumulate(value["counts"]), strict=True))
+            bounds = [*(str(float(bound)) for bound in value["bounds"]), "+Inf"]
+            counts, examples = accumulate(value["counts"]), map(exemplar_of, value["exemplars"])
+            buckets = list(zip(bounds, counts, cast("list[Seen]", examples), strict=True))
             histogram.add_metric(labels, buckets, value["sum"])
         return histogram
     family = FAMILIES[entry.type](entry.name, entry.help, labels=entry.labels)
@@ -76,7 +82,9 @@ def by_library(entry: MetricEntry, samples: Samples, accept: str) -> str:
 
 
 def by_us(entry: MetricEntry, samples: Samples, accept: str) -> str:
-    return head(entry, openmetrics=bool(accept)) + "".join(lines(entry, samples))
+    return head(entry, openmetrics=bool(accept)) + "".join(
+        lines(entry, samples, WALL if accept else None)
+    )
 
 
 def entry_of(kind: MetricType, help: str = "Help.") -> MetricEntry:
@@ -87,7 +95,7 @@ def entry_of(kind: MetricType, help: str = "Help.") -> MetricEntry:
 def histogram_of(values: Iterable[float]) -> Histogram:
     histogram = Histogram(CONNECT_BOUNDS)
     for value in values:
-        histogram.observe(value)
+        histogram.observe(value, 7, 3.5)
     return histogram
 
 
@@ -123,8 +131,9 @@ def test_a_number_is_written_as_the_library_does(value: float) -> None:
 async def test_the_whole_is_what_the_library_writes(accept: str) -> None:
     relay = FakeRelay()
     relay.open_tcp(original=5_000_000)
+    relay.end(relay.open_tcp())
     counters, status = await relay.counters(), await relay.status()
-    reading = Reading(counters, status, 7, FakeSteward().last_reload())
+    reading = Reading(counters, status, 7, FakeSteward().last_reload(), WALL)
     entries = [each for each in CATALOGUE if each.name.startswith("sockpair")]  # the rest move
     expected = [by_library(each, each.read(reading), accept) for each in entries]
     text = b"".join(render(reading, accept)[1]).decode()
@@ -134,7 +143,9 @@ async def test_the_whole_is_what_the_library_writes(accept: str) -> None:
 
 async def test_a_slice_has_so_many_lines_at_most() -> None:
     relay = FakeRelay()
-    reading = Reading(await relay.counters(), await relay.status(), 0, FakeSteward().last_reload())
+    reading = Reading(
+        await relay.counters(), await relay.status(), 0, FakeSteward().last_reload(), WALL
+    )
     sizes = [text.count(b"\n") for text in render(reading, "")[1]]
     assert max(sizes) < SLICE_LINES + len(CATALOGUE)  # some pieces are two lines
     assert len(sizes) > 1

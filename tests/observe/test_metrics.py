@@ -13,14 +13,14 @@ from proxy.core.flow import CloseReason, CloseSide, Drop, Refusal
 from proxy.observe.catalogue import Reading, catalogue
 from proxy.observe.metrics import render
 from tests.e2e.program import peer
-from tests.observe.fake_relay import FakeRelay, FakeSteward
+from tests.observe.fake_relay import WALL, FakeRelay, FakeSteward
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 
 async def scrape(relay: FakeRelay, accept: str = "") -> tuple[str, str]:
     counters, status = await relay.counters(), await relay.status()
-    reading = Reading(counters, status, 0, FakeSteward().last_reload())
+    reading = Reading(counters, status, 0, FakeSteward().last_reload(), WALL)
     content_type, slices = render(reading, accept)
     return content_type, b"".join(slices).decode()
 
@@ -120,6 +120,34 @@ async def test_a_flow_leaves_its_trace() -> None:
     assert values[f'{buckets}{{le="10.0",listener="web"}}'] == 1
     assert values[f'{buckets}{{le="+Inf",listener="web"}}'] == 1
     assert values['sockpair_flow_duration_seconds_sum{listener="web"}'] == 2.5
+
+
+async def test_every_histogram_names_a_flow_of_each_bucket() -> None:
+    relay = FakeRelay()
+    flow = relay.open_tcp(original=100, reply=5_000)
+    relay.end(flow)
+    _, text = await scrape(relay, OPENMETRICS)
+    found = {
+        (sample.name, sample.labels.get("direction"), sample.labels["le"]): sample.exemplar
+        for family in parse_openmetrics(text)
+        for sample in family.samples
+        if sample.exemplar
+    }
+    assert {key: exemplar.value for key, exemplar in found.items()} == {
+        ("sockpair_flow_duration_seconds_bucket", None, "10.0"): 2.5,
+        ("sockpair_flow_bytes_bucket", "original", "512.0"): 100,
+        ("sockpair_flow_bytes_bucket", "reply", "32768.0"): 5_000,
+    }
+    for exemplar in found.values():
+        assert exemplar.labels == {"flow": str(flow.id)}
+        assert float(exemplar.timestamp) == WALL + 12.5
+
+
+async def test_plain_text_has_no_exemplars() -> None:
+    relay = FakeRelay()
+    relay.end(relay.open_tcp())
+    _, text = await scrape(relay)
+    assert "# {" not in text
 
 
 async def test_names_that_need_escaping_survive() -> None:
