@@ -101,6 +101,7 @@ async def _serve_admin(
         steward,
         listeners,
         log_dropped=lambda: sink.dropped,
+        max_series=house.config.admin.max_series,
         task_status=task_status,
     )
 

@@ -69,6 +69,9 @@ class Admin(Table):
     http: AdminHttp = key(
         ADMIN_HTTP_DEFAULT, 'Read-only HTTP: /metrics, the page, the API. "" turns it off.'
     )
+    max_series: int = key(
+        1_000, "Flows that /metrics/flows shows at most, the largest first.", ge=1, le=100_000
+    )
 
 
 class Engine(Table):

@@ -25,6 +25,8 @@ import structlog
 from proxy.core.address import Transport
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.observe.catalogue import Reading
+from proxy.observe.exposition import OPENMETRICS, content_type
+from proxy.observe.flow_metrics import read_flows
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
 from proxy.observe.metrics import render
 from proxy.observe.params import (
@@ -63,6 +65,7 @@ class Api:
         port: the relay.
         steward: reloads and drains the house.
         log_dropped: log lines that were thrown away outside the relay.
+        max_series: flows that ``/metrics/flows`` shows at most.
 
     Attributes:
         admin_refused: connections the server had no room for; it counts here, for the metrics.
@@ -70,11 +73,16 @@ class Api:
     """
 
     def __init__(
-        self, port: RelayPort, steward: StewardPort, log_dropped: Callable[[], int] = lambda: 0
+        self,
+        port: RelayPort,
+        steward: StewardPort,
+        log_dropped: Callable[[], int] = lambda: 0,
+        max_series: int = 1000,
     ) -> None:
         self._port = port
         self._steward = steward
         self._log_dropped = log_dropped
+        self._max_series = max_series
         self.admin_refused = 0
 
     async def __call__(self, request: Request) -> Response:
@@ -109,6 +117,13 @@ class Api:
         )
         content_type, body = render(reading, accept)
         return Response(body, content_type)
+
+    async def flow_metrics(self, request: Request, _word: str) -> Response:
+        """The largest flows as metrics."""
+        kind = content_type(request.headers.get("accept", ""))
+        openmetrics = kind.startswith(OPENMETRICS)
+        body = await read_flows(self._port, self._max_series, openmetrics=openmetrics)
+        return Response(body, kind)
 
     async def healthz(self, _request: Request, _word: str) -> Response:
         """Say that the process is alive, and its relay answers."""
@@ -298,6 +313,7 @@ LIMIT_PATH: Final = "/api/v1/limits/NUMBER"
 ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/": {"GET": Api.index},
     "/metrics": {"GET": Api.metrics},
+    "/metrics/flows": {"GET": Api.flow_metrics},
     "/healthz": {"GET": Api.healthz},
     "/readyz": {"GET": Api.readyz},
     "/api/v1/status": {"GET": Api.status},
@@ -315,6 +331,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
 INDEX: Final = f"""sockpair
 
 /metrics            Prometheus metrics
+/metrics/flows      the largest flows as metrics, for a scrape job of its own
 /healthz            alive
 /readyz             every listener bound, its upstream usable
 /api/v1/status      the relay

@@ -14,13 +14,13 @@ import re
 from collections.abc import Iterator
 from functools import lru_cache
 from itertools import accumulate
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
     from proxy.core.histogram import Exemplar, HistogramSnapshot
-    from proxy.observe.catalogue import Labels, MetricEntry, Samples
+    from proxy.observe.catalogue import Labels, MetricType, Samples
 
 OPENMETRICS: Final = "application/openmetrics-text"
 
@@ -29,6 +29,31 @@ EXPONENT: Final = 1_000_000
 
 LAYOUTS: Final = 64
 """Layouts of labels that are remembered: there are fewer in the catalogue."""
+
+
+class Family(Protocol):
+    """What the lines of a metric are made from; see the catalogue."""
+
+    @property
+    def name(self) -> str:
+        """As it appears, with what the type adds."""
+        ...
+
+    @property
+    def type(self) -> MetricType:
+        """What Prometheus calls it."""
+        ...
+
+    @property
+    def labels(self) -> Labels:
+        """In the order of each sample's values."""
+        ...
+
+    @property
+    def help(self) -> str:
+        """One sentence for people."""
+        ...
+
 
 _ESCAPING: Final = re.compile(r";\s*escaping=[^;,]*")
 
@@ -53,7 +78,7 @@ def end(*, openmetrics: bool) -> str:
     return "# EOF\n" if openmetrics else ""
 
 
-def head(entry: MetricEntry, *, openmetrics: bool) -> str:
+def head(entry: Family, *, openmetrics: bool) -> str:
     """The two lines before the samples of a family.
 
     OpenMetrics calls a family by its name without what the type adds to its samples.
@@ -67,7 +92,7 @@ def head(entry: MetricEntry, *, openmetrics: bool) -> str:
     return f"# HELP {name} {text}\n# TYPE {name} {kind}\n"
 
 
-def lines(entry: MetricEntry, samples: Samples, wall_offset: float | None = None) -> Iterator[str]:
+def lines(entry: Family, samples: Samples, wall_offset: float | None = None) -> Iterator[str]:
     """The lines of a family; a histogram has several a sample.
 
     Args:
@@ -98,7 +123,7 @@ def number(value: float) -> str:
 
 
 def _histogram(
-    entry: MetricEntry, labels: Labels, value: HistogramSnapshot, wall_offset: float | None
+    entry: Family, labels: Labels, value: HistogramSnapshot, wall_offset: float | None
 ) -> Iterator[str]:
     name, escaped = entry.name, [*map(_escaped, labels)]
     bucket = _layout((*entry.labels, "le"))

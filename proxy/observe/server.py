@@ -41,6 +41,7 @@ async def serve_admin(
     listeners: Sequence[trio.SocketListener],
     *,
     log_dropped: Callable[[], int] = lambda: 0,
+    max_series: int = 1000,
     bounds: Bounds = DEFAULT_BOUNDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
@@ -51,6 +52,7 @@ async def serve_admin(
         steward: reloads and drains the house.
         listeners: sockets that listen; a Unix socket gives full control, TCP is read-only.
         log_dropped: log lines that the log sink has thrown away so far, for the metrics.
+        max_series: flows that ``/metrics/flows`` shows at most.
         bounds: what a client may cost.
         task_status: started when everything accepts.
 
@@ -58,7 +60,7 @@ async def serve_admin(
     whoever made it.
 
     """
-    api = Api(port, steward, log_dropped)
+    api = Api(port, steward, log_dropped, max_series)
     async with trio.open_nursery() as nursery:
         for listener in listeners:
             nursery.start_soon(_Entrance(listener, api, bounds).accept_forever)

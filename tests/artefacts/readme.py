@@ -1,4 +1,4 @@
-"""The parts of the README that are generated: the table of metrics.
+"""The parts of the README that are generated: the tables of metrics.
 
 ``python -m tests.artefacts.readme`` writes them; a test compares them.
 """
@@ -8,21 +8,24 @@ from __future__ import annotations
 from pathlib import Path
 
 from proxy.observe.catalogue import catalogue
+from proxy.observe.exposition import Family
+from proxy.observe.flow_metrics import FLOW_CATALOGUE, OMITTED
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN = "<!-- metrics: generated from proxy/observe/catalogue.py -->\n"
+HEAD = "\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n"
+FLOWS = "\n`/metrics/flows` has series of single flows, for a scrape job of its own:\n"
 END = "<!-- end of metrics -->\n"
 
 
 def metrics_table() -> str:
     """Every metric, its type, its labels and its meaning, as Markdown."""
-    rows = [
-        f"| `{entry.name}` | {entry.type} | {', '.join(entry.labels)} | {entry.help} |\n"
-        for entry in catalogue()
-    ]
-    return "".join(
-        ["\n| metric | type | labels | meaning |\n| --- | --- | --- | --- |\n", *rows, "\n"]
-    )
+    of_flows = map(_row, (OMITTED, *FLOW_CATALOGUE))
+    return "".join([HEAD, *map(_row, catalogue()), FLOWS, HEAD, *of_flows, "\n"])
+
+
+def _row(entry: Family) -> str:
+    return f"| `{entry.name}` | {entry.type} | {', '.join(entry.labels)} | {entry.help} |\n"
 
 
 def with_metrics(text: str) -> str:

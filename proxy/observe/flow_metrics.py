@@ -1,0 +1,169 @@
+"""The flow table as metrics, for a scrape job of its own: a few series for each large flow.
+
+Strategy: a row is read once, as the API shows it, and at once written as one line for each metric;
+so the metrics of a flow agree with each other and with the table. Prometheus wants the lines of a
+metric together, hence a list of lines for each. Rows are read in slices, between which the relay
+has its turn.
+
+Invariant: at most ``max_series`` flows are shown, the largest; how many were left out is a metric
+itself. A flow that ends while the table is being read is neither.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.query import FlowQuery
+from proxy.observe.exposition import end, head
+from proxy.observe.exposition import lines as written
+
+if TYPE_CHECKING:
+    from proxy.core.query import FlowRow
+    from proxy.engine.port import RelayPort
+    from proxy.observe.catalogue import Labels, MetricType
+
+SLICE_ROWS: Final = 10
+"""Rows written before the relay gets its turn: a third of a millisecond."""
+
+PIECE_LINES: Final = 200
+"""Lines that are joined and sent at once: about 16 KiB."""
+
+
+@dataclass(frozen=True, slots=True)
+class FlowMetric:
+    """One line of the catalogue of flows.
+
+    Attributes:
+        name: as it appears on ``/metrics/flows``.
+        type: what Prometheus calls it.
+        labels: whose values ``read`` gives, in this order; ``flow``, the id, is the first.
+        help: one sentence for people.
+        read: the values of the labels, and that of the sample.
+
+    """
+
+    name: str
+    type: MetricType
+    labels: Labels
+    help: str
+    read: Callable[[FlowRow], tuple[Labels, float]]
+
+
+def _info(row: FlowRow) -> tuple[Labels, float]:
+    client, endpoint = row["client"], row["endpoint"]
+    values = (
+        str(row["id"]),
+        row["listener"],
+        row["transport"],
+        client["remote"] or "",
+        client["local"] or "",
+        endpoint["local"] or "",
+        endpoint["remote"] or "",
+        row["state"],
+    )
+    return values, 1
+
+
+def _sample(
+    read: Callable[[FlowRow], float],
+) -> Callable[[FlowRow], tuple[Labels, float]]:
+    return lambda row: ((str(row["id"]),), read(row))
+
+
+FLOW_CATALOGUE: Final = (
+    FlowMetric(
+        "sockpair_flow_info",
+        "info",
+        (
+            "flow",
+            "listener",
+            "transport",
+            "client",
+            "client_local",
+            "endpoint_local",
+            "endpoint",
+            "state",
+        ),
+        "Both socket pairs of a live flow, and its state; always 1.",
+        _info,
+    ),
+    FlowMetric(
+        "sockpair_flow_original_bytes_total",
+        "counter",
+        ("flow",),
+        "Payload of a live flow received from its client.",
+        _sample(lambda row: row["original"]["bytes"]),
+    ),
+    FlowMetric(
+        "sockpair_flow_reply_bytes_total",
+        "counter",
+        ("flow",),
+        "Payload of a live flow received from its endpoint.",
+        _sample(lambda row: row["reply"]["bytes"]),
+    ),
+    FlowMetric(
+        "sockpair_flow_opened_timestamp_seconds",
+        "gauge",
+        ("flow",),
+        "When a live flow was opened, in Unix seconds.",
+        _sample(lambda row: row["opened"]),
+    ),
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Omitted:
+    """How many flows are not shown: a metric without labels."""
+
+    name: str = "sockpair_flow_omitted"
+    type: MetricType = "gauge"
+    labels: Labels = ()
+    help: str = "Live flows that are not shown here, since there are larger ones."
+
+
+OMITTED: Final = Omitted()
+
+
+class FlowLines:
+    """What one scrape of the table has read so far."""
+
+    def __init__(self) -> None:
+        self._lines: list[list[str]] = [[] for _ in FLOW_CATALOGUE]
+
+    def add(self, row: FlowRow) -> None:
+        """Write a flow's samples."""
+        for metric, lines in zip(FLOW_CATALOGUE, self._lines, strict=True):
+            lines.extend(written(metric, (metric.read(row),)))
+
+    def pieces(self, omitted: int, *, openmetrics: bool) -> Iterator[bytes]:
+        """Put everything in order, in pieces to send."""
+        first = [head(OMITTED, openmetrics=openmetrics), *written(OMITTED, (((), omitted),))]
+        yield "".join(first).encode()
+        for metric, lines in zip(FLOW_CATALOGUE, self._lines, strict=True):
+            yield head(metric, openmetrics=openmetrics).encode()
+            for start in range(0, len(lines), PIECE_LINES):
+                piece = "".join(lines[start : start + PIECE_LINES])
+                yield piece.encode("utf-8", "backslashreplace")  # paths need not be text
+        yield end(openmetrics=openmetrics).encode()
+
+
+async def read_flows(port: RelayPort, max_series: int, *, openmetrics: bool) -> Iterator[bytes]:
+    """Read the largest flows of the table as metrics.
+
+    Args:
+        port: the relay.
+        max_series: how many flows at most.
+        openmetrics: whether in this format; else as plain text.
+
+    """
+    lines = FlowLines()
+    found = await port.flow_ids(FlowQuery(sort="bytes", limit=max_series))
+    ids = found["ids"][:max_series]  # a limit of 0 would be none
+    for start in range(0, len(ids), SLICE_ROWS):
+        for row in await port.flow_rows(ids[start : start + SLICE_ROWS], recent=False):
+            if row is not None:
+                lines.add(json.loads(row))
+    return lines.pieces(found["matched"] - len(ids), openmetrics=openmetrics)
