@@ -29,6 +29,8 @@ from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
 from proxy.observe.metrics import render
+from proxy.observe.page import INDEX as PAGE
+from proxy.observe.page import read_assets, wants_page
 from proxy.observe.params import (
     DRAINING,
     FINDING,
@@ -84,6 +86,7 @@ class Api:
         self._log_dropped = log_dropped
         self._max_series = max_series
         self.admin_refused = 0
+        self._assets = read_assets()
 
     async def __call__(self, request: Request) -> Response:
         """Answer one request.
@@ -98,9 +101,17 @@ class Api:
         answer = _method(request, path)
         return await answer(self, request, word)
 
-    async def index(self, _request: Request, _word: str) -> Response:
-        """List what there is."""
+    async def index(self, request: Request, _word: str) -> Response:
+        """The page, for browsers; for others a list of what there is."""
+        if wants_page(request.headers.get("accept", "")):
+            return self._assets[PAGE]
         return Response(INDEX.encode(), TEXT)
+
+    async def asset(self, _request: Request, word: str) -> Response:
+        """A file of the page."""
+        if word not in self._assets:
+            raise HttpError(404, f'the page has no file "{word}"')
+        return self._assets[word]
 
     async def metrics(self, request: Request, _word: str) -> Response:
         """Every metric, in the format the scraper likes best."""
@@ -309,9 +320,11 @@ Method: TypeAlias = Callable[[Api, Request, str], Awaitable[Response]]
 
 FLOW_PATH: Final = "/api/v1/flows/ID"
 LIMIT_PATH: Final = "/api/v1/limits/NUMBER"
+ASSET_PATH: Final = "/page/NAME"
 
 ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/": {"GET": Api.index},
+    ASSET_PATH: {"GET": Api.asset},
     "/metrics": {"GET": Api.metrics},
     "/metrics/flows": {"GET": Api.flow_metrics},
     "/healthz": {"GET": Api.healthz},
@@ -328,8 +341,13 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     FLOW_PATH: {"GET": Api.flow, "DELETE": Api.kill_flow},
 }
 
+ROUTES_WITH_WORD: Final = {
+    route.rpartition("/")[0]: route for route in (FLOW_PATH, LIMIT_PATH, ASSET_PATH)
+}
+
 INDEX: Final = f"""sockpair
 
+/                   the page, in a browser
 /metrics            Prometheus metrics
 /metrics/flows      the largest flows as metrics, for a scrape job of its own
 /healthz            alive
@@ -352,10 +370,8 @@ POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER
 def _split(path: str) -> tuple[str, str]:
     """Divide a path into its route and the id at its end."""
     head, _, word = path.rpartition("/")
-    if word and head == "/api/v1/flows":
-        return FLOW_PATH, word
-    if word and head == "/api/v1/limits":
-        return LIMIT_PATH, word
+    if word and head in ROUTES_WITH_WORD:
+        return ROUTES_WITH_WORD[head], word
     return path, ""
 
 
@@ -375,7 +391,9 @@ def _method(request: Request, path: str) -> Method:
 def _no_path(path: str) -> str:
     """Name the path whose last word is near; all paths of the API are alike in the rest."""
     ends = {
-        route.rpartition("/")[2]: route for route in ROUTES if not route.endswith(("ID", "NUMBER"))
+        route.rpartition("/")[2]: route
+        for route in ROUTES
+        if route not in ROUTES_WITH_WORD.values()
     }
     nearest = get_close_matches(path.rstrip("/").rpartition("/")[2], ends, 1, NEAR)
     hint = f'did you mean "{ends[nearest[0]]}"?' if nearest else '"/" lists what there is'

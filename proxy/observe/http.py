@@ -43,7 +43,8 @@ PIECE_BYTES: Final = 16 * 1024
 LINGER_READS: Final = 64
 """Reads thrown away before a close, at most: a megabyte."""
 
-# No script, no frame, no cache, no guessing: nothing here is a page of somebody else's.
+# No script, no frame, no cache, no guessing: nothing here is a page of somebody else's. A response
+# that brings one of these itself (our own page allows its own scripts) has it in place of ours.
 SECURITY_HEADERS: Final = (
     ("Cache-Control", "no-store"),
     ("Content-Security-Policy", "default-src 'none'"),
@@ -303,8 +304,7 @@ def _head(response: Response, close: bool) -> h11.Response:
     headers = [
         ("Content-Type", response.content_type),
         ("Date", formatdate(usegmt=True)),
-        *SECURITY_HEADERS,
-        *response.headers,
+        *(dict(SECURITY_HEADERS) | dict(response.headers)).items(),
     ]
     if isinstance(response.body, bytes):
         headers.append(("Content-Length", str(len(response.body))))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from typing import TYPE_CHECKING
 
 import pytest
@@ -239,6 +240,21 @@ async def test_index_lists_what_there_is(relay: FakeRelay, tmp_path: Path) -> No
     answer = await get(relay, tmp_path, "/")
     assert answer.headers["content-type"].startswith("text/plain")
     assert b"/api/v1/find" in answer.body
+
+
+async def test_a_browser_gets_the_page_and_its_files(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        answer = await admin.get("/", accept="text/html,application/xhtml+xml;q=0.9,*/*;q=0.8")
+        assert answer.headers["content-type"] == "text/html; charset=utf-8"
+        policy = answer.headers["content-security-policy"]
+        assert "default-src 'none'" in policy
+        assert "unsafe" not in policy
+        for name in re.findall(rb'"(/page/[^"]+)"', answer.body):
+            file = await admin.get(name.decode())
+            assert file.status == 200, name
+            assert "html" not in file.headers["content-type"]
+        missing = await admin.get("/page/..%2fapi.py")
+        assert missing.status == 404
 
 
 async def test_tcp_only_reads(relay: FakeRelay, tmp_path: Path) -> None:
