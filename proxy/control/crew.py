@@ -17,7 +17,7 @@ from __future__ import annotations
 import heapq
 import os
 from collections import deque
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from time import time
 from typing import TYPE_CHECKING, Final, TypeVar
@@ -40,15 +40,24 @@ from proxy.engine.merge import (
 )
 from proxy.engine.relay import OUTBOX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
+from proxy.engine.watch import Pending, Told
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
     from proxy.core.address import Address
+    from proxy.core.events import FlowEvent
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
     from proxy.core.row_json import ClosedFlow
-    from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
+    from proxy.engine.port import (
+        FlowIds,
+        FlowPage,
+        MovedFlows,
+        OrderCount,
+        RelayCounters,
+        RelayStatus,
+    )
     from proxy.engine.specs import HealthReport
 
 READING: Final = 0.5
@@ -106,6 +115,8 @@ class Crew:
         self._closed: deque[ClosedFlow] = deque(maxlen=OUTBOX)
         self._filled = trio.Event()
         self._closed_dropped = 0
+        self._queries: Mapping[int, FlowQuery] = {}
+        self._events: Pending[FlowEvent] = Pending()
         self.restarts = 0
         self._started = round(time(), 3)
 
@@ -244,6 +255,25 @@ class Crew:
             self._filled = trio.Event()
         return closed
 
+    async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
+        """Have every worker tell what happens to these flows, and those to come too."""
+        async with self._changing:
+            self._queries = queries
+            await self._all(lambda remote: remote.watch(queries))
+
+    async def wait_flow_events(self) -> Told:
+        """Wait for something to happen to flows that are watched, in any worker."""
+        await self._events.wait()
+        return Told(*self._events.take())
+
+    async def moved_flows(self) -> MovedFlows:
+        """Which watched flows have moved bytes since the last call."""
+        parts = await self._all(RemoteWorker.moved_flows)
+        return {
+            "flows": [flow for part in parts for flow in part["flows"]],
+            "omitted": sum(part["omitted"] for part in parts),
+        }
+
     def serves(self, index: int, cookies: set[int]) -> None:
         """Close our duplicates of the sockets that no worker uses any more."""
         self._in_use[index] = cookies
@@ -254,6 +284,8 @@ class Crew:
         self._remotes[index] = None
         self._slots.lost(index)
         self._in_use[index] = None
+        if self._queries:  # of its flows nothing more will be told
+            self._events.lose()
         last, self._last[index] = self._last[index], None
         if last is not None:
             self._past = [merge_counters([*self._past, retire_counters(last)])]
@@ -299,12 +331,15 @@ class Crew:
                     await remote.limit(self._orders)
                 for order in self._drains.values():
                     await remote.drain(order)
+                if self._queries:
+                    await remote.watch(self._queries)
                 self._remotes[remote.index] = remote
             log.info("worker_started", worker=remote.index, pid=remote.pid)
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_often, remote)
                 nursery.start_soon(self._collect_closed, remote)
+                nursery.start_soon(self._collect_events, remote)
 
     async def _apply(self, remote: RemoteWorker, change: Change) -> None:
         await remote.apply(self._division.part(change, remote.index))
@@ -354,6 +389,15 @@ class Crew:
         with suppress(WorkerLostError):
             while True:
                 self._put_closed(await remote.wait_closed_flows())
+
+    async def _collect_events(self, remote: RemoteWorker) -> None:
+        with suppress(WorkerLostError):
+            while True:
+                events, lost = await remote.wait_flow_events()
+                if lost:
+                    self._events.lose()
+                for event in events:
+                    self._events.put(event)
 
     def _put_closed(self, closed: list[ClosedFlow]) -> None:
         self._closed_dropped += max(0, len(self._closed) + len(closed) - OUTBOX)

@@ -24,17 +24,26 @@ import trio
 
 import proxy
 from proxy.core.address import Transport
+from proxy.core.events import EventKind, FlowEvent
 from proxy.core.flow import CloseReason
 from proxy.core.row_json import ClosedFlow
 from proxy.engine.child import Hello, hello, order
+from proxy.engine.watch import Told
 from proxy.engine.wire import Wire, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
-    from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
+    from proxy.engine.port import (
+        FlowIds,
+        FlowPage,
+        MovedFlows,
+        OrderCount,
+        RelayCounters,
+        RelayStatus,
+    )
     from proxy.engine.specs import Change, DrainOrder, HealthReport
 
 LAST_WORDS: Final = 5.0
@@ -187,6 +196,20 @@ class RemoteWorker:
         """Wait for flows to end."""
         return read_closed(await self._call("wait_closed_flows"))
 
+    async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
+        """Tell what happens to these flows."""
+        await self._call("watch", queries)
+
+    async def wait_flow_events(self) -> Told:
+        """Wait for something to happen to them."""
+        events, lost = await self._call("wait_flow_events")
+        return Told([_read_event(*event) for event in events], lost)
+
+    async def moved_flows(self) -> MovedFlows:
+        """Which of them have moved bytes."""
+        moved: MovedFlows = await self._call("moved_flows")
+        return moved
+
     async def finish(self) -> tuple[int, list[ClosedFlow]]:
         """End every flow; return how many there were, and the last that ended."""
         value = await self._call("finish")
@@ -256,6 +279,12 @@ def read_closed(rows: list[list[Any]]) -> list[ClosedFlow]:
         ClosedFlow(row, Transport(transport), CloseReason(reason), closed, duration)
         for row, transport, reason, closed, duration in rows
     ]
+
+
+def _read_event(
+    kind: str, watches: list[int], when: float, limit: str | None, row: str
+) -> FlowEvent:
+    return FlowEvent(EventKind(kind), tuple(watches), when, limit, row)
 
 
 async def _start(fd: int) -> trio.Process:

@@ -79,6 +79,15 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
     )
 
 
+def counts_json(flow: Flow, wall_offset: float) -> str:
+    """Write what a flow has moved so far: of its row the id and what goes on changing."""
+    write = _datagrams if flow.counters.transport.is_datagram else _payload
+    return (
+        f'{{"id":{flow.id},"last_active":{flow.active + wall_offset:.6f}'
+        f',"original":{write(flow.original)},"reply":{write(flow.reply)}}}'
+    )
+
+
 @lru_cache(maxsize=1024)
 def quoted(text: str) -> str:
     """A name as JSON: there are as many as listeners and upstreams."""

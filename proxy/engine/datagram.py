@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy.core.events import EventKind
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Direction, Drop, Flow, State
 from proxy.core.unix import UnixAddress
@@ -202,6 +203,8 @@ class DatagramFlow(Flow):
         relay.wheel.schedule(self, now + self.listener.terms.limits.datagram_look)
         self.listener.flows[self.key] = self
         self.listener.live += 1
+        if relay.watch is not None:
+            relay.watch.note(EventKind.OPENED, self)
         failure = self._connect(upstream, connect, now)
         if failure is not None:
             self.abort(failure, side_of(failure), now)
@@ -260,9 +263,12 @@ class DatagramFlow(Flow):
 
     def _assure(self) -> None:
         self.enter(State.ASSURED)
-        self.listener.relay.table.moved(self)
+        relay = self.listener.relay
+        relay.table.moved(self)
         assert self.endpoint is not None
         self.endpoint.counters.answered()
+        if relay.watch is not None:
+            relay.watch.note(EventKind.ASSURED, self)
 
     def _send_again(self, data: memoryview, error: OSError) -> None:
         """Repeat a send that may have failed for what befell an earlier datagram."""

@@ -298,7 +298,9 @@ class StreamLeg(Direction):
             self._move(min(grant, left), mask, now)
         else:
             assert self.meter is not None
-            self.flow.counters.strikes(self.meter.held_by)
+            limit = self.meter.held_by
+            self.flow.counters.strikes(limit)
+            self.flow.struck(limit)
             self._hold_back(mask)
 
     def granted(self, grant: int, now: float) -> None:

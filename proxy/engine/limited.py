@@ -219,6 +219,7 @@ class LimitedFlow(CountedFlow):
         allowance = self.allowance
         limit = None if allowance is None else self._reply_limit(allowance, size, now)
         if limit is not None and self.counters.strikes(limit):
+            self._struck(limit)
             self.count_reply(size)
             self.reply_dropped(size, Drop.LIMITED)
             self._end_if_overdrawn(limit, now)
@@ -232,6 +233,7 @@ class LimitedFlow(CountedFlow):
         allowance, size = self.allowance, len(data)
         limit = None if allowance is None else self._original_limit(allowance, size, now)
         if limit is not None and self.counters.strikes(limit):
+            self._struck(limit)
             self.count_request(size, now)
             self.request_dropped(size, Drop.LIMITED)
             self._end_if_overdrawn(limit, now)
@@ -244,6 +246,12 @@ class LimitedFlow(CountedFlow):
         if self.allowance is not None:
             self.allowance.leave()
             self.allowance = None
+
+    def _struck(self, limit: Limit) -> None:
+        """Tell who watches that a limit drops the flow's datagrams."""
+        watch = self.listener.relay.watch
+        if watch is not None:
+            watch.struck(self, limit)
 
     def _original_limit(self, allowance: Allowance, size: int, now: float) -> Limit | None:
         limits, ordered = self.limits, allowance.ordered

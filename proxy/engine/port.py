@@ -10,7 +10,7 @@ relay between slices.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from proxy.config.plan import StepRow
     from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
     from proxy.engine.specs import Change, DrainOrder, HealthReport
+    from proxy.engine.watch import Told
 
 
 class ListenRow(TypedDict):
@@ -48,6 +49,16 @@ class FlowIds(TypedDict):
     ids: list[int]
     keys: list[float]
     matched: int
+
+
+class MovedFlows(TypedDict):
+    """Flows that moved bytes since the last call, and how many did beside those that are told.
+
+    ``flows`` are pairs: the watches that a flow matches, and what it has moved so far, as JSON.
+    """
+
+    flows: list[tuple[tuple[int, ...], str]]
+    omitted: int
 
 
 class RelayCounters(TypedDict):
@@ -259,4 +270,20 @@ class RelayPort(Protocol):
         The list between two calls is bounded; what does not fit is counted in
         ``RelayCounters.log_dropped``.
         """
+        ...
+
+    async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
+        """Tell what happens to the flows that these match, from now on, and to no others."""
+        ...
+
+    async def wait_flow_events(self) -> Told:
+        """Wait for something to happen to flows that are watched; tell it, oldest first.
+
+        One task at a time. The list between two calls is bounded; that something is missing in it
+        is told, too.
+        """
+        ...
+
+    async def moved_flows(self) -> MovedFlows:
+        """Which watched flows have moved bytes since the last call; the first tells of none."""
         ...

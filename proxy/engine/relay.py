@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.sources import SourceKey
     from proxy.engine.commons import Commons
+    from proxy.engine.watch import Watch
 
 OUTBOX: Final = 65536
 """Ended flows that wait to be logged; beyond it records are dropped and counted, not held."""
@@ -56,6 +57,7 @@ class Relay:
 
     Attributes:
         leaving: the flow that is evicted when the next one starts; see ``press``.
+        watch: is told what happens to flows; None while nobody wants to know.
 
     """
 
@@ -79,6 +81,7 @@ class Relay:
         self.leaving: Evictable | None = None
         self.orders = Orders(self.pump.alarms)
         self.outbox = Outbox()
+        self.watch: Watch | None = None
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
         self.exits = Exits(self.pump, self.files)
@@ -148,6 +151,8 @@ class Relay:
             return False
         self.orders.let_go(flow)
         self.outbox.put(flow)
+        if self.watch is not None:
+            self.watch.closed(flow)
         return True
 
     async def keep_time(self) -> None:

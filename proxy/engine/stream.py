@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 from proxy.core.admission import Limit
+from proxy.core.events import EventKind
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Flow, State
 from proxy.engine.connect import ConnectAttempt
@@ -111,6 +112,8 @@ class StreamFlow(Flow):
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
         relay.wheel.schedule(self, now + self.limits.stream_look)
+        if relay.watch is not None:
+            relay.watch.note(EventKind.OPENED, self)
         self.attempt = ConnectAttempt(self, upstream, connect)
         self.attempt.start(now)
 
@@ -127,6 +130,8 @@ class StreamFlow(Flow):
         self.enter(State.ESTABLISHED)
         if self.relay.orders:  # of which some may be for its endpoint
             self.relay.orders.hold(self, now)
+        if self.relay.watch is not None:
+            self.relay.watch.note(EventKind.ESTABLISHED, self)
         self.relay.pump.hand_over(socket.fileno(), self.reply)
         self.original.begin(now)
 
@@ -142,6 +147,8 @@ class StreamFlow(Flow):
             return
         self.enter(State.CLIENT_CLOSED if leg is self.original else State.ENDPOINT_CLOSED)
         self.relay.table.moved(self)
+        if self.relay.watch is not None:
+            self.relay.watch.note(EventKind.HALF_CLOSED, self)
         try:
             leg.other.socket.shutdown(SHUT_WR)
         except OSError as error:  # ENOTCONN: it has been reset meanwhile, and may have spoken
@@ -188,12 +195,19 @@ class StreamFlow(Flow):
         """End the flow: it wants to move more bytes than it may; or, in a dry run, let it."""
         ordered = self.relay.orders.restraint_of(self).bytes
         is_ordered = self.bytes >= ordered
-        ends = self.counters.strikes(Limit.ORDERED_BYTES if is_ordered else Limit.BYTE_BUDGET)
+        limit = Limit.ORDERED_BYTES if is_ordered else Limit.BYTE_BUDGET
+        ends = self.counters.strikes(limit)
         if ends:
+            self.struck(limit)
             self.abort(CloseReason.BYTE_BUDGET, CloseSide.PROXY, now)
         else:
             self.limits = replace(self.limits, bytes=ordered)
         return ends
+
+    def struck(self, limit: Limit) -> None:
+        """Tell who watches that a limit holds the flow back, or ends it."""
+        if self.relay.watch is not None:
+            self.relay.watch.struck(self, limit)
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow because of a fault of ours: loud, and counted as ``internal``."""

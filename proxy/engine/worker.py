@@ -10,7 +10,7 @@ from __future__ import annotations
 import heapq
 import os
 import resource
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import count, islice
 from pathlib import Path
 from time import monotonic, time
@@ -26,7 +26,7 @@ from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.live_limit import restrained
 from proxy.core.pressure import STRANGER, Pressure
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
-from proxy.core.row_json import ClosedFlow, closed_flow, row_json
+from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.limited import limit_live
@@ -35,13 +35,22 @@ from proxy.engine.relay import Relay
 from proxy.engine.roster import Roster
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, HealthReport
 from proxy.engine.stream import StreamFlow
+from proxy.engine.tally import Tally
+from proxy.engine.watch import Told, Watch
 
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.live_limit import LiveLimit
     from proxy.core.upstream import Upstream
     from proxy.engine.commons import Commons
-    from proxy.engine.port import FlowIds, FlowPage, OrderCount, RelayCounters, RelayStatus
+    from proxy.engine.port import (
+        FlowIds,
+        FlowPage,
+        MovedFlows,
+        OrderCount,
+        RelayCounters,
+        RelayStatus,
+    )
     from proxy.engine.terms import Terms
 
 MERGED: Final = 25
@@ -76,6 +85,9 @@ class Worker:
         self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
         self._pulse = Pulse(self._relay.pump)
+        self._watch = Watch(self._row_json)
+        self._tally = Tally()
+        self._tallying = trio.Lock()
         self._started = time()
         self._offset = self._started - monotonic()
 
@@ -204,10 +216,7 @@ class Worker:
             found = map(ring.get, ids)
         else:
             found = map(table.get, ids)
-        offset = self._wall_offset()
-        return [
-            None if flow is None else row_json(flow, offset, _limits_json(flow)) for flow in found
-        ]
+        return [None if flow is None else self._row_json(flow) for flow in found]
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
@@ -271,6 +280,39 @@ class Worker:
         flows = self._relay.outbox.take(SLICE)
         return [closed_flow(flow, offset, _limits_json(flow)) for flow in flows]
 
+    async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
+        """Tell what happens to the flows that these match, from now on, and to no others."""
+        await trio.lowlevel.checkpoint()
+        self._watch.become(queries)
+        self._relay.watch = self._watch if queries else None
+        if not queries:
+            self._tally.forget()
+
+    async def wait_flow_events(self) -> Told:
+        """Wait for something to happen to flows that are watched, and tell a slice of it."""
+        await self._watch.wait()
+        return self._watch.take()
+
+    async def moved_flows(self) -> MovedFlows:
+        """Which watched flows have moved bytes since the last call."""
+        async with self._tallying:
+            for part in slices(list(self._relay.table)):
+                self._tally.look(flow for flow in part if flow.close_reason is None)
+                await trio.lowlevel.checkpoint()
+            moved, omitted = self._tally.settle()
+            flows: list[tuple[tuple[int, ...], str]] = []
+            for part in slices(moved):
+                flows += self._counts(part)
+                await trio.lowlevel.checkpoint()
+        return {"flows": flows, "omitted": omitted}
+
+    def _counts(self, flows: Sequence[Flow]) -> Iterator[tuple[tuple[int, ...], str]]:
+        """What flows have moved, for those who watch them."""
+        offset = self._wall_offset()
+        for flow in flows:
+            if (watches := self._watch.watches(flow)) and flow.close_reason is None:
+                yield watches, counts_json(flow, offset)
+
     async def _find(self, query: FlowQuery) -> tuple[list[Flow], int]:
         """The flows a query asks for, in its order, and how many match without its limit.
 
@@ -331,6 +373,9 @@ class Worker:
             flow_row(flow, offset, limits_in_force(flow.transport, _limits_of(flow)))
             for flow in flows
         ]
+
+    def _row_json(self, flow: Flow) -> str:
+        return row_json(flow, self._wall_offset(), _limits_json(flow))
 
     def _not_ready(self) -> list[str]:
         now = monotonic()

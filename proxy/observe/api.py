@@ -15,7 +15,8 @@ Invariants:
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
 from difflib import get_close_matches
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
@@ -23,8 +24,11 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from proxy.core.address import Transport
+from proxy.core.events import EventKind
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
+from proxy.core.query import FlowQuery
 from proxy.observe.catalogue import Reading
+from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
@@ -39,23 +43,32 @@ from proxy.observe.params import (
     LIMITING,
     LISTING,
     RELOADING,
+    STREAMED,
+    STREAMING,
     ParamError,
     flow_query,
     read_params,
 )
+from proxy.observe.reader import Wish, as_events, as_lines, read_events
 
 if TYPE_CHECKING:
     from collections.abc import Collection
 
     from proxy.core.counters import ListenerSnapshot
-    from proxy.core.query import FlowQuery
     from proxy.engine.port import RelayCounters, RelayPort, StewardPort
+    from proxy.observe.reader import Message
 
 SLICE_ROWS: Final = 10
 """Rows written before the relay gets its turn: a twentieth of a millisecond."""
 
 NEAR: Final = 0.75
 """How alike a word must be to one of ours to be taken for it, of 1."""
+
+NDJSON: Final = "application/x-ndjson"
+EVENTS: Final = "text/event-stream"
+
+FLOW_PARAMS: Final = (*STREAMED, "sort", "limit")
+"""What of a stream's parameters says which flows."""
 
 log = structlog.get_logger()
 
@@ -70,6 +83,7 @@ class Api:
         max_series: flows that ``/metrics/flows`` shows at most.
 
     Attributes:
+        hub: numbers what happens to flows; whoever serves has it run.
         admin_refused: connections the server had no room for; it counts here, for the metrics.
 
     """
@@ -85,6 +99,7 @@ class Api:
         self._steward = steward
         self._log_dropped = log_dropped
         self._max_series = max_series
+        self.hub = EventHub(port)
         self.admin_refused = 0
         self._assets = read_assets()
 
@@ -197,6 +212,17 @@ class Api:
         matched = page["matched"] + recent["matched"]
         return json_response({"flows": [*page["rows"], *recent["rows"]], "matched": matched})
 
+    async def events(self, request: Request, _word: str) -> Response:
+        """What happens to flows, for as long as the client listens."""
+        values = _params(request, STREAMING)
+        await self._check_listener(values)
+        if self.hub.full:
+            raise HttpError(503, f"{READERS_MAX} others read events already; try again later")
+        wish = _wish(values, request.headers.get("last-event-id"))
+        if values.get("format", _format(request)) == "ndjson":
+            return Response(self._event_pieces(wish, as_lines), NDJSON, lasting=True)
+        return Response(self._event_pieces(wish, as_events), EVENTS, lasting=True)
+
     async def flow(self, request: Request, word: str) -> Response:
         """One flow, live or recently closed."""
         _params(request, ())
@@ -299,6 +325,13 @@ class Api:
         opening = "" if separator == "," else separator
         yield f'{opening}],"matched":{matched}}}\n'.encode()
 
+    async def _event_pieces(
+        self, wish: Wish, write: Callable[[Sequence[Message]], bytes]
+    ) -> AsyncGenerator[bytes, None]:
+        async with aclosing(read_events(self.hub, wish)) as messages:
+            async for some in messages:
+                yield write(some)
+
     async def _kill(self, request: Request, query: FlowQuery) -> int:
         killed = await self._port.kill(query)
         asked = f"{request.path}?{request.query}".rstrip("?")
@@ -333,6 +366,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/listeners": {"GET": Api.listeners},
     "/api/v1/upstreams": {"GET": Api.upstreams},
     "/api/v1/find": {"GET": Api.find},
+    "/api/v1/events": {"GET": Api.events},
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
     "/api/v1/reload": {"POST": Api.reload},
     "/api/v1/drain": {"POST": Api.drain},
@@ -359,6 +393,8 @@ INDEX: Final = f"""sockpair
 /api/v1/flows/ID    one flow
 /api/v1/limits      every limit in force, and where it comes from
 /api/v1/find        ?address=HOST:PORT or ?port=PORT: the flows that own it on either pair
+/api/v1/events      the flow table, then what happens to its flows, as server-sent events or
+                    NDJSON; parameters: {", ".join(STREAMING)}
 
 On the admin socket also DELETE /api/v1/flows/ID, DELETE /api/v1/flows with filters,
 POST /api/v1/reload, with dry_run=true to see what it would do, and POST /api/v1/drain with
@@ -437,6 +473,26 @@ def _params(
         raise _refused(exc) from exc
     except ValueError as exc:
         raise HttpError(400, str(exc)) from exc
+
+
+def _wish(values: dict[str, Any], last_event: str | None) -> Wish:
+    """What a reader wants to be told; a browser that comes back says where it was in a header."""
+    query = flow_query({name: values[name] for name in FLOW_PARAMS if name in values})
+    after = values.get("after")
+    if after is None and last_event:
+        is_number = last_event.isascii() and last_event.isdigit() and len(last_event) <= 18
+        after = int(last_event) if is_number else 0  # which is no number of an event
+    return Wish(
+        query=query,
+        kinds=values.get("event", frozenset(EventKind)),
+        snapshot=values.get("snapshot", True),
+        counters=values.get("counters", False),
+        after=after,
+    )
+
+
+def _format(request: Request) -> str:
+    return "ndjson" if NDJSON in request.headers.get("accept", "") else "sse"
 
 
 def _check_evictable(values: dict[str, Any]) -> None:

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Mapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from email.utils import formatdate
 from http import HTTPStatus
@@ -106,12 +106,19 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Response:
-    """What it is told; a body of several slices is sent as they are made."""
+    """What it is told; a body of several slices is sent as they are made.
+
+    Attributes:
+        lasting: whether the slices go on until the client leaves; then each has the time of a
+            whole answer, and no request follows on this connection.
+
+    """
 
     body: bytes | Iterable[bytes] | AsyncGenerator[bytes, None]
     content_type: str = JSON
     status: int = 200
     headers: tuple[tuple[str, str], ...] = ()
+    lasting: bool = False
 
 
 class HttpError(Exception):
@@ -263,6 +270,9 @@ class HttpConnection:
 
     async def _send(self, response: Response, *, head: bool = False, close: bool = False) -> bool:
         """Send an answer, without its body to HEAD; whether the connection lives on."""
+        if response.lasting and not head:
+            await self._send_lasting(response)
+            return False
         with trio.move_on_after(self.bounds.response_seconds):
             await self._send_event(_head(response, close))
             if not head:
@@ -270,6 +280,31 @@ class HttpConnection:
             await self._send_event(h11.EndOfMessage())
             return self._http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}
         raise trio.BrokenResourceError  # a slow reader holds what others may need
+
+    async def _send_lasting(self, response: Response) -> None:
+        """Send slices for as long as the client takes each of them in time, and is there."""
+        assert isinstance(response.body, AsyncGenerator)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._wait_gone, nursery.cancel_scope)
+            with suppress(trio.BrokenResourceError):  # it has left, or is too slow
+                async with aclosing(response.body) as pieces:
+                    await self._send_in_time(_head(response, close=True))
+                    async for piece in pieces:
+                        await self._send_in_time(h11.Data(data=piece))
+            nursery.cancel_scope.cancel()
+
+    async def _send_in_time(self, event: h11.Event) -> None:
+        with trio.move_on_after(self.bounds.response_seconds):
+            await self._send_event(event)
+            return
+        raise trio.BrokenResourceError
+
+    async def _wait_gone(self, sending: trio.CancelScope) -> None:
+        """End a lasting answer when the client has left; what it says meanwhile is not heard."""
+        with suppress(trio.BrokenResourceError):
+            while await self.stream.receive_some(READ_BYTES):
+                pass
+        sending.cancel()
 
     async def _send_body(self, body: bytes | Iterable[bytes] | AsyncGenerator[bytes, None]) -> None:
         held, size = list[bytes](), 0

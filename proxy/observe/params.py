@@ -18,6 +18,7 @@ from typing import Any, Final
 from urllib.parse import parse_qsl
 
 from proxy.core.address import PORT_MAX, Address, Network, Transport, parse_address
+from proxy.core.events import EventKind
 from proxy.core.flow import State
 from proxy.core.live_limit import LimitValues
 from proxy.core.query import SORTS, FlowQuery
@@ -25,6 +26,9 @@ from proxy.core.units import SIZE_UNITS, parse_bandwidth, parse_duration, parse_
 
 FIELDS_MAX: Final = 32
 """Parameters of one URL, at most: twice what exists."""
+
+FORMATS: Final = ("sse", "ndjson")
+"""How events are written: for browsers (server-sent events), or one JSON object a line."""
 
 NEWCOMERS: Final = (Transport.TCP.value, Transport.UDP.value)
 """For whom a flow may be evicted: one whose address is proven, or one that may have forged it."""
@@ -91,6 +95,10 @@ def _newcomer(text: str) -> Transport:
     return Transport(_one_of(NEWCOMERS)(text.lower()))
 
 
+def _kinds(text: str) -> frozenset[EventKind]:
+    return frozenset(EventKind(word) for word in text.lower().split(","))
+
+
 def _flag(text: str) -> bool:
     return _one_of(("true", "1", "false", "0"))(text) in {"true", "1"}
 
@@ -127,6 +135,11 @@ PARAMS: Final[dict[str, Param]] = {
     "flows": Param(_natural, "a whole number"),
     "bytes": Param(_bytes, _SIZE),
     "for": Param(_lasting, 'a duration such as "10m", more than nothing'),
+    "event": Param(_kinds, f"some of {', '.join(EventKind)}, with commas between them"),
+    "snapshot": Param(_flag, "true or false"),
+    "counters": Param(_flag, "true or false"),
+    "after": Param(_natural, 'a "seq", a whole number'),
+    "format": Param(_one_of(FORMATS), ", ".join(FORMATS)),
     "timeout": Param(parse_duration, 'a duration such as "30s"; "0s" is at once'),
 }
 
@@ -147,6 +160,19 @@ LIMITED: Final = ("listener", "client", "endpoint", "id")
 LIMITING: Final = (*LIMITED, *LimitValues._fields, "for")
 DRAINING: Final = ("listener", "endpoint", "upstream", "timeout")
 FINDING: Final = ("address", "port", "limit")
+STREAMED: Final = tuple(name for name in FILTERS if name != "state")
+"""A state is not for long; a flow that leaves it would vanish from the stream without a word."""
+
+STREAMING: Final = (
+    *STREAMED,
+    "event",
+    "snapshot",
+    "counters",
+    "after",
+    "sort",
+    "limit",
+    "format",
+)
 
 
 class ParamError(ValueError):

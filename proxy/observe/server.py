@@ -62,6 +62,7 @@ async def serve_admin(
     """
     api = Api(port, steward, log_dropped, max_series)
     async with trio.open_nursery() as nursery:
+        nursery.start_soon(api.hub.run)
         for listener in listeners:
             nursery.start_soon(_Entrance(listener, api, bounds).accept_forever)
         task_status.started()

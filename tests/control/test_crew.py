@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
@@ -19,6 +20,7 @@ from proxy.control.crew import Crew
 from proxy.control.house import House, open_house
 from proxy.control.steward import Steward
 from proxy.core.condition import Health
+from proxy.core.events import FlowEvent
 from proxy.core.query import FlowQuery
 from proxy.engine.port import RelayCounters
 from proxy.engine.specs import EVERYTHING, HealthReport
@@ -479,3 +481,58 @@ async def test_a_unix_socket_is_served_by_one_of_two_workers(tmp_path: Path, sch
         assert await endpoint.recv(100) == b"hello"
         page = await house.worker.flows(FlowQuery())
         assert [row["client"]["local"] for row in page["rows"]] == [f"unix:{path}"]
+
+
+async def test_what_happens_in_any_worker_is_told(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        await house.worker.watch({4: FlowQuery(listener="web"), 9: FlowQuery(min_bytes=1)})
+        clients = [await client_from(host, port) for host in CLIENTS]
+        for client in clients:
+            assert await asks(client)
+        assert set(await rows_by_worker(house)) == {0, 1}
+        assert (await house.worker.moved_flows())["flows"] == []
+        for client in clients:
+            assert await asks(client)
+        moved = (await house.worker.moved_flows())["flows"]
+        assert [tuple(watches) for watches, _ in moved] == 20 * [(4, 9)]
+        await house.worker.kill(FlowQuery())
+        events = list[FlowEvent]()
+        while len(events) < 60:
+            some, lost = await house.worker.wait_flow_events()
+            assert not lost
+            events += some
+        of_one: dict[int, list[FlowEvent]] = {}
+        for event in events:
+            of_one.setdefault(json.loads(event.row)["id"], []).append(event)
+        assert len(of_one) == 20
+        for story in of_one.values():
+            assert [event.kind for event in story] == ["opened", "established", "closed"]
+            assert [event.watches for event in story] == [(4,), (4,), (4, 9)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_that_dies_is_a_gap_and_the_next_one_is_watched_too(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        await house.worker.watch({1: FlowQuery()})
+        for row in (await house.worker.status())["workers"]:
+            os.kill(row["pid"], signal.SIGKILL)
+        lost = False
+        while not lost:
+            _, lost = await house.worker.wait_flow_events()
+        while (await house.worker.status())["not_ready"]:
+            await trio.sleep(0.02)
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        workers = set[int]()
+        while workers != {0, 1}:
+            some, _ = await house.worker.wait_flow_events()
+            workers |= {json.loads(event.row)["id"] % 2 for event in some}
+        nursery.cancel_scope.cancel()

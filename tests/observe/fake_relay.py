@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 import trio
 
 from proxy.core.address import Address, Transport
 from proxy.core.counters import EndpointCounters, ListenerCounters
+from proxy.core.events import EventKind, FlowEvent
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
 from proxy.core.query import SORTS, FlowQuery, flow_row
-from proxy.core.row_json import ClosedFlow, closed_flow, row_json
+from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
+from proxy.engine.watch import Pending, Told
 
 if TYPE_CHECKING:
     from proxy.engine.port import (
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
         FlowIds,
         FlowPage,
         LimitsAnswer,
+        MovedFlows,
         OrderCount,
         RelayCounters,
         RelayStatus,
@@ -47,6 +50,9 @@ class FakeRelay:
         self.draining = False
         self.not_ready: list[str] = []
         self.failure: Exception | None = None
+        self.watched: dict[int, FlowQuery] = {}
+        self.happened: Pending[FlowEvent] = Pending()
+        self.moved: list[Flow] = []
         self.endings: list[list[ClosedFlow]] = []  # what wait_closed_flows will return, one by one
 
     def open_tcp(
@@ -181,6 +187,29 @@ class FakeRelay:
             await trio.sleep_forever()
         await trio.lowlevel.checkpoint()
         return self.endings.pop(0)
+
+    async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
+        await self._answer()
+        self.watched = dict(queries)
+
+    async def wait_flow_events(self) -> Told:
+        await self.happened.wait()
+        return Told(*self.happened.take())
+
+    async def moved_flows(self) -> MovedFlows:
+        await self._answer()
+        flows = [(self._watches(flow), counts_json(flow, WALL)) for flow in self.moved]
+        self.moved = []
+        return {"flows": flows, "omitted": 0}
+
+    def happens(self, kind: EventKind, flow: Flow, limit: str | None = None) -> None:
+        """Tell who watches what happened to a flow."""
+        if watches := self._watches(flow):
+            row = row_json(flow, WALL, "{}")
+            self.happened.put(FlowEvent(kind, watches, WALL, limit, row))
+
+    def _watches(self, flow: Flow) -> tuple[int, ...]:
+        return tuple(number for number, query in self.watched.items() if query.matches(flow))
 
     async def _answer(self) -> None:
         await trio.lowlevel.checkpoint()

@@ -20,6 +20,7 @@ from proxy.observe.params import (
     LISTING,
     PARAMS,
     RELOADING,
+    STREAMING,
     read_params,
 )
 from tests.observe.admin import Answer, admin_server, ask
@@ -152,7 +153,8 @@ async def test_a_refused_value_is_told_apart_from_its_parameter(
 
 
 def test_every_parameter_can_be_read() -> None:
-    assert {*LISTING, *KILLING, *RELOADING, *DRAINING, *LIMITING} == {*PARAMS}
+    named = {*LISTING, *KILLING, *RELOADING, *DRAINING, *LIMITING, *STREAMING}
+    assert named == {*PARAMS}
     assert read_params("", ()) == {}
 
 
