@@ -57,6 +57,7 @@ WHOLE: Final = "whole"
 """The error type of what is wrong between keys; its message stands in the error's context."""
 
 IP_SOCKETS: Final = (Transport.TCP, Transport.UDP)
+TCP_ALONE: Final = (Transport.TCP,)
 UDP_ALONE: Final = (Transport.UDP,)
 
 
@@ -255,6 +256,17 @@ class Listener(Table):
         "File with more of deny, one a line; read again at a reload. Default: none.",
         example="/etc/sockpair/deny.txt",
         only=IP_SOCKETS,
+    )
+    proxy_from: Prefixes = key(
+        [],
+        "Proxies that must begin with a PROXY protocol header, and are believed who the client "
+        "is. TCP.",
+        example=["10.0.0.0/8"],
+        only=TCP_ALONE,
+    )
+    proxy_only: bool = key(False, "Refuse who is not in proxy_from. TCP.", only=TCP_ALONE)
+    proxy_timeout: Timeout = key(
+        "5s", "How long a PROXY protocol header may take. TCP.", only=TCP_ALONE
     )
     dual_stack: bool = key(False, 'On "[::]": accept IPv4 as well.', only=IP_SOCKETS)
     mode: FileMode = key("0660", "Permissions of a Unix socket's file.", only=UNIX_SOCKETS)

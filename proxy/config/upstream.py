@@ -25,6 +25,7 @@ from proxy.config.values import (
     ENDPOINT_PATTERN,
     Balance,
     EndpointAddress,
+    SendProxy,
     as_array,
 )
 from proxy.core.upstream import WEIGHT_MAX
@@ -91,6 +92,13 @@ class Upstream(Table):
     source_ports: SourcePorts | None = key(
         None, "Ports to leave from. Default: the kernel's.", example="10000-19999"
     )
+    send_proxy: SendProxy | None = key(
+        None,
+        "Begin with a PROXY protocol header that tells the endpoint who the client is. "
+        "Default: no header.",
+        example="v2",
+    )
+    send_proxy_crc32c: bool = key(False, "Add a checksum to headers of version 2.")
     mark: int | None = MARK_KEY
     dscp: UpstreamDscp | None = key(
         None,

@@ -378,6 +378,7 @@ Interface: TypeAlias = Annotated[
 
 PmtuPolicy: TypeAlias = Literal["allow", "system", "forbid", "probe"]
 Balance: TypeAlias = Literal["round_robin"]
+SendProxy: TypeAlias = Literal["v1", "v2"]
 WhenFull: TypeAlias = Literal["refuse", "wait"]
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 LogFlows: TypeAlias = Literal["all", "errors", "off"]

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args, get_orig
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from proxy.config import origins
+from proxy.config import identity, origins
 from proxy.config.ceilings import ceiling_faults
 from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
 from proxy.config.unix import UnixEndpoint, unix_faults
@@ -63,6 +63,7 @@ def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
         for name, endpoints in tables.endpoints.items():
             yield from _repeated_endpoints(("upstream", name, "endpoints"), endpoints)
             yield from origins.upstream_faults(name, tables.upstreams[name])
+            yield from identity.upstream_faults(name, tables.upstreams[name])
 
     return list(islice(found(), PROBLEMS_MAX + 1))
 
@@ -105,6 +106,8 @@ def _listener_faults(
         yield from _loops(name, listener, address, tables)
         yield from _streams_to_groups(name, listener, address, tables)
         endpoints = tables.endpoints.get(str(listener.get("upstream")), ())
+        upstream = tables.upstreams.get(str(listener.get("upstream")), {})
+        yield from identity.listener_faults(name, listener, upstream, address.transport)
         yield from unix_faults(name, listener, address.transport, address.host, endpoints)
     upstream = tables.upstreams.get(str(listener.get("upstream")), {})
     yield from origins.listener_faults(name, listener, upstream, address, dual=_is_dual(listener))

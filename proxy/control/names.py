@@ -13,6 +13,7 @@ import trio
 
 from proxy.config.unix import UnixEndpoint
 from proxy.control.outbound import copies_dscp, is_original, upstream_marks
+from proxy.control.specs import style_of
 from proxy.core.address import Address, HostPort, parse_address
 from proxy.core.source import ANY_PORT
 from proxy.core.unix import unix_address
@@ -94,6 +95,7 @@ def _upstream_spec(
         marks=upstream_marks(upstream),
         copies_dscp=copies_dscp(upstream),
         source=source,
+        style=style_of(upstream),
     )
 
 

@@ -12,14 +12,17 @@ from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
 from proxy.core.longest import LongestMatch
 from proxy.core.pace import Pace
+from proxy.core.proxy_protocol import HeaderStyle
 from proxy.core.rate import Rate
 from proxy.core.waiting import WaitLimits
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
+from proxy.engine.preface import ProxyTerms
 from proxy.engine.specs import BandwidthLimits, ListenerSpec
 
 if TYPE_CHECKING:
     from proxy.config.model import Engine, Limits, Listener, PerSource
+    from proxy.config.upstream import Upstream
 
 
 OPTIONAL_LIMITS: Final = (
@@ -33,6 +36,9 @@ OPTIONAL_LIMITS: Final = (
 """Keys of ``per_flow`` that have no default, and limit nothing then."""
 
 
+HEADER_VERSIONS: Final = {"v1": 1, "v2": 2}
+
+
 def listener_spec(name: str, listener: Listener) -> ListenerSpec:
     """A listener, as the worker knows it."""
     return ListenerSpec(
@@ -42,6 +48,7 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         limits=limits_of(listener),
         access=access_of(listener),
         admission=admission_of(listener.limits),
+        proxied=proxied_of(listener),
         waiting=waiting_of(listener.limits),
         bandwidth=bandwidth_of(listener.limits),
         options=stream_options(listener.tcp),
@@ -66,6 +73,21 @@ def access_of(listener: Listener) -> AccessList:
     if others and not deny:
         return ANYBODY
     return AccessList(allow - deny, deny, others=others)
+
+
+def proxied_of(listener: Listener) -> ProxyTerms | None:
+    """Who speaks for others at a listener."""
+    if not listener.proxy_from:
+        return None
+    trusted = AccessList(listener.proxy_from, (), others=False)
+    return ProxyTerms(trusted, listener.proxy_only, listener.proxy_timeout)
+
+
+def style_of(upstream: Upstream) -> HeaderStyle | None:
+    """How endpoints are told who the client is."""
+    if upstream.send_proxy is None:
+        return None
+    return HeaderStyle(HEADER_VERSIONS[upstream.send_proxy], upstream.send_proxy_crc32c)
 
 
 def admission_of(limits: Limits) -> AdmissionLimits:

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.counters import ListenerCounters
+    from proxy.core.identity import Identity
     from proxy.core.responders import Responders
     from proxy.core.sources import SourceKey
     from proxy.core.unix import Credentials
@@ -205,6 +206,11 @@ class Flow:
     @property
     def responders(self) -> Responders | None:
         """Who answered, where the endpoint is a broadcast or multicast address."""
+        return None
+
+    @property
+    def identity(self) -> Identity | None:
+        """What is known of the client beyond its address."""
         return None
 
     @property

@@ -12,12 +12,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from proxy.core.address import Network, Transport, format_address, same_address
+from proxy.core.identity import tlv_row
 from proxy.core.sources import source_text
 from proxy.core.unix import UNKNOWN_SOURCE, UnixAddress
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.flow import Direction, Flow, State
+    from proxy.core.identity import Identity, TlvRow
     from proxy.core.responders import ResponderRow
     from proxy.core.unix import Credentials
 
@@ -117,6 +119,8 @@ def _ends(flow: Flow) -> Iterator[Address]:
         yield flow.endpoint_local
     if flow.endpoint_remote is not None:
         yield flow.endpoint_remote
+    if flow.identity is not None and flow.identity.via is not None:
+        yield from flow.identity.via
 
 
 class PairRow(TypedDict):
@@ -124,6 +128,12 @@ class PairRow(TypedDict):
 
     local: str | None
     remote: str | None
+
+
+class ClientRow(PairRow):
+    """The client's pair as the client has it; ``via`` is ours where a proxy speaks for it."""
+
+    via: PairRow | None
 
 
 class DirectionRow(TypedDict):
@@ -149,7 +159,7 @@ class FlowRow(TypedDict):
     upstream: str
     transport: str
     state: str
-    client: PairRow
+    client: ClientRow
     endpoint: PairRow
     opened: float
     last_active: float
@@ -162,6 +172,7 @@ class FlowRow(TypedDict):
     source: str
     credentials: CredentialsRow | None
     responders: list[ResponderRow] | None
+    tlvs: list[TlvRow] | None
 
 
 def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRow:
@@ -187,6 +198,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "client": {
             "local": format_address(flow.client_local),
             "remote": format_address(flow.client_remote),
+            "via": via_row(flow.identity),
         },
         "endpoint": {
             "local": _text(flow.endpoint_local),
@@ -203,6 +215,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "source": source_of(flow),
         "credentials": None if flow.credentials is None else credentials_row(flow.credentials),
         "responders": None if flow.responders is None else flow.responders.rows(),
+        "tlvs": tlv_rows(flow.identity),
     }
 
 
@@ -213,6 +226,19 @@ def source_of(flow: Flow) -> str:
     limits = flow.counters.gate.limits
     key = limits.key(flow.client_remote[0])
     return source_text(key, limits.prefix_v4, limits.prefix_v6)
+
+
+def via_row(identity: Identity | None) -> PairRow | None:
+    """Describe by whom a client comes."""
+    if identity is None or identity.via is None:
+        return None
+    via = identity.via
+    return {"local": format_address(via.local), "remote": format_address(via.remote)}
+
+
+def tlv_rows(identity: Identity | None) -> list[TlvRow] | None:
+    """Describe what its header said beside addresses."""
+    return [tlv_row(tlv) for tlv in identity.tlvs] if identity and identity.via else None
 
 
 def credentials_row(credentials: Credentials) -> CredentialsRow:

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from proxy.core.address import format_address
 from proxy.core.prefix import V4_BITS
-from proxy.core.query import credentials_row, source_of
+from proxy.core.query import credentials_row, source_of, tlv_rows, via_row
 
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
@@ -61,12 +61,13 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
     transport = counters.transport
     write = _datagrams if transport.is_datagram else _payload
     ended = flow.close_reason is not None
-    credentials, responders = flow.credentials, flow.responders
+    credentials, responders, identity = flow.credentials, flow.responders, flow.identity
     return (
         f'{{"id":{flow.id},"listener":{quoted(counters.listener)}'
         f',"upstream":{quoted(counters.upstream)}'
         f',"transport":"{transport}","state":"{flow.state}"'
-        f',"client":{{"local":{_end(flow.client_local)},"remote":{_end(flow.client_remote)}}}'
+        f',"client":{{"local":{_end(flow.client_local)},"remote":{_end(flow.client_remote)}'
+        f',"via":{"null" if identity is None else _json(via_row(identity))}}}'
         f',"endpoint":{{"local":{_end(flow.endpoint_local)},"remote":{_end(flow.endpoint_remote)}}}'
         f',"opened":{flow.opened + wall_offset:.6f},"last_active":{flow.active + wall_offset:.6f}'
         f',"closed":{f"{flow.closed + wall_offset:.6f}" if ended else "null"}'
@@ -75,7 +76,8 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         f',"close_side":{_word(flow.close_side)},"limits":{limits}'
         f',"source":{_source(flow)}'
         f',"credentials":{"null" if credentials is None else _json(credentials_row(credentials))}'
-        f',"responders":{"null" if responders is None else _json(responders.rows())}}}'
+        f',"responders":{"null" if responders is None else _json(responders.rows())}'
+        f',"tlvs":{"null" if identity is None else _json(tlv_rows(identity))}}}'
     )
 
 

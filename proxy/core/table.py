@@ -178,6 +178,8 @@ class FlowTable:
             if before.counters is counters:
                 return True
             client_remote, client_local = before.client_remote, before.client_local
+            if before.identity is not None and before.identity.via is not None:
+                client_remote, client_local = before.identity.via
         return True
 
     def _bound(self, limit: int) -> None:

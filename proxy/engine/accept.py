@@ -21,6 +21,7 @@ from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
 from proxy.core.upstream import OriginalUpstream
 from proxy.engine.copied import CopiedWay, dscp_of_stream, keep_syn
+from proxy.engine.identified import IdentifiedFlow
 from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT, prioritize
 from proxy.engine.original import is_circle, original_destination
 from proxy.engine.sockaddr import canonical
@@ -31,6 +32,7 @@ from proxy.engine.waiting import WaitingClient
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.identity import Identity
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Choice, Upstream
     from proxy.core.wheel import Slot
@@ -168,6 +170,8 @@ class StreamListener:
         if self.is_open:
             self.is_open = False
             self._leave_room()
+            if self.terms.prefaces is not None:
+                self.terms.prefaces.close(self)
             self.relay.wheel.cancel(self)
             self.relay.disown(self.address)
             self.relay.files.set_aside(-1)
@@ -185,18 +189,28 @@ class StreamListener:
         local: Address = self._local or client.getsockname()
         if self._mapped:
             address, local = canonical(address), canonical(local)
-        self._decide(client, address, local, now)
+        if self.terms.prefaces is None:
+            self.decide(client, address, local, now)
+        else:
+            self.terms.prefaces.arrive(self, client, address, local, now)
 
-    def _decide(self, client: Socket, remote: Address, local: Address, now: float) -> None:
+    def decide(
+        self,
+        client: Socket,
+        remote: Address,
+        local: Address,
+        now: float,
+        identity: Identity | None = None,
+    ) -> None:
         """Admit a client, have it wait, or refuse it."""
         waiting = self.terms.waiting
         if waiting is not None:
-            waiting.arrive(WaitingClient(self, client, remote, local, now), now)
+            waiting.arrive(WaitingClient(self, client, remote, local, now, identity), now)
             return
         source = self.source_of(client, remote)
         refusal = self.refusal(client, remote, local, now) or self.counters.ceiling(source, now)
         if refusal is None:
-            self.open(client, remote, local, source, now)
+            self.open(client, remote, local, source, now, identity)
         else:
             self.refuse(client, refusal)
 
@@ -219,7 +233,13 @@ class StreamListener:
         return refusal or self.relay.orders.refusal(self.counters, remote)
 
     def open(
-        self, client: Socket, remote: Address, local: Address, source: SourceKey, now: float
+        self,
+        client: Socket,
+        remote: Address,
+        local: Address,
+        source: SourceKey,
+        now: float,
+        identity: Identity | None = None,
     ) -> None:
         """Open the flow of a client that the gate has admitted."""
         upstream: Choice = self.upstream
@@ -235,9 +255,10 @@ class StreamListener:
             connect = self._copied.with_dscp(dscp_of_stream(client))
         if terms.priority is not None:
             prioritize(client, terms.priority)
-        flow = StreamFlow(
-            self.relay, self.counters, terms.limits, client, remote, local, now, source
-        )
+        kind = StreamFlow if identity is None and terms.style is None else IdentifiedFlow
+        flow = kind(self.relay, self.counters, terms.limits, client, remote, local, now, source)
+        if isinstance(flow, IdentifiedFlow):
+            flow.identity, flow.style = identity, terms.style
         flow.start(upstream, connect, now, terms.bandwidth)
 
     def refuse(self, client: Socket, refusal: Refusal) -> None:

@@ -29,6 +29,7 @@ from proxy.engine.datagram_listener import DatagramListener
 from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
 from proxy.engine.parts import BandwidthPart
+from proxy.engine.preface import PrefaceRoom
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
 from proxy.engine.terms import Terms
@@ -192,12 +193,23 @@ class Roster:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""
         known = self._terms.get(spec.name)
         terms = Terms(limits=spec.limits, access=spec.access, priority=spec.priority)
+        terms = replace(terms, style=self._routes[spec.upstream].spec.style)
         if spec.transport.is_datagram:
             policing = self._policing(known.policing if known else None, spec, now)
             return replace(terms, policing=policing)
         bandwidth = self._bandwidth(known.bandwidth if known else None, spec, now)
         waiting = self._waiting(known.waiting if known else None, spec)
-        return replace(terms, bandwidth=bandwidth, waiting=waiting)
+        prefaces = self._prefaces(known.prefaces if known else None, spec)
+        return replace(terms, bandwidth=bandwidth, waiting=waiting, prefaces=prefaces)
+
+    def _prefaces(self, known: PrefaceRoom | None, spec: ListenerSpec) -> PrefaceRoom | None:
+        """Who waits already goes on waiting, by the terms it came under."""
+        if spec.proxied is None:
+            return None
+        if known is None:
+            return PrefaceRoom(self._relay, spec.proxied)
+        known.terms = spec.proxied
+        return known
 
     def _waiting(self, known: WaitingRoom | None, spec: ListenerSpec) -> WaitingRoom | None:
         if spec.waiting is None or spec.admission.dry_run:

@@ -30,7 +30,9 @@ if TYPE_CHECKING:
     from proxy.core.condition import Health
     from proxy.core.expiry import FlowLimits
     from proxy.core.pace import Pace
+    from proxy.core.proxy_protocol import HeaderStyle
     from proxy.core.waiting import WaitLimits
+    from proxy.engine.preface import ProxyTerms
 
 SO_COOKIE: Final = 57  # asm-generic/socket.h; Linux 4.12
 COOKIE_SIZE: Final = 8
@@ -77,6 +79,7 @@ class UpstreamSpec:
         marks: of the sockets to endpoints.
         copies_dscp: whether those have the DSCP of the client instead.
         source: the addresses to leave from; None leaves them to the kernel.
+        style: of the headers that tell endpoints who the client is; None sends none.
 
     """
 
@@ -87,6 +90,7 @@ class UpstreamSpec:
     marks: Marks = UNMARKED
     copies_dscp: bool = False
     source: SourceSpec | None = None
+    style: HeaderStyle | None = None
 
 
 EQUAL: Final[LongestMatch[int]] = LongestMatch({})
@@ -125,6 +129,7 @@ class ListenerSpec:
         upstream: the name of the upstream its flows go to.
         access: who may open flows.
         admission: how many, and how fast.
+        proxied: who speaks for others, and must say for whom; None if nobody does.
         waiting: how others may wait for that; None refuses them at once.
         bandwidth: how many bytes a second they may move.
         limits: the clocks of its flows.
@@ -142,6 +147,7 @@ class ListenerSpec:
     limits: FlowLimits
     access: AccessList = ANYBODY
     admission: AdmissionLimits = UNLIMITED
+    proxied: ProxyTerms | None = None
     waiting: WaitLimits | None = None
     bandwidth: BandwidthLimits = UNRESTRICTED
     options: SocketOptions = NODELAY

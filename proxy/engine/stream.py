@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import inf
 from socket import SHUT_WR
 from socket import SocketType as Socket
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, Protocol
 
 import structlog
 
@@ -39,6 +39,18 @@ if TYPE_CHECKING:
 FILES_PER_FLOW: Final = 2
 
 log = structlog.get_logger()
+
+
+class Attempt(Protocol):
+    """What a flow waits for while it is connecting."""
+
+    def timed_out(self, now: float) -> None:
+        """Its time to connect is up."""
+        ...
+
+    def cancel(self) -> None:
+        """Give up: the flow has ended."""
+        ...
 
 
 class StreamFlow(Flow):
@@ -88,7 +100,7 @@ class StreamFlow(Flow):
         original.pending = BLOCKED
         self.relay = relay
         self.limits = limits
-        self.attempt: ConnectAttempt | None = None
+        self.attempt: Attempt | None = None
         self.broken: StreamLeg | None = None
         self.owed = 0
         self.verdict: tuple[CloseReason, CloseSide] | None = None
@@ -114,8 +126,8 @@ class StreamFlow(Flow):
         relay.wheel.schedule(self, now + self.limits.stream_look)
         if relay.watch is not None:
             relay.watch.note(EventKind.OPENED, self)
-        self.attempt = ConnectAttempt(self, upstream, connect)
-        self.attempt.start(now)
+        attempt = self.attempt = ConnectAttempt(self, upstream, connect)
+        attempt.start(now)
 
     def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:
         """Relay from now on: the endpoint has accepted."""

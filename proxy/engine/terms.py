@@ -9,7 +9,9 @@ from proxy.core.access import ANYBODY, AccessList
 
 if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
+    from proxy.core.proxy_protocol import HeaderStyle
     from proxy.engine.limited import Policing
+    from proxy.engine.preface import PrefaceRoom
     from proxy.engine.throttle import Bandwidth
     from proxy.engine.waiting import WaitingRoom
 
@@ -24,6 +26,8 @@ class Terms:
         bandwidth: what those of streams share; None if it is not limited.
         policing: the same of datagrams; None if nothing is limited of them.
         priority: of packets to clients of streams (SO_PRIORITY); None leaves it to the kernel.
+        prefaces: where who speaks for others waits until it has said so; None if nobody does.
+        style: of the headers to endpoints; None if there are none.
         waiting: where who may not come in waits; None if nobody does.
 
     """
@@ -33,4 +37,6 @@ class Terms:
     bandwidth: Bandwidth | None = None
     policing: Policing | None = None
     priority: int | None = None
+    prefaces: PrefaceRoom | None = None
+    style: HeaderStyle | None = None
     waiting: WaitingRoom | None = None

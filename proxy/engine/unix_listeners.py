@@ -19,17 +19,19 @@ from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_listener import PLAIN_WAY, DatagramListener
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.drops import drop_of
+from proxy.engine.identified import IdentifiedUnixFlow
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.sockaddr import CMSG
 from proxy.engine.sources import user_key
 from proxy.engine.stream import FILES_PER_FLOW as FILES_PER_STREAM
-from proxy.engine.stream import StreamFlow
 from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_unix_leg, unix_name
+from proxy.engine.unix_flow import UnixFlow
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.identity import Identity
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
@@ -43,20 +45,12 @@ client could pass us descriptors, as many as it likes."""
 FAMILY_SIZE: Final = 2  # before the name in a sockaddr_un
 
 
-class UnixFlow(StreamFlow):
-    """A stream flow whose client has connected to a Unix socket."""
-
-    __slots__ = ("credentials",)
-
-    credentials: Credentials | None
-
-
 class UnixListener(StreamListener):
     """A listening Unix socket of ours. Owns it."""
 
     def _admit(self, client: Socket, address: object, now: float) -> None:
         assert isinstance(address, str | bytes)
-        self._decide(client, unix_name(address), self.socket.getsockname(), now)
+        self.decide(client, unix_name(address), self.socket.getsockname(), now)
 
     def source_of(self, client: Socket, remote: Address) -> SourceKey:
         """The user who has connected."""
@@ -73,11 +67,20 @@ class UnixListener(StreamListener):
         return refusal or self.relay.orders.refusal(self.counters, remote)
 
     def open(
-        self, client: Socket, remote: Address, local: Address, source: SourceKey, now: float
+        self,
+        client: Socket,
+        remote: Address,
+        local: Address,
+        source: SourceKey,
+        now: float,
+        identity: Identity | None = None,
     ) -> None:
         """Open the flow of a client that the gate has admitted."""
         terms = self.terms
-        flow = UnixFlow(self.relay, self.counters, terms.limits, client, remote, local, now, source)
+        kind = UnixFlow if terms.style is None else IdentifiedUnixFlow
+        flow = kind(self.relay, self.counters, terms.limits, client, remote, local, now, source)
+        if isinstance(flow, IdentifiedUnixFlow):
+            flow.identity, flow.style = identity, terms.style
         flow.credentials = credentials_of(client)
         flow.start(self.upstream, self.connect, now, terms.bandwidth)
         if flow.original.socket is client:

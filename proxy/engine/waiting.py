@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.admission import Limit
     from proxy.core.counters import ListenerCounters
+    from proxy.core.identity import Identity
     from proxy.core.sources import Source, SourceKey
     from proxy.core.wheel import Slot
     from proxy.engine.accept import StreamListener
@@ -51,23 +52,41 @@ class WaitingClient:
 
     Attributes:
         since: when it came.
+        identity: what is known of it beside its address.
         limit: what keeps it waiting.
 
     """
 
-    __slots__ = ("limit", "listener", "local", "remote", "room", "since", "slot", "socket")
+    __slots__ = (
+        "identity",
+        "limit",
+        "listener",
+        "local",
+        "remote",
+        "room",
+        "since",
+        "slot",
+        "socket",
+    )
 
     room: WaitingRoom
     limit: Limit
 
     def __init__(
-        self, listener: StreamListener, socket: Socket, remote: Address, local: Address, now: float
+        self,
+        listener: StreamListener,
+        socket: Socket,
+        remote: Address,
+        local: Address,
+        now: float,
+        identity: Identity | None = None,
     ) -> None:
         self.listener = listener
         self.socket = socket
         self.remote = remote
         self.local = local
         self.since = now
+        self.identity = identity
         self.slot: Slot | None = None
 
     @property
@@ -78,6 +97,10 @@ class WaitingClient:
     def refusal(self, now: float) -> Refusal | None:
         """Why it is not let in, whatever the gate says; or None."""
         return self.listener.refusal(self.socket, self.remote, self.local, now)
+
+    def open(self, key: SourceKey, now: float) -> None:
+        """Open its flow: the gate has admitted it."""
+        self.listener.open(self.socket, self.remote, self.local, key, now, self.identity)
 
     def ready(self, mask: int, now: float) -> None:
         """See whether it has gone: who has sent something, and then ended, waits for an answer."""
@@ -135,7 +158,7 @@ class WaitingRoom:
             return
         limit = self.counters.gate.refusal(key, now)
         if limit is None:
-            client.listener.open(client.socket, client.remote, client.local, key, now)
+            client.open(key, now)
         elif len(self._lines) >= self._limits.flows:
             client.listener.refuse(client.socket, self.counters.hit(limit))
         else:
@@ -153,8 +176,7 @@ class WaitingRoom:
                 self._reset(client, refusal)
                 continue
             self._relay.pump.release(client.socket.fileno())
-            key = client.key
-            client.listener.open(client.socket, client.remote, client.local, key, now)
+            client.open(client.key, now)
         if not most and lines:
             self._relay.pump.again(self, 0)
         when = min(lines.look_at, now + LONGEST_ALARM) if lines else inf

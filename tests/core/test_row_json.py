@@ -10,6 +10,8 @@ from hypothesis import strategies as st
 from proxy.core.address import Address, Transport
 from proxy.core.counters import ListenerCounters
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
+from proxy.core.identity import Arrival, Identity
+from proxy.core.proxy_header import Tlv
 from proxy.core.query import flow_row
 from proxy.core.responders import Responders
 from proxy.core.row_json import closed_flow, row_json
@@ -32,6 +34,11 @@ class KnownFlow(Flow):
 
     known: Credentials | None = None
     answers: Responders | None = None
+    said: Identity | None = None
+
+    @property
+    def identity(self) -> Identity | None:
+        return self.said
 
     @property
     def credentials(self) -> Credentials | None:
@@ -59,6 +66,12 @@ def flows(draw: st.DrawFn) -> KnownFlow:
     flow.active = draw(TIMES)
     if draw(st.booleans()):
         flow.known = Credentials(draw(PORTS), draw(PORTS), draw(PORTS))
+    if draw(st.booleans()):
+        tlvs = draw(
+            st.lists(st.builds(Tlv, st.integers(0, 255), st.binary(max_size=9)), max_size=2)
+        )
+        via = draw(st.none() | st.builds(Arrival, IP, IP))
+        flow.said = Identity(via, tuple(tlvs))
     if draw(st.booleans()):
         flow.answers = Responders()
         flow.answers.count(draw(ADDRESSES), 7)

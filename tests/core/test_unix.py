@@ -52,5 +52,5 @@ def test_the_source_of_a_unix_client_without_credentials_is_unknown() -> None:
     args = (UNNAMED, local, Direction(), Direction(), State.UNREPLIED, 0.0)
     row = flow_row(Flow(1, counters, *args), 0.0, {})
     assert (row["source"], row["credentials"]) == ("uid:?", None)
-    assert row["client"] == {"local": "unix:/dev/log", "remote": "unix:"}
+    assert row["client"] == {"local": "unix:/dev/log", "remote": "unix:", "via": None}
     assert row["original"]["packets"] == 0

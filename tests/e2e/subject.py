@@ -268,6 +268,7 @@ ROW_KEYS: Final = (
     "source",
     "credentials",
     "responders",
+    "tlvs",
 )
 
 TIMES: Final = frozenset({"opened", "last_active", "closed"})

@@ -29,7 +29,11 @@ async def test_datagrams_of_every_size_pass_both_ways(stage: Stage, host: str) -
             data = bytes([number]) * size
             assert await exchange(client, data) == data
         (row,) = await sockpair.wait_flows(1, state="assured")
-        assert row["client"] == {"local": game.text, "remote": text_of(client.getsockname())}
+        assert row["client"] == {
+            "local": game.text,
+            "remote": text_of(client.getsockname()),
+            "via": None,
+        }
         assert row["endpoint"]["remote"] == endpoint
     books = await sockpair.books("game", flows=1)
     assert books.datagrams == (len(sizes), len(sizes))

@@ -43,7 +43,11 @@ async def test_table_shows_both_socket_pairs(stage: Stage, host: str) -> None:
     async with await connect(web.address) as client:
         await say(client, b"hello")
         (row,) = await sockpair.wait_flows(1, state="established")
-        assert row["client"] == {"local": web.text, "remote": text_of(client.socket.getsockname())}
+        assert row["client"] == {
+            "local": web.text,
+            "remote": text_of(client.socket.getsockname()),
+            "via": None,
+        }
         assert row["endpoint"] == {"local": peers[0], "remote": endpoint}
         assert row["original"] == row["reply"] == {"bytes": 5, "packets": None}
         assert row["close_reason"] is None

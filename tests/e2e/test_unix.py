@@ -82,7 +82,7 @@ async def test_a_unix_listener_leads_to_redis_by_tcp(stage: Stage) -> None:
     assert len(books.rows) >= 1 + 2 * 20
     for row in books.rows:
         assert row["transport"] == "unix"
-        assert row["client"] == {"local": f"unix:{path}", "remote": "unix:"}
+        assert row["client"] == {"local": f"unix:{path}", "remote": "unix:", "via": None}
         assert row["credentials"].items() >= ME.items()
         assert row["credentials"]["pid"] > 0
         assert row["source"] == f"uid:{os.getuid()}"

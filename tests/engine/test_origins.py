@@ -94,7 +94,7 @@ async def test_tproxy_hides_us_from_both_sides_of_a_stream(
             "remote": format_address(endpoint.getsockname()),
         }
         assert row["endpoint"] == pair
-        assert row["client"] == {"local": pair["remote"], "remote": pair["local"]}
+        assert row["client"] == {"local": pair["remote"], "remote": pair["local"], "via": None}
 
 
 async def test_the_port_of_a_client_is_kept_only_if_it_can_be(network: Network) -> None:

@@ -158,7 +158,7 @@ async def test_streams_of_both_kinds_go_to_endpoints_of_both_kinds(
         assert row["original"] == row["reply"] == {"bytes": len(BULK), "packets": None}
         assert row["transport"] == front
         if front == "unix":
-            assert row["client"] == {"local": f"unix:{door}", "remote": "unix:"}
+            assert row["client"] == {"local": f"unix:{door}", "remote": "unix:", "via": None}
             assert row["credentials"] == ME
             assert row["source"] == f"uid:{os.getuid()}"
         else:

@@ -1,0 +1,70 @@
+"""Keys that say who the client is: what they go together with."""
+
+from __future__ import annotations
+
+import pytest
+
+from proxy.config.load import ConfigError, parse
+from proxy.config.model import Config
+from proxy.control.specs import proxied_of, style_of
+from proxy.core.proxy_protocol import HeaderStyle
+
+
+def config(
+    listener: str = "",
+    upstream: str = "",
+    listen: str = "tcp://127.0.0.1:1",
+    to: str = "10.0.0.1:1",
+) -> Config:
+    return parse(
+        f'[listener.a]\nlisten = "{listen}"\nupstream = "b"\n{listener}\n'
+        f'[upstream.b]\nendpoints = ["{to}"]\n{upstream}\n',
+        "test",
+    )
+
+
+def problem(**parts: str) -> str:
+    with pytest.raises(ConfigError) as caught:
+        config(**parts)
+    (found,) = caught.value.problems
+    return str(found)
+
+
+def test_whom_a_listener_believes() -> None:
+    assert proxied_of(config().listener["a"]) is None
+    terms = proxied_of(
+        config('proxy_from = ["10.0.0.0/8"]\nproxy_only = true\nproxy_timeout = "2s"').listener["a"]
+    )
+    assert terms is not None
+    assert (terms.alone, terms.time) == (True, 2.0)
+    assert [terms.trusted.admits(host) for host in ("10.1.2.3", "11.0.0.1", "::1")] == [
+        True,
+        False,
+        False,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("upstream", "style"),
+    [
+        ("", None),
+        ('send_proxy = "v1"', HeaderStyle(1)),
+        ('send_proxy = "v2"', HeaderStyle(2)),
+        ('send_proxy = "v2"\nsend_proxy_crc32c = true', HeaderStyle(2, checksum=True)),
+    ],
+)
+def test_what_an_upstream_sends(upstream: str, style: HeaderStyle | None) -> None:
+    assert style_of(config(upstream=upstream).upstream["b"]) == style
+
+
+def test_what_does_not_go_together() -> None:
+    trusted = 'proxy_from = ["10.0.0.0/8"]'
+    assert "there is no proxy_from" in problem(listener="proxy_only = true")
+    assert "hides the destination" in problem(listener=trusted, to="original")
+    assert "only on tcp" in problem(listener=trusted, listen="udp://127.0.0.1:1")
+    assert "only on tcp" in problem(listener=trusted, listen="unix:///run/x")
+    for upstream in ("", 'send_proxy = "v1"'):
+        found = problem(upstream=f"{upstream}\nsend_proxy_crc32c = true")
+        assert 'needs send_proxy = "v2"' in found
+    found = problem(upstream='send_proxy = "v2"', listen="udp://127.0.0.1:1")
+    assert "headers, which are for streams" in found
