@@ -13,8 +13,9 @@ from __future__ import annotations
 import json
 import re
 import socket
-from collections.abc import Callable, Mapping
-from http.client import HTTPConnection, HTTPException
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
 from typing import Any, Final, TypeVar
 from urllib.parse import urlencode
@@ -93,13 +94,36 @@ class AdminClient:
         """Have something done; raises as ``get`` does, but a conflict (409) is an answer."""
         return self._ask("POST", path, params or {})
 
+    def follow(
+        self, path: str, params: Mapping[str, object] | None = None
+    ) -> Iterator[dict[str, Any]]:
+        """Give each line of an answer that goes on, as the JSON object that it is.
+
+        Raises:
+            click.ClickException: as ``get``; or the answer has ended.
+
+        """
+        with self._answer("GET", path, params or {}) as answer:
+            if answer.status >= 400:
+                _value(answer.status, answer.read())
+            while line := answer.readline():
+                yield json.loads(line)
+        raise click.ClickException(f"{self.path}: sockpair has ended, or let go of us")
+
     def _ask(self, method: str, path: str, params: Mapping[str, object]) -> Any:
+        with self._answer(method, path, params) as answer:
+            return _value(answer.status, answer.read())
+
+    @contextmanager
+    def _answer(
+        self, method: str, path: str, params: Mapping[str, object]
+    ) -> Iterator[HTTPResponse]:
+        """Ask, and translate what goes wrong until the answer has been read."""
         query = urlencode({name: value for name, value in params.items() if value is not None})
         connection = _UnixConnection(self.path)
         try:
             connection.request(method, f"{path}?{query}" if query else path)
-            answer = connection.getresponse()
-            return _value(answer.status, answer.read())
+            yield connection.getresponse()
         except OSError as exc:
             raise click.ClickException(_advice(self.path, exc)) from exc
         except (HTTPException, ValueError) as exc:

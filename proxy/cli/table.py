@@ -52,24 +52,34 @@ def _flow_ids(
     return tuple(map(int, words))
 
 
-def filter_options(command: Command) -> Command:
-    """Give a command the options that choose flows; their names are the API's."""
-    place = "CIDR"
-    options = (
-        click.option("--listener", metavar="NAME", help="Flows of one listener."),
-        click.option(
-            "--client", metavar=place, help="Client in this prefix; or ADDR, or ADDR:PORT."
-        ),
-        click.option(
-            "--endpoint", metavar=place, help="Endpoint in this prefix; or ADDR, or ADDR:PORT."
-        ),
-        click.option("--state", type=_words(State), help="Flows in this state."),
-        click.option("--transport", type=_words(Transport), help="Flows of this transport."),
-        click.option("--min-bytes", metavar="SIZE", help="At least so much, such as 10MiB."),
-    )
-    for option in reversed(options):
-        command = option(command)
-    return command
+FILTERS: Final = {
+    "listener": click.option("--listener", metavar="NAME", help="Flows of one listener."),
+    "client": click.option(
+        "--client", metavar="CIDR", help="Client in this prefix; or ADDR, or ADDR:PORT."
+    ),
+    "endpoint": click.option(
+        "--endpoint", metavar="CIDR", help="Endpoint in this prefix; or ADDR, or ADDR:PORT."
+    ),
+    "state": click.option("--state", type=_words(State), help="Flows in this state."),
+    "transport": click.option(
+        "--transport", type=_words(Transport), help="Flows of this transport."
+    ),
+    "min_bytes": click.option(
+        "--min-bytes", metavar="SIZE", help="At least so much, such as 10MiB."
+    ),
+}
+"""The options that choose flows; their names are the API's."""
+
+
+def filter_options(*names: str) -> Callable[[Command], Command]:
+    """Give a command these options that choose flows."""
+
+    def give(command: Command) -> Command:
+        for name in reversed(names):
+            command = FILTERS[name](command)
+        return command
+
+    return give
 
 
 def output_option(*formats: str) -> Callable[[Command], Command]:
@@ -85,7 +95,7 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
 
 
 @click.command()
-@filter_options
+@filter_options(*FILTERS)
 @click.option("--sort", type=click.Choice([*SORTS]), help="Largest or latest first; id counts up.")
 @click.option("--limit", type=click.IntRange(0), help="At most so many rows; 0: all.")
 @click.option("--recent", is_flag=True, help="Recently closed flows in place of live ones.")
@@ -146,7 +156,7 @@ def find(admin: str, output: str, exact: bool, address: str) -> None:
 
 @click.command()
 @click.argument("flow_ids", metavar="[ID]...", nargs=-1, callback=_flow_ids)
-@filter_options
+@filter_options(*FILTERS)
 @click.option("--all", "everything", is_flag=True, help="Every live flow.")
 @click.option("-y", "--yes", is_flag=True, help="Do not ask.")
 @admin_option

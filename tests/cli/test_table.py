@@ -25,7 +25,7 @@ from tests.observe.admin import unix_listener
 from tests.observe.fake_relay import WALL, FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 
@@ -46,6 +46,10 @@ class House:
     def run(self, *arguments: str, stdin: str | None = None) -> Result:
         environment = {"SOCKPAIR_ADMIN": self.path}
         return CliRunner(env=environment).invoke(main, arguments, input=stdin)
+
+    def soon(self, act: Callable[[], object]) -> None:
+        """Have something happen in the relay's thread, after what was asked for before."""
+        self._token.run_sync_soon(act)
 
     async def _serve(self) -> None:
         self._token = trio.lowlevel.current_trio_token()
