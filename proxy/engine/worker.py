@@ -452,11 +452,12 @@ def _limits_json(flow: Flow) -> str:
 
 
 def _limits_of(flow: Flow) -> FlowLimits:
-    assert isinstance(flow, StreamFlow | DatagramFlow)
-    limits = flow.limits
-    if isinstance(flow, StreamFlow) or flow.allowance is None or flow.allowance.ordered is None:
-        return limits
-    return restrained(limits, flow.allowance.ordered.restraint)
+    if isinstance(flow, StreamFlow):
+        return flow.limits
+    assert isinstance(flow, DatagramFlow)
+    if flow.allowance is None or flow.allowance.ordered is None:
+        return flow.limits
+    return restrained(flow.limits, flow.allowance.ordered.restraint)
 
 
 def _unusable(upstream: Upstream) -> str:

@@ -19,7 +19,7 @@ import json
 import logging
 import os
 import time
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Iterable, MutableMapping
 from datetime import UTC, datetime
 from functools import lru_cache
 from typing import TYPE_CHECKING, Any, Final, Literal, Protocol, TypeAlias
@@ -29,6 +29,7 @@ import trio
 
 from proxy.core.flow import CloseReason
 from proxy.core.printable import printable
+from proxy.core.row_json import MOMENTS
 from proxy.core.units import format_size, format_span
 from proxy.observe.sink import LogSink
 
@@ -143,9 +144,9 @@ class FlowSink(LogSink):
         self.format = log_format
         self.flows: FlowLogs = "all"
 
-    def put_flow(self, flow: ClosedFlow) -> None:
-        """Queue the line of a flow that ended."""
-        self.put(self.format.flow(flow))
+    def put_flows(self, flows: Iterable[ClosedFlow]) -> None:
+        """Queue the lines of flows that ended."""
+        self.put_all([*map(self.format.flow, flows)])
 
     def _tell_dropped(self, count: int) -> str:
         head = {"time": time.time(), "level": "warning", "event": "log_lines_dropped"}
@@ -219,13 +220,17 @@ class _SinkLogger:
 
 
 async def _write_rows(closed: list[ClosedFlow], sink: FlowSink, flows: FlowLogs) -> None:
-    wanted = () if flows == "off" else closed
+    wanted = list(_wanted(closed, flows))
     with trio.CancelScope(shield=True):  # what was taken from the relay is written
-        for count, flow in enumerate(wanted, 1):
-            if flows == "all" or not is_quiet(flow.reason, flow.transport):
-                sink.put_flow(flow)
-            if count % SLICE_ROWS == 0:
-                await trio.lowlevel.checkpoint()
+        for start in range(0, len(wanted), SLICE_ROWS):
+            sink.put_flows(wanted[start : start + SLICE_ROWS])
+            await trio.lowlevel.checkpoint()
+
+
+def _wanted(closed: list[ClosedFlow], flows: FlowLogs) -> Iterable[ClosedFlow]:
+    if flows == "errors":
+        return (flow for flow in closed if not is_quiet(flow.reason, flow.transport))
+    return closed if flows == "all" else ()
 
 
 _JSON: Final = json.JSONEncoder(separators=(",", ":"), default=str)
@@ -252,6 +257,7 @@ def _plain(text: str, _what: str) -> str:
     return text
 
 
+@lru_cache(maxsize=MOMENTS)
 def _iso(unix: float) -> str:
     milliseconds = round(unix * 1000)
     return f"{_iso_second(milliseconds // 1000)}.{milliseconds % 1000:03d}Z"

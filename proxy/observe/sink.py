@@ -31,7 +31,7 @@ import trio
 from proxy.observe.journal import is_journal, reconnect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Sequence
 
 QUEUE_LINES: Final = 10_000
 """A second of flows that end at the highest rate one worker reaches; about 6 MiB of JSON."""
@@ -90,11 +90,15 @@ class LogSink:
 
     def put(self, line: str) -> None:
         """Queue one line, without its line feed; drop and count it when the queue is full."""
-        if len(self._lines) >= self._limit:
-            self._overflowed += 1
-            return
-        self._lines.append(line)
-        self._filled.set()
+        self.put_all((line,))
+
+    def put_all(self, lines: Sequence[str]) -> None:
+        """Queue lines; drop and count those that find the queue full."""
+        room = max(0, self._limit - len(self._lines))
+        self._overflowed += max(0, len(lines) - room)
+        self._lines.extend(lines[:room])
+        if self._lines:
+            self._filled.set()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what is queued, until cancelled; then what is left, for ``FLUSH_SECONDS``."""
@@ -133,7 +137,7 @@ class LogSink:
         if self._unwritten:
             return
         count = min(BATCH_LINES, len(self._lines))
-        text = "".join(f"{self._lines.popleft()}\n" for _ in range(count))
+        text = "\n".join([*(self._lines.popleft() for _ in range(count)), ""])
         if self._torn:
             text = "\n" + text
         self._unwritten = text.encode("utf-8", "backslashreplace")

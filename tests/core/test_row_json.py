@@ -16,6 +16,7 @@ from proxy.core.query import flow_row
 from proxy.core.responders import Responders
 from proxy.core.row_json import closed_flow, row_json
 from proxy.core.unix import Credentials, UnixAddress
+from proxy.core.upstream import Endpoint
 
 IPV6 = st.sampled_from(["::1", "2001:db8::1", "fe80::1%eth0"])
 PORTS = st.integers(0, 65535)
@@ -65,6 +66,8 @@ def flows(draw: st.DrawFn) -> KnownFlow:
         direction.bytes, direction.packets = draw(st.integers(0, 10**15)), draw(st.integers(0, 9))
     flow.active = draw(TIMES)
     if draw(st.booleans()):
+        flow.endpoint = Endpoint(draw(st.text(max_size=10)), "it", ("192.0.2.1", 1))
+    if draw(st.booleans()):
         flow.known = Credentials(draw(PORTS), draw(PORTS), draw(PORTS))
     if draw(st.booleans()):
         tlvs = draw(
@@ -98,3 +101,12 @@ def test_a_flow_that_ended_has_what_its_line_needs(flow: KnownFlow) -> None:
     assert closed.transport is flow.transport
     assert closed.row == row_json(flow, WALL, "{}")
     assert (closed.closed, closed.duration) == (flow.closed + WALL, flow.closed - flow.opened)
+
+
+def test_the_name_of_a_unix_socket_may_look_like_a_host() -> None:
+    counters = ListenerCounters("l", Transport.UNIX, "u")
+    client = UnixAddress("")
+    flow = Flow(1, counters, client, client, Direction(), Direction(), State.CONNECTING, 0.0)
+    for flow.endpoint_remote in (("a", 0), UnixAddress("a")):
+        row = json.loads(row_json(flow, WALL, "{}"))
+        assert row["endpoint"] == flow_row(flow, WALL, {})["endpoint"]

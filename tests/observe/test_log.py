@@ -24,7 +24,7 @@ from tests.e2e.patience import PATIENCE, until
 from tests.observe.fake_relay import FakeRelay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
     from proxy.core.row_json import ClosedFlow
 
@@ -90,7 +90,7 @@ EVIL = 'a\nlevel=error\r\x1b[2J\u202e\x00\x85\u2028"quoted" = 1\udcff'
 def test_no_value_can_forge_a_line(pipe: tuple[int, int], format: Any) -> None:
     lines = configure(format, fd=pipe[1])
     structlog.get_logger().info(EVIL, **{"key\n": EVIL}, value=EVIL)
-    lines.put_flow(closed(listener=EVIL))
+    lines.put_flows([closed(listener=EVIL)])
     lines.flush()
     written = left_in(pipe[0]).decode()
     assert written.count("\n") == 2
@@ -189,8 +189,8 @@ class Lines(FlowSink):
         super().__init__(-1, JsonFormat())
         self.kept: list[int] = []
 
-    def put(self, line: str) -> None:
-        self.kept.append(json.loads(line)["id"])
+    def put_all(self, lines: Sequence[str]) -> None:
+        self.kept += [json.loads(line)["id"] for line in lines]
 
 
 @pytest.mark.parametrize(("flows", "kept"), [("all", [1, 2, 3]), ("errors", [2]), ("off", [])])
@@ -217,6 +217,14 @@ async def test_flows_that_ended_last_are_still_written() -> None:
         relay.endings = [[relay.end(relay.open_tcp()) for _ in range(250)]]
         nursery.cancel_scope.cancel()
     assert len(lines.kept) == 250
+
+
+def test_of_many_lines_those_that_find_no_room_are_dropped() -> None:
+    lines = sink.LogSink(-1, str, limit=5)
+    for batch in (["1", "2"], ["3", "4", "5", "6"], ["7"]):
+        lines.put_all(batch)
+    assert [*lines._lines] == ["1", "2", "3", "4", "5"]
+    assert lines.dropped == 2
 
 
 async def test_the_sink_writes_in_order_and_flushes_at_the_end(pipe: tuple[int, int]) -> None:
