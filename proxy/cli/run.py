@@ -15,9 +15,9 @@ import trio
 from proxy.cli.check import FileCommand, config_option, load_or_exit
 from proxy.cli.serve import serve
 from proxy.config.model import Config
+from proxy.control.endpoints import ResolveError
 from proxy.control.inherited import Inheritance, take_inherited
 from proxy.control.listen import BindError
-from proxy.control.names import ResolveError
 from proxy.control.notify import Notifier
 from proxy.control.outbound import OptionError
 from proxy.control.signals import obey_signals

@@ -18,6 +18,7 @@ from pydantic_core import InitErrorDetails, PydanticCustomError
 
 from proxy.config import whole
 from proxy.config.keys import DSCP_KEY, INTERFACE_KEY, MARK_KEY, PRIORITY_KEY, REQUIRED, Table, key
+from proxy.config.names import Names
 from proxy.config.packets import Dscp, Interface
 from proxy.config.prefixes import Prefixes, PrefixesFile, Weights
 from proxy.config.upstream import Upstream
@@ -353,6 +354,7 @@ class Config(Table):
 
     admin: Admin = key({}, "How operators and their programs reach the running proxy.")
     engine: Engine = key({}, "The flow table, and how it is emptied.")
+    names: Names = key({}, "How the names of endpoints are resolved.")
     log: Log = key({}, "What is written to stderr.")
     listener: dict[Name, Listener] = key(
         REQUIRED,

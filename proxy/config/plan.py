@@ -134,6 +134,7 @@ def plan(old: Config, new: Config, drained: Drained = NOTHING_DRAINED) -> Plan:
         *_listener_steps(old.listener, new.listener, drained.listeners),
         *_upstream_steps(old.upstream, new.upstream, drained.endpoints),
         *_key_steps("engine", old.engine, new.engine),
+        *_key_steps("names", old.names, new.names),
         *_key_steps("log", old.log, new.log),
         *_key_steps("admin", old.admin, new.admin),
     ]

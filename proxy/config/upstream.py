@@ -25,6 +25,7 @@ from proxy.config.values import (
     ENDPOINT_PATTERN,
     Balance,
     EndpointAddress,
+    NameFamily,
     SendProxy,
     as_array,
 )
@@ -73,6 +74,9 @@ class Upstream(Table):
         "Each host:port or a Unix socket, or a table with address and more keys; "
         'or "original" alone, the destination that nft diverted the client from.',
         example=["10.0.0.1:80"],
+    )
+    family: NameFamily = key(
+        "any", 'Which addresses of names are used: "any", or only those of "ipv4" or "ipv6".'
     )
     balance: Balance = key("round_robin", "How an endpoint is chosen for a new flow.")
     multicast_interface: Interface | None = key(

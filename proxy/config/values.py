@@ -18,6 +18,7 @@ from typing import Annotated, Any, Final, Literal, NamedTuple, TypeAlias
 from pydantic import BeforeValidator, PlainValidator, StringConstraints, WithJsonSchema
 
 from proxy.config.problem import shown
+from proxy.config.service import SERVICE_PATTERN, parse_service
 from proxy.config.unix import (
     SOCKET_PATH_MAX,
     UNIX_PATTERN,
@@ -55,7 +56,7 @@ INTERFACE: Final = re.compile(r"[^\s/:%]{1,15}")
 """IFNAMSIZ less the final NUL, and what the kernel refuses: dev_valid_name, net/core/dev.c."""
 
 LISTEN_PATTERN: Final = f"^((tcp|udp)://.+:[0-9]+|{UNIX_PATTERN})$"
-ENDPOINT_PATTERN: Final = f"^(original|{UNIX_PATTERN}|.+:[0-9]+)$"
+ENDPOINT_PATTERN: Final = f"^(original|{UNIX_PATTERN}|{SERVICE_PATTERN}|.+:[0-9]+)$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,63}$"
 
 ADMIN_HTTP_DEFAULT: Final = "127.0.0.1:9600"
@@ -125,7 +126,7 @@ def parse_endpoint(text: str) -> HostPort:
     """Read ``"10.0.0.1:80"``, ``"[::1]:80"`` or ``"name:80"``; a literal becomes canonical.
 
     The word ``"original"`` is the destination that the client meant; ``"unix:///run/x.sock"`` and
-    ``"unixgram:///run/x.sock"`` are Unix sockets.
+    ``"unixgram:///run/x.sock"`` are Unix sockets; ``"srv://_http._tcp.example.org"`` is a service.
 
     Raises:
         ValueError: it is not host:port, or nothing one can connect to.
@@ -133,9 +134,9 @@ def parse_endpoint(text: str) -> HostPort:
     """
     if text == ORIGINAL.host:
         return ORIGINAL
-    unix = parse_unix_endpoint(text)
-    if unix is not None:
-        return unix
+    other = parse_unix_endpoint(text) or parse_service(text)
+    if other is not None:
+        return other
     endpoint = parse_host_port(text)
     if not endpoint.is_literal:
         return endpoint
@@ -379,6 +380,7 @@ Interface: TypeAlias = Annotated[
 PmtuPolicy: TypeAlias = Literal["allow", "system", "forbid", "probe"]
 Balance: TypeAlias = Literal["round_robin"]
 SendProxy: TypeAlias = Literal["v1", "v2"]
+NameFamily: TypeAlias = Literal["any", "ipv4", "ipv6"]
 WhenFull: TypeAlias = Literal["refuse", "wait"]
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 LogFlows: TypeAlias = Literal["all", "errors", "off"]

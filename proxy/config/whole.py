@@ -22,6 +22,7 @@ from pydantic.fields import FieldInfo
 
 from proxy.config import identity, origins
 from proxy.config.ceilings import ceiling_faults
+from proxy.config.names import names_faults
 from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
 from proxy.config.unix import UnixEndpoint, unix_faults
 from proxy.config.values import (
@@ -64,6 +65,7 @@ def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
             yield from _repeated_endpoints(("upstream", name, "endpoints"), endpoints)
             yield from origins.upstream_faults(name, tables.upstreams[name])
             yield from identity.upstream_faults(name, tables.upstreams[name])
+        yield from names_faults(tables.names)
 
     return list(islice(found(), PROBLEMS_MAX + 1))
 
@@ -77,6 +79,7 @@ class _Tables:
         self.admin = _read(parse_admin_http, http)
         self.admin_socket = _table(root.get("admin")).get("socket", ADMIN_SOCKET_DEFAULT)
         self.engine = _table(root.get("engine"))
+        self.names = _table(root.get("names"))
         self.listeners = {
             name: _table(listener) for name, listener in _table(root.get("listener")).items()
         }

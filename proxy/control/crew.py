@@ -19,6 +19,7 @@ import os
 from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import replace
 from time import time
 from typing import TYPE_CHECKING, Final, TypeVar
 
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
-    from proxy.engine.specs import HealthReport
+    from proxy.engine.specs import HealthReport, UpstreamSpec
 
 READING: Final = 0.5
 """Seconds between two readings of a worker: what may be unknown of one that was killed."""
@@ -149,6 +150,16 @@ class Crew:
                 each.sockets for each in change.opened if each.sockets not in self._groups
             ]
             self._close_unused()
+
+    async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
+        """Have every worker's upstreams other endpoints, and those of workers to come too."""
+        new = {spec.name: spec for spec in upstreams}
+        async with self._changing:
+            if self._wanted is not None:
+                known = (new.get(spec.name, spec) for spec in self._wanted.upstreams)
+                self._wanted = replace(self._wanted, upstreams=tuple(known))
+            self._unsettled |= set(range(self.size))
+            await self._all(lambda remote: remote.readdress(upstreams))
 
     async def drain(self, order: DrainOrder) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""

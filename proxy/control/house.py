@@ -18,12 +18,16 @@ from pathlib import Path
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
 
+import structlog
+import trio
+
 from proxy.config.values import AUTO
 from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
+from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
 from proxy.control.inherited import Inheritance
 from proxy.control.listen import bind_admin_http, bind_admin_socket
-from proxy.control.names import resolve_upstreams
+from proxy.control.names import Names
 from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
@@ -42,6 +46,8 @@ if TYPE_CHECKING:
 NOBODY: Final = Notifier()
 NOTHING: Final = Inheritance()
 
+log = structlog.get_logger()
+
 
 class House:
     """A configuration at work: its worker, or workers, and the sockets of listeners and admin.
@@ -53,6 +59,7 @@ class House:
         drained_listeners: those that were drained by hand since.
         drained_endpoints: the same, each with its upstream before it.
         is_stopping: whether everything drains; nothing is put to work any more.
+        names: what is known of the names of endpoints.
 
     """
 
@@ -70,6 +77,9 @@ class House:
         self.drained_listeners: set[str] = set()
         self.drained_endpoints: set[tuple[str, str]] = set()
         self.is_stopping = False
+        self.names = Names()
+        self._upstreams: dict[str, UpstreamSpec] = {}
+        self._changing = trio.Lock()
         self._bound: dict[str, Bound] = {}
         self._leaving: list[Bound] = []  # datagram sockets that serve their last flows
         self.notifier = notifier
@@ -85,17 +95,39 @@ class House:
             Path(self.config.admin.socket).unlink(missing_ok=True)
         _remove_files([*self._bound.values(), *self._leaving])
 
-    async def rehearse(self, config: Config) -> dict[str, UpstreamSpec]:
+    async def rehearse(self, config: Config, *, is_start: bool = False) -> dict[str, UpstreamSpec]:
         """Try whatever of a configuration can be tried without binding anything.
 
+        Args:
+            config: what it says.
+            is_start: go on without names that may yet be resolved.
+
         Raises:
-            ResolveError: an endpoint's name has no address.
+            ResolveError: an endpoint has no address.
             OptionError: a socket option, or a source, is not to be had.
 
         """
-        upstreams = await resolve_upstreams(config)
+        await self.names.look_up(config)
+        problems = unresolved(config, self.names)
+        if any(problem.final or not is_start for problem in problems):
+            raise ResolveError(*(problem.text for problem in problems))
+        for problem in problems:
+            log.warning("name_unresolved", problem=problem.text)
         outbounds(config)
-        return upstreams
+        return upstream_specs(config, self.names)
+
+    async def keep_names(self) -> None:
+        """Have the workers know the addresses that names have, until cancelled."""
+        await self.names.keep(lambda: self.config, self._readdress)
+
+    async def _readdress(self) -> None:
+        """Have the workers know the addresses that names have now, where these are others."""
+        async with self._changing:
+            specs = upstream_specs(self.config, self.names)
+            changed = [spec for name, spec in specs.items() if self._upstreams.get(name) != spec]
+            if changed:
+                await self.worker.readdress(changed)
+                self._upstreams = specs
 
     async def put_to_work(
         self, config: Config, upstreams: dict[str, UpstreamSpec], given: Given = NONE_GIVEN
@@ -112,15 +144,18 @@ class House:
             OptionError: the kernel refuses an option; the same.
 
         """
-        with ExitStack() as undo:
-            arranged = arrange(
-                config.listener, self._bound, self._leaving, undo, self.workers, given
-            )
-            undo.pop_all()
-        change = self._change(config, upstreams, arranged)
-        self._take_over(config, arranged)
-        await self.worker.apply(change)
-        self._store_sockets()
+        async with self._changing:
+            with ExitStack() as undo:
+                arranged = arrange(
+                    config.listener, self._bound, self._leaving, undo, self.workers, given
+                )
+                undo.pop_all()
+            change = self._change(config, upstreams, arranged)
+            self._take_over(config, arranged)
+            await self.worker.apply(change)
+            self._upstreams = upstreams
+            self._store_sockets()
+        self.names.wake()
 
     async def drain(self, target: DrainTarget, pace: Pace | None = None) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
@@ -188,14 +223,14 @@ async def open_house(
         inheritance: listening sockets that it passed; used in place of binding, or closed.
 
     Raises:
-        ResolveError: an endpoint's name has no address.
+        ResolveError: an endpoint has no address, and will not have one soon.
         BindError: a socket could not be bound; none is left open then.
         OptionError: a socket option, or a source, is not to be had; the same.
 
     """
     raise_file_limit()
     house = House(config, _workers(config.engine), [], notifier)
-    upstreams = await house.rehearse(config)
+    upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
         if config.admin.socket:
             house.admin.append(undo.enter_context(bind_admin_socket(config.admin.socket)))

@@ -1,131 +1,213 @@
-"""From the upstreams of the configuration to upstreams with socket addresses.
+"""Names of endpoints: looked up at the start, at a reload, and again as their time runs out.
 
-Names are resolved at the start and at each reload, all at the same time, each with a bound; the
-resolver runs in threads, so it never blocks the relay.
+What is known of a name outlives reloads, and failures: see ``core.names``. So a reload that cannot
+reach DNS goes on with the addresses that are known, and fails only for a name that is new. A start
+is not stopped by DNS that does not answer, since that would take the listeners down whose endpoints
+are well; it is by servers which say that there is no such name, for then the file is wrong.
+
+Each name is looked up once, however many upstreams have it, and no name waits for another.
 """
 
 from __future__ import annotations
 
-from socket import SOCK_STREAM, gaierror
-from typing import TYPE_CHECKING, Final
+import random
+from collections.abc import Awaitable, Callable, Iterable
+from time import monotonic, time
+from typing import TYPE_CHECKING, Final, NamedTuple
 
+import structlog
 import trio
 
+from proxy.config.service import ServiceEndpoint
 from proxy.config.unix import UnixEndpoint
-from proxy.control.outbound import copies_dscp, is_original, upstream_marks
-from proxy.control.specs import style_of
-from proxy.core.address import Address, HostPort, parse_address
-from proxy.core.source import ANY_PORT
-from proxy.core.unix import unix_address
-from proxy.core.upstream import MulticastPath
-from proxy.engine.sockaddr import scoped
-from proxy.engine.specs import EndpointSpec, SourceSpec, UpstreamSpec
+from proxy.config.values import ORIGINAL
+from proxy.control.dns import Asking, Resolver
+from proxy.core.address import format_address
+from proxy.core.names import Resolution, Target, TtlBounds
 
 if TYPE_CHECKING:
     from proxy.config.model import Config
-    from proxy.config.upstream import Endpoint, Upstream
+    from proxy.core.address import HostPort
+    from proxy.engine.port import NameRow
 
-RESOLVE_TIMEOUT: Final = 10.0
-"""Seconds for one name; longer than any resolver's own retries are worth waiting for."""
+LOGGED_MAX: Final = 20
+"""Addresses in one line of the log."""
 
-
-class ResolveError(Exception):
-    """Names have no address.
-
-    Attributes:
-        problems: one line for people about each.
-
-    """
-
-    def __init__(self, *problems: str) -> None:
-        super().__init__("\n".join(problems))
-        self.problems = problems
+log = structlog.get_logger()
 
 
-async def resolve_upstreams(config: Config) -> dict[str, UpstreamSpec]:
-    """Resolve every endpoint of the configuration; of a name's addresses the first is taken.
+class NameKey(NamedTuple):
+    """A name that is looked up: that of a host, or that of a service."""
 
-    Raises:
-        ResolveError: with every name that could not be resolved.
+    text: str
+    is_service: bool
+
+
+class Names:
+    """What is known of the names that endpoints have.
+
+    Args:
+        resolver: looks them up.
 
     """
-    wanted = {
-        (name, endpoint.address): None
-        for name, upstream in config.upstream.items()
-        if not is_original(upstream)
-        for endpoint in upstream.endpoints
-    }
-    found: dict[tuple[str, HostPort], Address] = {}
-    problems: dict[tuple[str, HostPort], str] = {}
 
-    async def resolve(key: tuple[str, HostPort]) -> None:
+    def __init__(self, resolver: Resolver | None = None) -> None:
+        self._resolver = resolver or Resolver()
+        self._known: dict[NameKey, Resolution] = {}
+        self._busy = set[NameKey]()
+        self._woken = trio.Event()
+
+    async def look_up(self, config: Config) -> None:
+        """Look all names of a configuration up at the same time."""
+        async with trio.open_nursery() as nursery:
+            for key in names_of(config):
+                nursery.start_soon(self._look_up, key, config)
+
+    def of(self, endpoint: HostPort) -> Resolution | None:
+        """What is known of an endpoint's name; None if it has none."""
+        key = name_of(endpoint)
+        return None if key is None else self._known.get(key) or Resolution()
+
+    def targets(self, endpoint: HostPort) -> tuple[Target, ...]:
+        """The addresses of an endpoint that has a name."""
+        resolution = self.of(endpoint)
+        found = () if resolution is None else resolution.targets
+        if isinstance(endpoint, ServiceEndpoint):
+            return found
+        return tuple(each._replace(address=_with_port(each, endpoint.port)) for each in found)
+
+    def wake(self) -> None:
+        """Know that the configuration may be another."""
+        self._woken.set()
+
+    async def keep(self, work: Callable[[], Config], adopt: Callable[[], Awaitable[None]]) -> None:
+        """Look names up again, each in its time, until cancelled.
+
+        Args:
+            work: the configuration at work.
+            adopt: called after look-ups; they may have changed something.
+
+        """
+        async with trio.open_nursery() as nursery:
+            while True:
+                self._woken = trio.Event()
+                config = work()
+                names = names_of(config)
+                self._forget(names)
+                await adopt()
+                for key in self._due(names):
+                    self._busy.add(key)
+                    nursery.start_soon(self._refresh, key, config)
+                with trio.move_on_after(self._pause(names)):
+                    await self._woken.wait()
+
+    def rows(self, config: Config) -> list[NameRow]:
+        """What is known of the names of a configuration, for people; times are Unix seconds."""
+        offset = time() - monotonic()
+        return [
+            _row(name, str(endpoint.address), resolution, offset)
+            for name, upstream in config.upstream.items()
+            for endpoint in upstream.endpoints
+            if (resolution := self.of(endpoint.address)) is not None
+        ]
+
+    async def _refresh(self, key: NameKey, config: Config) -> None:
         try:
-            found[key] = await _resolve(f"upstream.{key[0]}", key[1])
-        except ResolveError as error:
-            problems[key] = str(error)
+            await self._look_up(key, config)
+        finally:
+            self._busy.discard(key)
+        self._woken.set()
 
-    async with trio.open_nursery() as nursery:
-        for key in wanted:
-            nursery.start_soon(resolve, key)
-    if problems:
-        raise ResolveError(*(problems[key] for key in wanted if key in problems))
-    return {
-        name: _upstream_spec(
-            name, upstream, [(each, found.get((name, each.address))) for each in upstream.endpoints]
-        )
-        for name, upstream in config.upstream.items()
-    }
+    async def _look_up(self, key: NameKey, config: Config) -> None:
+        settings = config.names
+        asking = Asking(settings.servers, settings.timeout)
+        ask = self._resolver.service if key.is_service else self._resolver.host
+        found = await ask(key.text, asking)
+        resolution = self._known.setdefault(key, Resolution())
+        before, trouble = resolution.targets, resolution.reason
+        bounds = TtlBounds(settings.ttl_min, settings.ttl_max)
+        resolution.learn(found, monotonic(), bounds, random.random())  # noqa: S311 - of no value
+        _tell(key, resolution, before, trouble)
+
+    def _forget(self, names: set[NameKey]) -> None:
+        self._known = {key: known for key, known in self._known.items() if key in names}
+
+    def _due(self, names: Iterable[NameKey]) -> list[NameKey]:
+        now = monotonic()
+        return [key for key in names if key not in self._busy and self._next_at(key) <= now]
+
+    def _pause(self, names: Iterable[NameKey]) -> float:
+        """Seconds until a name has to be looked up."""
+        waiting = (self._next_at(key) for key in names if key not in self._busy)
+        return max(0.0, min(waiting, default=float("inf")) - monotonic())
+
+    def _next_at(self, key: NameKey) -> float:
+        known = self._known.get(key)
+        return 0.0 if known is None else known.next_at
 
 
-def _upstream_spec(
-    name: str, upstream: Upstream, addresses: list[tuple[Endpoint, Address | None]]
-) -> UpstreamSpec:
-    source = None
-    if upstream.source is not None or upstream.source_ports is not None:
-        source = SourceSpec(tuple(upstream.source or ()), upstream.source_ports or ANY_PORT)
-    return UpstreamSpec(
-        name=name,
-        endpoints=tuple(
-            EndpointSpec(str(each), found, each.weight, each.backup)
-            for each, found in addresses
-            if found
-        ),
-        original=is_original(upstream),
-        multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
-        marks=upstream_marks(upstream),
-        copies_dscp=copies_dscp(upstream),
-        source=source,
-        style=style_of(upstream),
+def name_of(endpoint: HostPort) -> NameKey | None:
+    """The name that has to be looked up for an endpoint; None if there is none."""
+    if endpoint == ORIGINAL or isinstance(endpoint, UnixEndpoint) or endpoint.is_literal:
+        return None
+    return NameKey(endpoint.host.lower(), isinstance(endpoint, ServiceEndpoint))
+
+
+def names_of(config: Config) -> set[NameKey]:
+    """Every name of a configuration."""
+    keys = (
+        name_of(endpoint.address)
+        for upstream in config.upstream.values()
+        for endpoint in upstream.endpoints
     )
+    return {key for key in keys if key is not None}
 
 
-async def _resolve(place: str, endpoint: HostPort) -> Address:
-    if isinstance(endpoint, UnixEndpoint):
-        return unix_address(endpoint.host)
-    if endpoint.is_literal:
-        return _literal(place, endpoint)
-    try:
-        with trio.fail_after(RESOLVE_TIMEOUT):
-            found = await trio.socket.getaddrinfo(endpoint.host, endpoint.port, type=SOCK_STREAM)
-    except (gaierror, UnicodeError) as error:
-        reason = getattr(error, "strerror", None) or error
-        raise ResolveError(_message(place, endpoint, str(reason))) from error
-    except trio.TooSlowError as error:
-        reason = f"no answer within {RESOLVE_TIMEOUT:.0f} s"
-        raise ResolveError(_message(place, endpoint, reason)) from error
-    host, port = found[0][4][:2]
-    return parse_address(str(HostPort(str(host), int(port))))
+def _with_port(target: Target, port: int) -> tuple[str, int] | tuple[str, int, int, int]:
+    host, _, *rest = target.address
+    return (host, port, 0, 0) if rest else (host, port)
 
 
-def _literal(place: str, endpoint: HostPort) -> Address:
-    if "%" not in endpoint.host:
-        return parse_address(str(endpoint))
-    try:
-        return scoped(endpoint.host, endpoint.port)
-    except OSError as error:
-        message = f'{place}: cannot reach "{endpoint}": {error.strerror}; "ip link" lists them'
-        raise ResolveError(message) from error
+def _tell(key: NameKey, resolution: Resolution, before: tuple[Target, ...], trouble: str) -> None:
+    """Log what has become of a name, if it is news."""
+    if resolution.reason and not trouble:
+        log.warning(
+            "name_failed",
+            name=key.text,
+            reason=resolution.reason,
+            addresses=len(resolution.targets),
+        )
+    elif trouble and not resolution.reason:
+        log.info("name_recovered", name=key.text, addresses=len(resolution.targets))
+    if before and before != resolution.targets:
+        known, now = set(_texts(before)), set(_texts(resolution.targets))
+        log.info(
+            "name_changed",
+            name=key.text,
+            added=sorted(now - known)[:LOGGED_MAX],
+            removed=sorted(known - now)[:LOGGED_MAX],
+            addresses=len(resolution.targets),
+            omitted=resolution.omitted,
+        )
 
 
-def _message(place: str, endpoint: HostPort, reason: str) -> str:
-    return f'{place}: cannot resolve "{endpoint.host}": {reason}; check the name, or use an address'
+def _texts(targets: Iterable[Target]) -> list[str]:
+    """Addresses as people write them; of hosts without the port, which the name does not say."""
+    return [
+        format_address(each.address) if each.address[1] else each.address[0] for each in targets
+    ]
+
+
+def _row(upstream: str, endpoint: str, known: Resolution, offset: float) -> NameRow:
+    succeeded = known.succeeded_at
+    return {
+        "upstream": upstream,
+        "endpoint": endpoint,
+        "addresses": _texts(known.targets),
+        "omitted": known.omitted,
+        "stale": known.is_stale,
+        "reason": known.reason,
+        "lookups": {outcome.value: count for outcome, count in known.outcomes.items()},
+        "last_success": None if succeeded is None else round(succeeded + offset, 3),
+        "next_lookup": round(known.next_at + offset, 3),
+    }

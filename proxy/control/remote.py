@@ -44,7 +44,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
-    from proxy.engine.specs import Change, DrainOrder, HealthReport
+    from proxy.engine.specs import Change, DrainOrder, HealthReport, UpstreamSpec
 
 LAST_WORDS: Final = 5.0
 """Seconds a process has to end by itself when its wire is closed; it has only to end its flows."""
@@ -141,6 +141,10 @@ class RemoteWorker:
     async def apply(self, change: Change) -> None:
         """Be what the change says."""
         await self._call("apply", change)
+
+    async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
+        """Have these upstreams other endpoints."""
+        await self._call("readdress", upstreams)
 
     async def drain(self, drain_order: DrainOrder) -> bool:
         """Begin to drain."""

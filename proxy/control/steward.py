@@ -21,9 +21,9 @@ import trio
 from proxy.config.load import STDIN, load
 from proxy.config.plan import Drained, Plan, applicable, plan
 from proxy.config.problem import ConfigError, Problem
+from proxy.control.endpoints import ResolveError
 from proxy.control.limits import LiveLimits
 from proxy.control.listen import BindError
-from proxy.control.names import ResolveError
 from proxy.control.outbound import OptionError
 from proxy.control.specs import pace_of
 from proxy.engine.specs import DrainTarget
@@ -35,7 +35,13 @@ if TYPE_CHECKING:
     from proxy.control.house import House
     from proxy.core.live_limit import LimitValues, OrderRow
     from proxy.core.query import FlowQuery
-    from proxy.engine.port import DrainAnswer, LimitsAnswer, ReloadAnswer, ReloadRecord
+    from proxy.engine.port import (
+        DrainAnswer,
+        LimitsAnswer,
+        NameRow,
+        ReloadAnswer,
+        ReloadRecord,
+    )
 
 WAITING_MAX: Final = 16
 """Reloads that wait while one is under way; whoever asks for more is told so."""
@@ -81,6 +87,10 @@ class Steward:
     def last_reload(self) -> ReloadRecord:
         """How the last reload went; the start counts as one."""
         return {"successful": self._successful, "success_timestamp": self._success_at}
+
+    def names(self) -> list[NameRow]:
+        """What is known of the names of endpoints."""
+        return self._house.names.rows(self._house.config)
 
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the file again, and do what it says; or only say what would be done.

@@ -20,7 +20,7 @@ from proxy.core.row_json import ClosedFlow
 if TYPE_CHECKING:
     from proxy.config.plan import StepRow
     from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
-    from proxy.engine.specs import Change, DrainOrder, HealthReport
+    from proxy.engine.specs import Change, DrainOrder, HealthReport, UpstreamSpec
     from proxy.engine.watch import Told
 
 
@@ -128,6 +128,25 @@ class ReloadRecord(TypedDict):
     success_timestamp: float
 
 
+class NameRow(TypedDict):
+    """What is known of the name of an endpoint, for those who watch it.
+
+    Addresses are those in use; ``omitted`` counts what there is beyond the most that are used;
+    ``stale`` are those of an earlier look-up, since ``reason`` kept the last from succeeding.
+    Times are Unix seconds.
+    """
+
+    upstream: str
+    endpoint: str
+    addresses: list[str]
+    omitted: int
+    stale: bool
+    reason: str
+    lookups: dict[str, int]
+    last_success: float | None
+    next_lookup: float
+
+
 class ReloadAnswer(TypedDict):
     """What a reload did, or would do.
 
@@ -172,6 +191,10 @@ class StewardPort(Protocol):
         """Say how the last reload went."""
         ...
 
+    def names(self) -> list[NameRow]:
+        """Say what is known of the names of endpoints."""
+        ...
+
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the configuration again, and do what it says; or only say what would be done."""
         ...
@@ -207,6 +230,13 @@ class RelayPort(Protocol):
 
     async def apply(self, change: Change) -> None:
         """Be what the change says; it has been rehearsed, and does not fail."""
+        ...
+
+    async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
+        """Have these upstreams the endpoints that are named; nothing else of them changes.
+
+        Flows to addresses that are gone live on. One that there is no more is passed over.
+        """
         ...
 
     async def drain(self, order: DrainOrder) -> bool:

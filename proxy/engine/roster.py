@@ -11,10 +11,11 @@ Counters go by name and transport, for the life of the process; see ``core.ledge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
 from socket import SOCK_DGRAM, SOCK_STREAM
-from typing import TYPE_CHECKING, TypeAlias
+from types import MappingProxyType
+from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport, format_address
 from proxy.core.admission import NOBODY
@@ -60,6 +61,8 @@ if TYPE_CHECKING:
 Listener: TypeAlias = StreamListener | DatagramListener
 ListenerKey: TypeAlias = tuple[str, Transport]
 EndpointKey: TypeAlias = tuple[str, str]
+
+NO_ORDERS: Final[Mapping[str, Administration]] = MappingProxyType({})
 
 
 @dataclass(slots=True)
@@ -170,6 +173,21 @@ class Roster:
             for name, spec in specs.items()
             if name in before and _held_to(before[name]) != _held_to(spec)
         }
+
+    def readdress(self, specs: Iterable[UpstreamSpec], now: float) -> None:
+        """Have upstreams the endpoints that these say, and leave all else as it is.
+
+        What was ordered for an endpoint holds for its new addresses, too. An upstream that is no
+        more, as a reload came between, is passed over.
+        """
+        new = {spec.name: spec for spec in specs if spec.name in self._routes}
+        self._endpoints.use(
+            _endpoint_keys(new.get(name, route.spec) for name, route in self._routes.items())
+        )
+        for name, spec in new.items():
+            former = self._routes[name].upstream.endpoints
+            orders = {each.name: each.administration for each in former}
+            self._routes[name] = self._route(spec, now, orders)
 
     def serve_again(self) -> None:
         """Have the listeners treat flows as if nothing had ever been ordered."""
@@ -336,16 +354,14 @@ class Roster:
 
     def _use_upstreams(self, specs: Iterable[UpstreamSpec], now: float) -> None:
         specs = tuple(specs)
-        self._endpoints.use(
-            (spec.name, name)
-            for spec in specs
-            for name in ([ORIGINAL] if spec.original else [each.name for each in spec.endpoints])
-        )
+        self._endpoints.use(_endpoint_keys(specs))
         for counters in self._endpoints:  # also one whose first flow is still connecting
             counters.draining = True
         self._routes = {spec.name: self._route(spec, now) for spec in specs}
 
-    def _route(self, spec: UpstreamSpec, now: float) -> _Route:
+    def _route(
+        self, spec: UpstreamSpec, now: float, orders: Mapping[str, Administration] = NO_ORDERS
+    ) -> _Route:
         """The same upstream with other endpoints, where that can be, so that the turn goes on."""
         before = self._routes.get(spec.name)
         pool = before.pool if before and before.spec.source == spec.source else _pool(spec)
@@ -356,7 +372,13 @@ class Roster:
         former = before.upstream.endpoints if before else ()
         known = {(each.name, each.address): each for each in former}
         endpoints = [
-            self._endpoint(spec.name, each, known.get((each.name, each.address)), now)
+            self._endpoint(
+                spec.name,
+                each,
+                known.get((each.name, each.address)),
+                orders.get(each.name, Administration.ENABLED),
+                now,
+            )
             for each in spec.endpoints
         ]
         if before is None or before.spec.original:
@@ -365,14 +387,19 @@ class Roster:
         return _Route(spec, before.upstream, pool)
 
     def _endpoint(
-        self, upstream: str, spec: EndpointSpec, before: Endpoint | None, now: float
+        self,
+        upstream: str,
+        spec: EndpointSpec,
+        before: Endpoint | None,
+        order: Administration,
+        now: float,
     ) -> Endpoint:
         """The same object where it is the same: attempts under way know what they have tried."""
         counters = self._endpoints[upstream, spec.name]
-        counters.draining = False
+        counters.draining = order is Administration.DRAINING
         endpoint = before or Endpoint(upstream, spec.name, spec.address, counters)
         endpoint.become(spec.weight, backup=spec.backup)
-        endpoint.administer(Administration.ENABLED, now)
+        endpoint.administer(order, now)
         return endpoint
 
     def _exchange(self, opened: Iterable[OpenListener], closed: Iterable[str], now: float) -> None:
@@ -443,6 +470,13 @@ def _kind_of(spec: ListenerSpec, terms: Terms) -> type[DatagramFlow]:
 def _held_to(spec: ListenerSpec) -> tuple[object, ...]:
     """What the live flows of a listener must be told of when it changes."""
     return astuple(spec.limits), spec.bandwidth, spec.admission.dry_run
+
+
+def _endpoint_keys(specs: Iterable[UpstreamSpec]) -> Iterator[EndpointKey]:
+    """The endpoints of upstreams; several of one name are one."""
+    for spec in specs:
+        for name in [ORIGINAL] if spec.original else [each.name for each in spec.endpoints]:
+            yield spec.name, name
 
 
 def _endpoint_counters(key: EndpointKey) -> EndpointCounters:

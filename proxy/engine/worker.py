@@ -51,6 +51,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
+    from proxy.engine.specs import UpstreamSpec
     from proxy.engine.terms import Terms
 
 MERGED: Final = 25
@@ -118,6 +119,11 @@ class Worker:
                 self._drains.start(DrainOrder(target, change.pace), now, stays=False)
         if changed:
             await self._look_again(changed)
+
+    async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
+        """Have these upstreams other endpoints from now on; flows that live go on."""
+        await trio.lowlevel.checkpoint()
+        self._roster.readdress(upstreams, monotonic())
 
     async def drain(self, order: DrainOrder) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
@@ -461,6 +467,8 @@ def _limits_of(flow: Flow) -> FlowLimits:
 
 
 def _unusable(upstream: Upstream) -> str:
+    if not upstream.endpoints:
+        return "no endpoint has an address; the log says why"
     conditions = {each.condition for each in upstream.endpoints}
     if conditions == {Condition.DRAINING}:
         return "every endpoint drains; a reload brings them back"

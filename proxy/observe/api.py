@@ -140,6 +140,7 @@ class Api:
             self.admin_refused,
             self._steward.last_reload(),
             time() - monotonic(),
+            self._steward.names(),
         )
         content_type, body = render(reading, accept)
         return Response(body, content_type)
@@ -192,6 +193,11 @@ class Api:
         """Every upstream with its endpoints."""
         _params(request, ())
         return json_response({"upstreams": _by_upstream(await self._port.counters())})
+
+    async def names(self, request: Request, _word: str) -> Response:
+        """What is known of the names of endpoints."""
+        _params(request, ())
+        return json_response({"names": self._steward.names()})
 
     async def flows(self, request: Request, _word: str) -> Response:
         """Rows of the flow table."""
@@ -365,6 +371,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/status": {"GET": Api.status},
     "/api/v1/listeners": {"GET": Api.listeners},
     "/api/v1/upstreams": {"GET": Api.upstreams},
+    "/api/v1/names": {"GET": Api.names},
     "/api/v1/find": {"GET": Api.find},
     "/api/v1/events": {"GET": Api.events},
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
@@ -389,6 +396,7 @@ INDEX: Final = f"""sockpair
 /api/v1/status      the relay
 /api/v1/listeners   where it listens, with counters
 /api/v1/upstreams   endpoints, with counters
+/api/v1/names       addresses of the names of endpoints, and how looking them up went
 /api/v1/flows       the flow table; parameters: {", ".join(LISTING)}
 /api/v1/flows/ID    one flow
 /api/v1/limits      every limit in force, and where it comes from

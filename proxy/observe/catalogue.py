@@ -17,7 +17,7 @@ The file is long because a table is read in one piece.
 from __future__ import annotations
 
 import platform
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
@@ -28,7 +28,7 @@ from proxy.observe.processes import RESIDENT, WHOLE, cpu_seconds, memory_bytes
 if TYPE_CHECKING:
     from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
     from proxy.core.histogram import HistogramSnapshot
-    from proxy.engine.port import RelayCounters, RelayStatus, ReloadRecord
+    from proxy.engine.port import NameRow, RelayCounters, RelayStatus, ReloadRecord
 
 EVERY: Final = tuple(Transport)
 
@@ -51,6 +51,7 @@ class Reading:
     admin_refused: int
     reload: ReloadRecord
     wall_offset: float
+    names: Sequence[NameRow] = ()
 
     @property
     def has_twins(self) -> bool:
@@ -122,6 +123,21 @@ def _endpoint(read: Callable[[EndpointSnapshot], float]) -> Callable[[Reading], 
     """One sample an endpoint."""
     return lambda reading: (
         ((row["upstream"], row["endpoint"]), read(row)) for row in reading.counters["endpoints"]
+    )
+
+
+def _name(read: Callable[[NameRow], float]) -> Callable[[Reading], Samples]:
+    """One sample an endpoint that has a name."""
+    return lambda reading: [
+        ((row["upstream"], row["endpoint"]), read(row)) for row in reading.names
+    ]
+
+
+def _name_lookups(reading: Reading) -> Samples:
+    return (
+        ((row["upstream"], row["endpoint"], result), count)
+        for row in reading.names
+        for result, count in row["lookups"].items()
     )
 
 
@@ -407,6 +423,34 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         (),
         "Connections to the admin server that were over its bound.",
         _whole(lambda reading: reading.admin_refused),
+    ),
+    MetricEntry(
+        "sockpair_name_lookups_total",
+        "counter",
+        (*_ENDPOINT, "result"),
+        "Look-ups of an endpoint's name: ok, failed, or absent where servers know no address.",
+        _name_lookups,
+    ),
+    MetricEntry(
+        "sockpair_name_addresses",
+        "gauge",
+        _ENDPOINT,
+        "Addresses in use of an endpoint that is a name.",
+        _name(lambda row: len(row["addresses"])),
+    ),
+    MetricEntry(
+        "sockpair_name_last_success_timestamp_seconds",
+        "gauge",
+        _ENDPOINT,
+        "When the name of an endpoint was last resolved; 0 if never.",
+        _name(lambda row: row["last_success"] or 0),
+    ),
+    MetricEntry(
+        "sockpair_name_next_lookup_timestamp_seconds",
+        "gauge",
+        _ENDPOINT,
+        "When the name of an endpoint will be looked up again, as its TTL runs out.",
+        _name(lambda row: row["next_lookup"]),
     ),
     MetricEntry(
         "sockpair_config_last_reload_successful",

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from proxy.config.load import parse
-from proxy.control.names import resolve_upstreams
+from proxy.control.endpoints import upstream_specs
+from proxy.control.names import Names
 from proxy.control.specs import datagram_options
 from proxy.core.upstream import MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, Pmtu
@@ -40,7 +41,7 @@ def test_every_key_reaches_the_engine() -> None:
     )
 
 
-async def test_the_way_to_groups_reaches_the_engine() -> None:
-    upstreams = await resolve_upstreams(parse(TEXT, "f"))
+def test_the_way_to_groups_reaches_the_engine() -> None:
+    upstreams = upstream_specs(parse(TEXT, "f"), Names())
     assert upstreams["plain"].multicast == MulticastPath(None, 1)
     assert upstreams["all"].multicast == MulticastPath("eth1", 4)

@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 
 from proxy.config.load import parse
+from proxy.control.endpoints import unresolved, upstream_specs
 from proxy.control.listen import BindError, bind_listeners
-from proxy.control.names import ResolveError, resolve_upstreams
+from proxy.control.names import Names
 
 LISTENER = """
 [listener.x]
@@ -22,19 +23,18 @@ def text(listen: str = "udp://0.0.0.0:0", endpoint: str = "10.0.0.1:1", more: st
     return LISTENER.format(listen=listen, endpoint=endpoint, more=more)
 
 
-async def test_an_endpoint_behind_an_unknown_interface_is_named() -> None:
+def test_an_endpoint_behind_an_unknown_interface_is_named() -> None:
     config = parse(text(endpoint="[fe80::1%absent0]:53"), "f")
-    with pytest.raises(ResolveError) as caught:
-        await resolve_upstreams(config)
-    assert str(caught.value) == (
+    (problem,) = unresolved(config, Names())
+    assert problem.text == (
         'upstream.x: cannot reach "[fe80::1%absent0]:53": there is no interface "absent0"; '
         '"ip link" lists them'
     )
 
 
-async def test_a_zone_that_exists_becomes_a_scope() -> None:
+def test_a_zone_that_exists_becomes_a_scope() -> None:
     config = parse(text(endpoint="[fe80::1%lo]:53"), "f")
-    (endpoint,) = (await resolve_upstreams(config))["x"].endpoints
+    (endpoint,) = upstream_specs(config, Names())["x"].endpoints
     assert endpoint.address == ("fe80::1%lo", 53, 0, 1)
 
 

@@ -115,20 +115,12 @@ class RedisBooks:
 
 
 @asynccontextmanager
-async def nsd(folder: Path, host: str = HOST, port: int = 0) -> AsyncIterator[Origin]:
+async def nsd(
+    folder: Path, host: str = HOST, port: int = 0, records: str | None = None
+) -> AsyncIterator[Origin]:
     """Serve one zone over UDP and TCP, on IPv4 and IPv6; or at this address alone."""
     others = "" if port else f"ip-address: ::1@{(port := free_port())}"
-    records = "".join(f"{name} A 192.0.2.{number % 256}\n" for number, name in enumerate(names()))
-    (folder / "zone").write_text(
-        f"""$ORIGIN {ZONE}.
-$TTL 3600
-@ SOA ns hostmaster 1 3600 600 86400 300
-@ NS ns
-ns A 192.0.2.53
-local A {HOST}
-long TXT {" ".join('"' + "x" * 200 + '"' for _ in range(15))}
-{records}"""
-    )
+    (folder / "zone").write_text(zone_text(records or many_records()))
     file = folder / "nsd.conf"
     file.write_text(
         f"""server:
@@ -156,6 +148,23 @@ zone:
     command: Command = [peer("nsd"), "-d", "-c", file]
     async with program(command, folder, lambda: answers(port, host), name="nsd") as started:
         yield Origin(started, port, folder)
+
+
+def zone_text(records: str, serial: int = 1) -> str:
+    """A zone file with these records beside those that it must have."""
+    return f"""$ORIGIN {ZONE}.
+$TTL 3600
+@ SOA ns hostmaster {serial} 3600 600 86400 1
+@ NS ns
+ns A 192.0.2.53
+{records}"""
+
+
+def many_records() -> str:
+    """Records of every length."""
+    long = " ".join('"' + "x" * 200 + '"' for _ in range(15))
+    numbered = (f"{name} A 192.0.2.{number % 256}\n" for number, name in enumerate(names()))
+    return f"local A {HOST}\nlong TXT {long}\n" + "".join(numbered)
 
 
 def names() -> list[str]:

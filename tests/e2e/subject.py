@@ -39,6 +39,7 @@ class Forward:
         endpoints: each ``host:port``.
         host: to listen on.
         limits: per flow.
+        more: further keys of the upstream, and tables, as the file has them.
 
     """
 
@@ -48,6 +49,7 @@ class Forward:
     host: str = "127.0.0.1"
     limits: Mapping[str, str] = field(default_factory=dict)
     port: int = field(default_factory=free_port)
+    more: str = ""
 
     @property
     def address(self) -> tuple[str, int]:
@@ -66,6 +68,7 @@ class Forward:
             f'upstream = "{self.name}"\n'
             f"[listener.{self.name}.limits.per_flow]\n{limits}"
             f"[upstream.{self.name}]\nendpoints = {json.dumps(list(self.endpoints))}\n"
+            f"{self.more}"
         )
 
 

@@ -23,13 +23,14 @@ if TYPE_CHECKING:
         FlowPage,
         LimitsAnswer,
         MovedFlows,
+        NameRow,
         OrderCount,
         RelayCounters,
         RelayStatus,
         ReloadAnswer,
         ReloadRecord,
     )
-    from proxy.engine.specs import Change, DrainOrder, HealthReport
+    from proxy.engine.specs import Change, DrainOrder, HealthReport, UpstreamSpec
 
 WALL = 1_700_000_000.0  # Unix time less monotonic time of every fake flow
 ENDPOINT: Address = ("10.0.0.1", 80)
@@ -92,6 +93,9 @@ class FakeRelay:
         raise NotImplementedError  # nobody here changes anything
 
     async def drain(self, order: DrainOrder) -> bool:
+        raise NotImplementedError
+
+    async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         raise NotImplementedError
 
     async def set_health(self, reports: Sequence[HealthReport]) -> None:
@@ -233,6 +237,21 @@ class FakeSteward:
 
     def last_reload(self) -> ReloadRecord:
         return {"successful": not self.problems, "success_timestamp": WALL}
+
+    def names(self) -> list[NameRow]:
+        return [
+            {
+                "upstream": "web",
+                "endpoint": "web.example:80",
+                "addresses": ["192.0.2.1", "192.0.2.2"],
+                "omitted": 0,
+                "stale": False,
+                "reason": "",
+                "lookups": {"ok": 5, "failed": 2, "absent": 1},
+                "last_success": WALL - 3,
+                "next_lookup": WALL + 7,
+            }
+        ]
 
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         await trio.lowlevel.checkpoint()
