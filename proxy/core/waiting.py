@@ -20,7 +20,7 @@ Times are monotonic seconds.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 from math import inf
 from typing import TYPE_CHECKING, Final, Generic, NamedTuple, TypeVar
 
@@ -32,6 +32,11 @@ if TYPE_CHECKING:
 
 REST: Final = 1.0
 """Seconds that a line is left alone at most."""
+
+STALE_MAX: Final = 64
+"""Entries of a heap that do not count any more, beside one for each that does. Then it is built
+anew, which costs as much as the entries that were added since; so nobody makes it grow who only
+comes and goes."""
 
 OF_ALL: Final = frozenset({Limit.LISTENER_FLOWS, Limit.LISTENER_RATE})
 
@@ -105,7 +110,7 @@ class WaitingLines(Generic[Client]):
         line = self._lines.get(key)
         if line is None:
             self._lines[key] = {client: self._arrived}
-            heappush(self._heads, (self._arrived, key))
+            self._ask(self._arrived, key)
         else:
             line[client] = self._arrived
 
@@ -115,13 +120,13 @@ class WaitingLines(Generic[Client]):
             return
         number, key = self._places.pop(client)
         line = self._lines[key]
-        was_head = next(iter(line.values())) == number
+        was_head = _head_of(line) == number
         del line[client]
         if not line:
             del self._lines[key]
             self._resting.pop(key, None)
         elif was_head and key not in self._resting:
-            heappush(self._heads, (next(iter(line.values())), key))
+            self._ask(_head_of(line), key)
 
     def next(self, now: float) -> Client | None:
         """Take out the next client that the gate admits, which then enters at once; or None."""
@@ -166,19 +171,41 @@ class WaitingLines(Generic[Client]):
 
     def _is_head(self, number: int, key: SourceKey) -> bool:
         line = self._lines.get(key)
-        return line is not None and key not in self._resting and next(iter(line.values())) == number
+        return line is not None and key not in self._resting and _head_of(line) == number
+
+    def _ask(self, number: int, key: SourceKey) -> None:
+        """Have a line asked for in its turn."""
+        heappush(self._heads, (number, key))
+        if len(self._heads) > 2 * len(self._lines) + STALE_MAX:
+            resting = self._resting
+            self._heads = [
+                (_head_of(line), key) for key, line in self._lines.items() if key not in resting
+            ]
+            heapify(self._heads)
 
     def _rest(self, key: SourceKey, until: float) -> None:
         self._resting[key] = until
         self._rested += 1
         heappush(self._rests, (until, self._rested, key))
+        if len(self._rests) > 2 * len(self._resting) + STALE_MAX:
+            self._rests = [
+                (until, number, key)
+                for number, (key, until) in enumerate(self._resting.items(), self._rested)
+            ]
+            self._rested += len(self._rests)
+            heapify(self._rests)
 
     def _rise(self, key: SourceKey) -> None:
         del self._resting[key]
-        heappush(self._heads, (next(iter(self._lines[key].values())), key))
+        self._ask(_head_of(self._lines[key]), key)
 
     def _wake(self, now: float) -> None:
         while self._rests and self._rests[0][0] <= now:
             until, _, key = heappop(self._rests)
             if self._resting.get(key) == until:
                 self._rise(key)
+
+
+def _head_of(line: dict[Client, int]) -> int:
+    """The number of whoever came first."""
+    return next(iter(line.values()))

@@ -189,3 +189,35 @@ async def pour(endpoint: trio.socket.SocketType) -> None:
     async with trio.open_nursery() as nursery:
         while True:
             nursery.start_soon(serve, (await endpoint.accept())[0])
+
+
+async def test_who_waits_at_one_worker_gets_the_place_that_another_frees(tmp_path: Path) -> None:
+    """One place for twenty sources, that both workers have; all are served, never two at once."""
+    endpoint = listening()
+    text = limited(tmp_path, endpoint.getsockname(), 'flows = 1\nwhen_full = "wait"\nwait = "1h"')
+    at_once = 0
+    served_by: list[dict[int, list[int]]] = []
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+
+        async def attempt(host: str) -> None:
+            nonlocal at_once
+            client = await client_from(host, port)
+            assert await asks(client)
+            at_once += 1
+            assert at_once == 1
+            served_by.append(await rows_by_worker(house))
+            at_once -= 1
+            client.close()
+
+        async with trio.open_nursery() as attempts:
+            for host in CLIENTS:
+                attempts.start_soon(attempt, host)
+        counters = await until(house, lambda read: read["listeners"][0]["waiting"] == 0)
+        row = counters["listeners"][0]
+        assert not any(row["refused"].values())
+        assert row["waited"] >= 1
+        holders = {worker for rows in served_by for worker, ids in rows.items() if ids}
+        assert len(holders) == 2
+        nursery.cancel_scope.cancel()

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from unittest import mock
+
+import pytest
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from proxy.core.admission import AdmissionLimits, Gate
-from proxy.core.waiting import REST, WaitingLines
+from proxy.core.rate import Rate
+from proxy.core.sources import Source
+from proxy.core.waiting import REST, STALE_MAX, WaitingLines
 from tests.core.test_admission import HOSTS, Passed, some_limits
 
 
@@ -96,5 +101,94 @@ class WaitingModel(RuleBasedStateMachine):
             )
 
 
+class HastyModel(WaitingModel):
+    """The same, with heaps that are built anew at every opportunity."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.hasty = mock.patch("proxy.core.waiting.STALE_MAX", -1000)
+        self.hasty.start()
+
+    def teardown(self) -> None:
+        self.hasty.stop()
+
+
 TestWaitingModel = WaitingModel.TestCase
+TestHastyModel = HastyModel.TestCase
+TestHastyModel.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
 TestWaitingModel.settings = settings(max_examples=150, stateful_step_count=40, deadline=None)
+
+
+def test_who_only_comes_and_goes_leaves_nothing_behind() -> None:
+    """Though the one at the head of all waits on, so that nothing behind it is looked at."""
+    gate = Gate(AdmissionLimits(flows=1, source_flows=1))
+    gate.enter(gate.key(HOSTS[0]), 0.0)
+    lines: WaitingLines[Waiter] = WaitingLines(gate)
+    first = Waiter(HOSTS[0])
+    lines.join(first, gate.key(first.host))
+    for number in range(10 * STALE_MAX):
+        client = Waiter(f"10.0.{number // 256}.{number % 256}")
+        lines.join(client, gate.key(client.host))
+        assert lines.next(0.0) is None
+        lines.discard(client)
+        assert len(lines._heads) <= 2 * 2 + STALE_MAX
+    assert list(lines) == [first]
+
+
+def test_a_heap_that_is_built_anew_is_in_order() -> None:
+    """A line whose head has gone stands behind others, though it was there before them."""
+    gate = Gate(AdmissionLimits(flows=1, source_flows=1))
+    flow = gate.enter(gate.key("192.0.2.1"), 0.0)
+    lines: WaitingLines[Waiter] = WaitingLines(gate)
+    clients = [Waiter(HOSTS[0]), Waiter(HOSTS[1]), Waiter(HOSTS[0])]
+    with mock.patch("proxy.core.waiting.STALE_MAX", -1000):
+        for client in clients:
+            lines.join(client, gate.key(client.host))
+        lines.discard(clients[0])
+        gate.leave(flow, 0.0)
+        assert lines.next(0.0) is clients[1]
+
+
+def test_rests_that_are_noted_anew_end_in_order() -> None:
+    gate = Gate(AdmissionLimits(source_rate=Rate(2.0, 1.0)))
+    lines: WaitingLines[Waiter] = WaitingLines(gate)
+    late, soon = (Waiter(host) for host in HOSTS[:2])
+    gate.enter(gate.key(soon.host), 0.0)
+    gate.enter(gate.key(late.host), 0.25)
+    with mock.patch("proxy.core.waiting.STALE_MAX", -1000):
+        for client in (late, soon):
+            lines.join(client, gate.key(client.host))
+        assert lines.next(0.25) is None
+        assert lines.look_at == pytest.approx(0.5)
+        assert lines.next(0.5) is soon
+
+
+def test_a_line_that_rests_again_and_again_is_noted_once() -> None:
+    gate = Gate(AdmissionLimits(source_flows=1))
+    key = gate.key(HOSTS[0])
+    source = gate.enter(key, 0.0)
+    lines: WaitingLines[Waiter] = WaitingLines(gate)
+    lines.join(Waiter(HOSTS[0]), key)
+    for _ in range(10 * STALE_MAX):
+        assert lines.next(0.0) is None
+        lines.freed(source)  # of another flow, which the gate has not taken back
+        assert len(lines._rests) <= 2 + STALE_MAX
+    assert lines.next(0.0) is None
+    assert lines.look_at == REST
+
+
+def test_who_leaves_a_shared_source_may_have_been_of_any_line() -> None:
+    """Of sources that overflow it is not known whose flow has ended, so that all are asked."""
+    gate = Gate(AdmissionLimits(source_flows=1))
+    lines: WaitingLines[Waiter] = WaitingLines(gate)
+    keys = [gate.key(host) for host in HOSTS[:2]]
+    flows = [gate.enter(key, 0.0) for key in keys]
+    clients = [Waiter(host) for host in HOSTS[:2]]
+    for client, key in zip(clients, keys, strict=True):
+        lines.join(client, key)
+    assert lines.next(0.0) is None
+    for flow in flows:  # nobody is told: it is as if they had been of the overflow
+        gate.leave(flow, 0.0)
+    assert lines.next(0.0) is None
+    lines.freed(Source(None))
+    assert lines.next(0.0) is clients[0]

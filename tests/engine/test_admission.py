@@ -44,13 +44,13 @@ def access(*deny: str, allow: tuple[str, ...] = ()) -> AccessList:
 
 
 def gate_of(lab: Lab) -> Gate:
-    (counters,) = lab.worker._roster.counters
+    (counters,) = (each for each in lab.worker._roster.counters if each.listener == "lab")
     return counters.gate
 
 
 async def counts(lab: Lab, what: str = "refused") -> dict[str, int]:
     """What has been counted, without the zeros."""
-    (row,) = (await lab.counters())["listeners"]
+    (row,) = (row for row in (await lab.counters())["listeners"] if row["listener"] == "lab")
     counted: dict[str, int] = row[what]  # type: ignore[literal-required]
     return {word: count for word, count in counted.items() if count}
 

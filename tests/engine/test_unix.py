@@ -21,6 +21,7 @@ from socket import (
     SOCK_STREAM,
     SOL_SOCKET,
 )
+from typing import Any
 
 import pytest
 import trio
@@ -56,7 +57,7 @@ ME = {"pid": os.getpid(), "uid": os.getuid(), "gid": os.getgid()}
 
 @asynccontextmanager
 async def relaying(
-    listen: str, endpoints: Sequence[Address], limits: FlowLimits | None = None
+    listen: str, endpoints: Sequence[Address], limits: FlowLimits | None = None, **parts: Any
 ) -> AsyncIterator[Lab]:
     """A worker with one listener, at a Unix socket or not, in front of these endpoints."""
     address = parse_listen(listen)
@@ -65,7 +66,7 @@ async def relaying(
     socket = bind_unix(address, backlog=128, mode=0o600) if unix else bind_socket(address)
     bound = unix_address(address.host) if unix else socket.getsockname()
     worker = Worker(10_000, recent=10_000)
-    await open_listener(worker, "lab", socket, endpoints, address.transport, limits)
+    await open_listener(worker, "lab", socket, endpoints, address.transport, limits, **parts)
     with trio.fail_after(PATIENCE):
         async with trio.open_nursery() as nursery:
             nursery.start_soon(worker.run)
