@@ -78,7 +78,12 @@ class Upstream(Table):
     family: NameFamily = key(
         "any", 'Which addresses of names are used: "any", or only those of "ipv4" or "ipv6".'
     )
-    balance: Balance = key("round_robin", "How an endpoint is chosen for a new flow.")
+    balance: Balance = key(
+        "round_robin",
+        "How an endpoint is chosen for a new flow: in turn; the one with the least_flows; the "
+        "better of two at random; the first that can; or for each source the same, by rendezvous "
+        "(source) or by a table (maglev).",
+    )
     multicast_interface: Interface | None = key(
         None,
         "Where datagrams to multicast and broadcast endpoints leave. Default: as routed.",

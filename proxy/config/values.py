@@ -378,7 +378,7 @@ Interface: TypeAlias = Annotated[
 ]
 
 PmtuPolicy: TypeAlias = Literal["allow", "system", "forbid", "probe"]
-Balance: TypeAlias = Literal["round_robin"]
+Balance: TypeAlias = Literal["round_robin", "least_flows", "random", "first", "source", "maglev"]
 SendProxy: TypeAlias = Literal["v1", "v2"]
 NameFamily: TypeAlias = Literal["any", "ipv4", "ipv6"]
 WhenFull: TypeAlias = Literal["refuse", "wait"]

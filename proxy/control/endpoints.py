@@ -22,6 +22,7 @@ from proxy.control.names import name_of
 from proxy.control.outbound import copies_dscp, is_original, upstream_marks
 from proxy.control.specs import style_of
 from proxy.core.address import parse_address
+from proxy.core.balance.ways import Balance
 from proxy.core.names import Outcome
 from proxy.core.source import ANY_PORT
 from proxy.core.unix import unix_address
@@ -97,6 +98,7 @@ def _upstream_spec(name: str, upstream: Upstream, names: Names) -> UpstreamSpec:
             spec for each in upstream.endpoints for spec in _endpoint_specs(each, upstream, names)
         ),
         original=original,
+        balance=Balance(upstream.balance),
         multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
         marks=upstream_marks(upstream),
         copies_dscp=copies_dscp(upstream),

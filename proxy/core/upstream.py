@@ -46,7 +46,7 @@ class Endpoint:
         weight: its part of the flows beside others, as configured.
         share: the same, as it is now.
         backup: whether it is asked only while no other can be.
-        flows: live ones, of this address.
+        flows: live ones, of this address, and those that are being connected.
         administration: what operators want of it.
         health: what active checks say.
         reason: why, in a few words.
@@ -99,6 +99,14 @@ class Endpoint:
         """Be as configured from now on; ``Upstream.become`` follows, which sees to the shares."""
         self.weight = self.share = weight
         self.backup = backup
+
+    def take(self) -> None:
+        """Have one flow more, which is being connected."""
+        self.flows += 1
+
+    def leave(self, now: float) -> None:
+        """Have one flow less: it has ended, or could not be connected."""
+        self.flows -= 1
 
     def administer(self, administration: Administration, now: float) -> None:
         """Follow the orders of operators."""

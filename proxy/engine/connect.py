@@ -70,11 +70,12 @@ class ConnectAttempt:
             self._tried += (endpoint,)
             self._endpoint = endpoint
             endpoint.counters.attempts += 1
+            endpoint.take()
             error = self._begin(endpoint, now)
             if error in UNDER_WAY:
                 return
             failure = count_failure(endpoint, error, now)
-            self._forget_socket()
+            self._leave(now)
         self._flow.abort(failure, side_of(failure), now)
 
     def ready(self, mask: int, now: float) -> None:
@@ -97,9 +98,9 @@ class ConnectAttempt:
         """The attempt's time is up."""
         self._failed(errno.ETIMEDOUT, now)
 
-    def cancel(self) -> None:
+    def cancel(self, now: float) -> None:
         """Give up: the flow has ended."""
-        self._forget_socket()
+        self._leave(now)
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow: a fault of ours."""
@@ -163,10 +164,14 @@ class ConnectAttempt:
     def _failed(self, error: int, now: float) -> None:
         assert self._endpoint is not None
         failure = count_failure(self._endpoint, error, now)
-        self._forget_socket()
+        self._leave(now)
         self.start(now, failure)
 
-    def _forget_socket(self) -> None:
+    def _leave(self, now: float) -> None:
+        """Have nothing to do any more with the endpoint that was tried."""
+        if self._endpoint is not None:
+            self._endpoint.leave(now)
+            self._endpoint = None
         if self._socket is not CLOSED:
             self._flow.relay.pump.bury(self._socket)
             self._socket = CLOSED

@@ -230,7 +230,7 @@ class DatagramFlow(Flow):
         if self.fd != self.listener.fd:
             relay.exits.give_back(self.fd)
         if self.endpoint is not None:
-            self.endpoint.flows -= 1
+            self.endpoint.leave(now)
             self.endpoint.counters.flows -= 1
         if self.answers is not None:
             self.answers.close()
@@ -295,9 +295,11 @@ class DatagramFlow(Flow):
         while (endpoint := upstream.pick(tried, source, now)) is not None:
             tried += (endpoint,)
             endpoint.counters.attempts += 1
+            endpoint.take()
             error = self._open(endpoint, upstream, connect)
             if not error:
                 return None
+            endpoint.leave(now)
             failure = count_failure(endpoint, error, now)
         return failure
 
@@ -347,7 +349,6 @@ class DatagramFlow(Flow):
         relay = self.listener.relay
         self.socket = socket
         self.endpoint = endpoint
-        endpoint.flows += 1
         endpoint.counters.flows += 1
         relay.table.set_endpoint(self, canonical(socket.getsockname()), endpoint.address)
         relay.pump.register(socket.fileno(), self, EPOLLIN)

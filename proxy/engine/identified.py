@@ -90,8 +90,9 @@ class HeaderSend:
         """The endpoint has not taken it in the time it had to accept."""
         self._flow.abort(CloseReason.CONNECT_TIMEOUT, CloseSide.ENDPOINT, now)
 
-    def cancel(self) -> None:
+    def cancel(self, now: float) -> None:
         """Give up: the flow has ended."""
+        self._endpoint.leave(now)
         self._flow.relay.pump.bury(self._socket)
 
     def crashed(self, error: Exception, now: float) -> None:

@@ -13,12 +13,15 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import astuple, dataclass, replace
+from random import random
 from socket import SOCK_DGRAM, SOCK_STREAM
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport, format_address
 from proxy.core.admission import NOBODY
+from proxy.core.balance.maglev import size_for
+from proxy.core.balance.ways import Balance, picker_of
 from proxy.core.condition import Administration
 from proxy.core.counters import EndpointCounters, ListenerCounters
 from proxy.core.ledger import Ledger
@@ -43,6 +46,7 @@ if TYPE_CHECKING:
     from socket import SocketType as Socket
 
     from proxy.core.admission import AdmissionLimits, Gate
+    from proxy.core.balance.picker import Picker
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
     from proxy.engine.datagram import DatagramFlow
@@ -382,8 +386,10 @@ class Roster:
             for each in spec.endpoints
         ]
         if before is None or before.spec.original:
-            return _Route(spec, Upstream(spec.name, endpoints, spec.multicast), pool)
-        before.upstream.become(endpoints, spec.multicast)
+            upstream = Upstream(spec.name, endpoints, spec.multicast, _picker(spec))
+            return _Route(spec, upstream, pool)
+        picker = None if _chooses(before.spec) == _chooses(spec) else _picker(spec)
+        before.upstream.become(endpoints, spec.multicast, picker)
         return _Route(spec, before.upstream, pool)
 
     def _endpoint(
@@ -482,6 +488,16 @@ def _endpoint_keys(specs: Iterable[UpstreamSpec]) -> Iterator[EndpointKey]:
 def _endpoint_counters(key: EndpointKey) -> EndpointCounters:
     make = OriginalCounters if key[1] == ORIGINAL else EndpointCounters
     return make(*key)
+
+
+def _picker(spec: UpstreamSpec) -> Picker:
+    return picker_of(spec.balance, len(spec.endpoints), random)
+
+
+def _chooses(spec: UpstreamSpec) -> tuple[Balance, int]:
+    """What a picker is made for: it is kept while that is the same."""
+    is_table = spec.balance is Balance.MAGLEV
+    return spec.balance, size_for(len(spec.endpoints)) if is_table else 0
 
 
 def _pool(spec: UpstreamSpec) -> SourcePool | None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import UNLIMITED, AdmissionLimits
+from proxy.core.balance.ways import Balance
 from proxy.core.ceiling import ShapeRates
 from proxy.core.longest import LongestMatch
 from proxy.core.upstream import HOME, MulticastPath
@@ -75,6 +76,7 @@ class UpstreamSpec:
         name: of the upstream.
         endpoints: resolved; none where flows go to their original destination.
         original: whether they do.
+        balance: how one is chosen.
         multicast: the way to endpoints that are groups.
         marks: of the sockets to endpoints.
         copies_dscp: whether those have the DSCP of the client instead.
@@ -86,6 +88,7 @@ class UpstreamSpec:
     name: str
     endpoints: tuple[EndpointSpec, ...] = ()
     original: bool = False
+    balance: Balance = Balance.ROUND_ROBIN
     multicast: MulticastPath = HOME
     marks: Marks = UNMARKED
     copies_dscp: bool = False

@@ -48,7 +48,7 @@ class Attempt(Protocol):
         """Its time to connect is up."""
         ...
 
-    def cancel(self) -> None:
+    def cancel(self, now: float) -> None:
         """Give up: the flow has ended."""
         ...
 
@@ -136,7 +136,6 @@ class StreamFlow(Flow):
         self.reply.socket = socket
         self.reply.writable_watched = True
         self.endpoint = endpoint
-        endpoint.flows += 1
         endpoint.counters.flows += 1
         self.active = now
         self.enter(State.ESTABLISHED)
@@ -278,10 +277,10 @@ class StreamFlow(Flow):
         relay.wheel.cancel(self)
         relay.files.used -= FILES_PER_FLOW
         if self.attempt is not None:
-            self.attempt.cancel()
+            self.attempt.cancel(now)
             self.attempt = None
         elif self.endpoint is not None:
-            self.endpoint.flows -= 1
+            self.endpoint.leave(now)
             self.endpoint.counters.flows -= 1
         for leg in (self.original, self.reply):
             leg.block()

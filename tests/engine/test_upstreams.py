@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from dataclasses import replace
 
+import pytest
 import trio
 
-from proxy.core.address import Address
+from proxy.core.address import Address, Transport
+from proxy.core.balance.ways import Balance
 from proxy.core.condition import Health
 from proxy.engine.specs import DrainOrder, DrainTarget, HealthReport, UpstreamSpec
 from tests.engine.lab import (
@@ -14,12 +16,15 @@ from tests.engine.lab import (
     Lab,
     accept,
     change,
+    closed_port,
     connect,
+    datagram_socket,
     is_refused,
     listening,
     relaying,
     upstream_spec,
 )
+from tests.engine.test_apply import connected_at_once
 
 
 def report(name: str, address: Address, health: Health) -> HealthReport:
@@ -142,3 +147,57 @@ async def test_flows_are_counted_off_their_address_when_they_end() -> None:
         client.close()
         await lab.worker.finish()
         assert each.flows == 0
+
+
+async def test_one_way_of_choosing_follows_another_with_a_reload() -> None:
+    one, two = listening().getsockname(), listening().getsockname()
+    spec = upstream_spec("lab", [one, two])
+    async with relaying([one, two]) as lab:
+        await lab.worker.apply(change(replace(spec, balance=Balance.FIRST)))
+        assert await wait_served(lab, 3) == [text(one)] * 3
+        await lab.worker.apply(change(replace(spec, balance=Balance.LEAST_FLOWS)))
+        assert await wait_served(lab, 3) == [text(two)] * 3
+        await lab.worker.apply(change(replace(spec, balance=Balance.SOURCE)))
+        assert len(set(await wait_served(lab, 8))) == 1
+
+
+async def test_clients_who_come_at_once_are_not_all_sent_to_the_one_that_was_idle() -> None:
+    """What is being connected counts; these endpoints are not heard of in time."""
+    endpoints = [listening(backlog=8).getsockname() for _ in range(3)]
+    spec = replace(upstream_spec("lab", endpoints), balance=Balance.LEAST_FLOWS)
+    async with relaying(endpoints) as lab:
+        await lab.worker.apply(change(spec))
+        clients = [connected_at_once(lab.address) for _ in range(6)]
+        while len(await lab.live()) < len(clients):
+            await trio.sleep(0.002)
+        (upstream,) = lab.worker._roster.upstreams
+        assert [each.flows for each in upstream.endpoints] == [2, 2, 2]
+
+
+@pytest.mark.parametrize("way", [Balance.SOURCE, Balance.MAGLEV])
+async def test_a_source_has_one_endpoint_for_tcp_and_udp_whatever_port_it_comes_from(
+    way: Balance,
+) -> None:
+    endpoints = [datagram_socket().getsockname() for _ in range(5)]
+    spec = replace(upstream_spec("lab", endpoints), balance=way)
+    async with relaying(endpoints, Transport.UDP) as lab:
+        await lab.worker.apply(change(spec))
+        for host in ("127.0.0.2", "127.0.0.3", "127.0.0.4", "127.0.0.5"):
+            for _ in range(3):
+                client = datagram_socket(host)
+                await client.sendto(b"hello", lab.address)
+        while len(rows := await lab.live()) < 12:
+            await trio.sleep(0.002)
+        pairs = {
+            (str(row["client"]["remote"]).split(":")[0], row["endpoint"]["remote"]) for row in rows
+        }
+        assert len(pairs) == 4
+        assert len({endpoint for _, endpoint in pairs}) > 1
+
+
+async def test_flows_that_could_not_be_connected_are_counted_off_their_endpoint() -> None:
+    dead, endpoint = closed_port(), listening()
+    async with relaying([dead, endpoint.getsockname()]) as lab:
+        await wait_served(lab, 2)
+        (upstream,) = lab.worker._roster.upstreams
+        assert [each.flows for each in upstream.endpoints] == [0, 2]

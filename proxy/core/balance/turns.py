@@ -37,11 +37,7 @@ class Turns:
         """Choose among these; the turn goes on where it is."""
         self._endpoints = tuple(endpoints)
         if len({each.share for each in endpoints}) > 1:
-            saved = [self._saved.get(each, 0) for each in endpoints]
-            average = sum(saved) // len(saved)
-            self._saved = {
-                each: of_each - average for each, of_each in zip(endpoints, saved, strict=True)
-            }
+            self._saved = settled(self._saved, endpoints)
             self.pick = self._pick_weighed
         else:
             self._saved = {}
@@ -61,15 +57,27 @@ class Turns:
     def _pick_weighed(
         self, tried: Collection[Endpoint], source: SourceKey, now: float
     ) -> Endpoint | None:
-        saved = self._saved
-        total, richest = 0, None
-        for endpoint in self._endpoints:
-            if endpoint in tried:
-                continue
-            total += endpoint.share
-            saved[endpoint] += endpoint.share
-            if richest is None or saved[endpoint] > saved[richest]:
-                richest = endpoint
-        if richest is not None:
-            saved[richest] -= total
-        return richest
+        rivals = self._endpoints
+        if tried:
+            rivals = tuple(each for each in rivals if each not in tried)
+        return next_in_turn(self._saved, rivals) if rivals else None
+
+
+def next_in_turn(saved: dict[Endpoint, int], rivals: Sequence[Endpoint]) -> Endpoint:
+    """Whose turn it is among these, which changes what they have saved; at least one."""
+    total, richest, most = 0, rivals[0], None
+    for endpoint in rivals:
+        share = endpoint.share
+        total += share
+        saved[endpoint] = has = saved[endpoint] + share
+        if most is None or has > most:
+            richest, most = endpoint, has
+    saved[richest] -= total
+    return richest
+
+
+def settled(saved: dict[Endpoint, int], endpoints: Sequence[Endpoint]) -> dict[Endpoint, int]:
+    """What these have saved, those who are new nothing, less the average of all."""
+    kept = {each: saved.get(each, 0) for each in endpoints}
+    average = sum(kept.values()) // max(1, len(kept))
+    return {each: has - average for each, has in kept.items()}

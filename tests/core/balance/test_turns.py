@@ -8,15 +8,9 @@ from hypothesis import strategies as st
 
 from proxy.core.balance.turns import Turns
 from proxy.core.upstream import Endpoint
+from tests.core.balance.endpoints import endpoints_of
 
 weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
-
-
-def endpoints_of(weights: list[int]) -> list[Endpoint]:
-    endpoints = [Endpoint("web", f"e{n}", ("192.0.2.1", n + 1)) for n in range(len(weights))]
-    for endpoint, weight in zip(endpoints, weights, strict=True):
-        endpoint.become(weight, backup=False)
-    return endpoints
 
 
 def turns_of(endpoints: list[Endpoint]) -> Turns:

@@ -1,0 +1,65 @@
+"""The better of two that chance names: ``random``.
+
+Two different endpoints are drawn, each with the chance of its weight, and the one with fewer live
+flows for its weight is chosen; of equals, the first drawn. That is nearly as even as the least of
+all, at a cost that does not grow with their number; and where several proxies choose for
+themselves, they do not all choose the one that is idle at the moment.
+
+Source: M. Mitzenmacher, "The power of two choices in randomized load balancing" (2001).
+"""
+
+from __future__ import annotations
+
+from bisect import bisect
+from collections.abc import Callable, Collection, Sequence
+from itertools import accumulate
+from typing import TYPE_CHECKING, Final
+
+if TYPE_CHECKING:
+    from proxy.core.sources import SourceKey
+    from proxy.core.upstream import Endpoint
+
+
+class TwoChoices:
+    """The better of two endpoints drawn at random.
+
+    Args:
+        random: gives a number from 0 to less than 1, evenly.
+
+    """
+
+    __slots__ = ("_bounds", "_endpoints", "_random")
+
+    by_source: Final = False
+
+    def __init__(self, random: Callable[[], float]) -> None:
+        self._random = random
+        self._endpoints: tuple[Endpoint, ...] = ()
+        self._bounds: list[int] = []
+
+    def become(self, endpoints: Sequence[Endpoint]) -> None:
+        """Choose among these."""
+        self._endpoints = tuple(endpoints)
+        self._bounds = _bounds(endpoints)
+
+    def pick(self, tried: Collection[Endpoint], source: SourceKey, now: float) -> Endpoint | None:
+        """Choose one; see ``Pick``."""
+        endpoints: Sequence[Endpoint] = self._endpoints
+        bounds = self._bounds
+        if tried:
+            endpoints = [each for each in endpoints if each not in tried]
+            bounds = _bounds(endpoints)
+        if len(endpoints) < 2:
+            return endpoints[0] if endpoints else None
+        first = bisect(bounds, self._random() * bounds[-1])
+        one = endpoints[first]
+        point = self._random() * (bounds[-1] - one.share)  # among the others
+        if point >= bounds[first] - one.share:
+            point += one.share
+        other = endpoints[bisect(bounds, point)]
+        return other if other.flows * one.share < one.flows * other.share else one
+
+
+def _bounds(endpoints: Sequence[Endpoint]) -> list[int]:
+    """Where the part of each ends, if all their shares are laid end to end."""
+    return list(accumulate(each.share for each in endpoints))
