@@ -26,9 +26,12 @@ class AccessList:
         deny: networks that are not; none of them is in ``allow`` as well.
         others: whether those are admitted whom no network holds; None is as said above.
 
+    Attributes:
+        everybody: whether nobody is barred, so that there is no need to ask.
+
     """
 
-    __slots__ = ("_others", "_verdicts")
+    __slots__ = ("_others", "_verdicts", "everybody")
 
     def __init__(
         self, allow: Iterable[Network], deny: Iterable[Network], *, others: bool | None = None
@@ -37,6 +40,7 @@ class AccessList:
         assert not allow & deny, f"both allowed and denied: {allow & deny}"
         self._others = not allow if others is None else others
         self._verdicts = LongestMatch(dict.fromkeys(allow, True) | dict.fromkeys(deny, False))
+        self.everybody = self._others and not deny
 
     def admits(self, host: str) -> bool:
         """Whether a client may speak to us.

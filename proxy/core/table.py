@@ -117,7 +117,8 @@ class FlowTable:
 
     def set_endpoint(self, flow: Flow, local: Address, remote: Address) -> None:
         """Write the endpoint's socket pair of a flow; a later attempt replaces an earlier one."""
-        self._forget_endpoint(flow)
+        if flow.endpoint_local is not None:
+            self._forget_endpoint(flow)
         flow.endpoint_local = local
         flow.endpoint_remote = remote
         self._by_endpoint.add(local, flow)
@@ -171,6 +172,8 @@ class FlowTable:
         came through another listener, and so on. One listener may feed another on purpose; a chain
         that meets the same listener again goes round for ever.
         """
+        if not self._by_endpoint.at(client_remote):  # nearly always
+            return False
         for _ in range(LONGEST_CHAIN):
             before = self.leaving_as(counters.transport, client_remote, client_local)
             if before is None:

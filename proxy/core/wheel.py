@@ -65,9 +65,12 @@ class TimerWheel:
 
     def schedule(self, item: Timed, deadline: float) -> None:
         """Have the item come due at ``deadline``, in place of any earlier arrangement."""
-        self.cancel(item)
+        if item.slot is not None:
+            self.cancel(item)
         due_tick = ceil((deadline - self._start) / self.tick)
-        self._place(item, max(due_tick, self._ticks + 1))
+        if due_tick <= self._ticks:
+            due_tick = self._ticks + 1
+        self._place(item, due_tick)
         self._count += 1
 
     def cancel(self, item: Timed) -> None:
@@ -132,12 +135,14 @@ class TimerWheel:
         The present tick itself occurs only inside a cascade, where its slot is emptied next.
         """
         ticks = self._ticks
-        distance = min(due_tick - ticks, HORIZON - 1)
-        level = 0
-        while distance >= 1 << (SLOT_BITS * (level + 1)):
+        distance = due_tick - ticks
+        if distance >= HORIZON:
+            distance = HORIZON - 1
+        level, shift = 0, 0
+        while distance >> shift >= SLOTS:
             level += 1
-        at = ticks + distance
-        slot = self._levels[level][(at >> (SLOT_BITS * level)) % SLOTS]
+            shift += SLOT_BITS
+        slot = self._levels[level][((ticks + distance) >> shift) % SLOTS]
         slot[item] = due_tick
         item.slot = slot
 

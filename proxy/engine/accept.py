@@ -222,15 +222,18 @@ class StreamListener:
         self, client: Socket, remote: Address, local: Address, now: float
     ) -> Refusal | None:
         """Why a client is not let in, whatever the gate says; or None."""
-        if not self.terms.access.admits(remote[0]):
+        access, relay = self.terms.access, self.relay
+        if not (access.everybody or access.admits(remote[0])):
             return Refusal.ACCESS
-        if self.relay.table.comes_round(self.counters, remote, local):
+        if relay.table.comes_round(self.counters, remote, local):
             return Refusal.LOOP
-        refusal = self.relay.refusal(FILES_PER_FLOW)
-        if refusal is Refusal.TABLE_FULL:
+        refusal = relay.refusal(FILES_PER_FLOW)
+        if refusal is not None:
+            if refusal is not Refusal.TABLE_FULL:
+                return refusal
             holder = self.counters.gate.limits.key(remote[0])
-            refusal = self.relay.press(FILES_PER_FLOW, holder, now)
-        return refusal or self.relay.orders.refusal(self.counters, remote)
+            refusal = relay.press(FILES_PER_FLOW, holder, now)
+        return refusal or relay.orders.refusal(self.counters, remote)
 
     def open(
         self,

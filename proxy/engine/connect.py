@@ -24,6 +24,7 @@ from proxy.engine.unix import RETRY, BacklogWait, serve_unix_leg, stream_socket
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
+    from proxy.core.address import Address
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Choice, Endpoint
@@ -118,7 +119,9 @@ class ConnectAttempt:
         self._socket = socket
         if error_number in UNDER_WAY:
             flow.active = now
-            local = canonical(socket.getsockname())
+            local: Address = socket.getsockname()
+            if len(local) > 2:
+                local = canonical(local)
             flow.relay.table.set_endpoint(flow, local, endpoint.address)
             flow.relay.pump.register(socket.fileno(), self, WATCH_BOTH)
         return error_number

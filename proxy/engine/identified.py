@@ -9,7 +9,7 @@ An endpoint that has gone already shows when the flow is read; it may have said 
 
 from __future__ import annotations
 
-from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
+from select import EPOLLERR, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI
 from socket import MSG_DONTWAIT
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING
@@ -49,7 +49,7 @@ class Identified(StreamFlow):
         reply = self.reply
         reply.pending, reply.unserved = None, 0
         super().connected(socket, endpoint, now)
-        reply.ready(EPOLLIN | EPOLLPRI | EPOLLRDHUP, now)  # whose edges may have come meanwhile
+        reply.ready(EPOLLIN | EPOLLPRI | EPOLLHUP, now)  # whose edges may have come meanwhile
 
     def _header(self, style: HeaderStyle) -> bytes:
         return write_header(style, self.client_remote, self.client_local, self.id)

@@ -58,7 +58,8 @@ same with all of them."""
 NEWS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 READ_ON: Final = HANGUP | EPOLLPRI
-"""Events after which a short receive is not yet the end."""
+"""Events after which a short receive is not yet all; EPOLLRDHUP alone tells that it is all there
+ever will be. So whoever makes up a mask, because an edge may have been missed, says EPOLLHUP."""
 
 DONTWAIT: Final = 0x40
 """MSG_DONTWAIT (linux/socket.h) as a plain int, which costs less than a member of an enum."""
@@ -174,10 +175,13 @@ class StreamLeg(Direction):
     def _pull(self, mask: int, now: float, reads: int = READS_PER_TURN) -> None:
         """Receive and pass on, until there is nothing left, the way is blocked, or the turn is up.
 
-        A short receive has emptied the socket, and what comes after it is a new edge; only after
-        a hang-up, whose edge has been seen already, must the end be read too. So nearly always
-        this is one receive and one send, and it is written for that: as a loop, with both methods
-        bound before it, it cost a tenth more of a whole request.
+        A short receive has emptied the socket, and what comes after it is a new edge. After
+        EPOLLRDHUP nothing comes any more: the kernel tells that FIN is there when all before it is,
+        so the end need not be read. After a failure it must: its edge has been seen already. So
+        nearly always this is one receive and one send, and it is written for that: as a loop, with
+        both methods bound before it, it cost a tenth more of a whole request.
+
+        Source: tcp_poll, tcp_fin and tcp_recvmsg_locked in net/ipv4/tcp.c and tcp_input.c.
 
         Args:
             mask: the events that tell of it.
@@ -217,7 +221,11 @@ class StreamLeg(Direction):
         elif reads and size == chunk:
             self._filled(mask, now, reads - 1)
         elif reads and mask & READ_ON:
-            self._read_on(mask, now, reads - 1)
+            if mask & READ_ON == EPOLLRDHUP:
+                self.ended = True
+                self.flow.leg_ended(self, now)
+            else:
+                self._read_on(mask, now, reads - 1)
 
     def flush(self, now: float) -> None:
         """Write what is pending to the other leg; when all is written, go on receiving."""

@@ -97,7 +97,8 @@ class Relay:
             return Refusal.DRAINING
         if self.table.full:
             return Refusal.TABLE_FULL
-        if not self.files.has(files):
+        budget = self.files
+        if budget.used + files > budget.limit:
             return Refusal.FILE_DESCRIPTORS
         return None
 

@@ -38,6 +38,15 @@ if TYPE_CHECKING:
 
 FILES_PER_FLOW: Final = 2
 
+# Members that every flow needs: to ask an enum for one costs as much as a call.
+CONNECTING: Final = State.CONNECTING
+ESTABLISHED: Final = State.ESTABLISHED
+CLIENT_CLOSED: Final = State.CLIENT_CLOSED
+ENDPOINT_CLOSED: Final = State.ENDPOINT_CLOSED
+FINISHED: Final = CloseReason.FINISHED
+BY_CLIENT: Final = CloseSide.CLIENT
+BY_ENDPOINT: Final = CloseSide.ENDPOINT
+
 log = structlog.get_logger()
 
 
@@ -91,7 +100,7 @@ class StreamFlow(Flow):
             client_local,
             original,
             reply,
-            State.CONNECTING,
+            CONNECTING,
             now,
             source_key,
         )
@@ -118,7 +127,8 @@ class StreamFlow(Flow):
         if relay.leaving is not None:
             relay.evict(now)
         relay.table.add(self)
-        self._use(bandwidth, now)
+        if bandwidth is not None or self.limits.bytes < inf:
+            self._use(bandwidth, now)
         if relay.orders:
             relay.orders.hold(self, now)
         relay.files.used += FILES_PER_FLOW
@@ -138,7 +148,7 @@ class StreamFlow(Flow):
         self.endpoint = endpoint
         endpoint.counters.flows += 1
         self.active = now
-        self.enter(State.ESTABLISHED)
+        self.enter(ESTABLISHED)
         if self.relay.orders:  # of which some may be for its endpoint
             self.relay.orders.hold(self, now)
         if self.relay.watch is not None:
@@ -153,10 +163,10 @@ class StreamFlow(Flow):
             return
         self.active = now
         if leg.other.ended:
-            first = CloseSide.CLIENT if self.state is State.CLIENT_CLOSED else CloseSide.ENDPOINT
-            self._close(CloseReason.FINISHED, first, now)
+            first = BY_CLIENT if self.state is CLIENT_CLOSED else BY_ENDPOINT
+            self._close(FINISHED, first, now)
             return
-        self.enter(State.CLIENT_CLOSED if leg is self.original else State.ENDPOINT_CLOSED)
+        self.enter(CLIENT_CLOSED if leg is self.original else ENDPOINT_CLOSED)
         self.relay.table.moved(self)
         if self.relay.watch is not None:
             self.relay.watch.note(EventKind.HALF_CLOSED, self)
@@ -282,9 +292,10 @@ class StreamFlow(Flow):
         elif self.endpoint is not None:
             self.endpoint.leave(now)
             self.endpoint.counters.flows -= 1
+        bury = relay.pump.bury
         for leg in (self.original, self.reply):
             leg.block()
             if leg.socket is not CLOSED:
-                relay.pump.bury(leg.socket)
+                bury(leg.socket)
                 leg.socket = CLOSED
             leg.part()

@@ -21,7 +21,7 @@ import os
 import socket
 import struct
 from collections.abc import Callable
-from select import EPOLLIN, EPOLLRDHUP
+from select import EPOLLHUP, EPOLLIN
 from socket import (
     AF_UNIX,
     MSG_ERRQUEUE,
@@ -175,8 +175,8 @@ class UnixReader:
         self._leg = leg
 
     def ready(self, mask: int, now: float) -> None:
-        """Serve the leg as if a hang-up might have come with the data."""
-        self._leg.ready(mask | EPOLLRDHUP if mask & EPOLLIN else mask, now)
+        """Serve the leg as if a failure might have come with the data."""
+        self._leg.ready(mask | EPOLLHUP if mask & EPOLLIN else mask, now)
 
     def crashed(self, error: Exception, now: float) -> None:
         """Pass on a fault of ours."""
