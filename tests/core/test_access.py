@@ -55,6 +55,7 @@ def test_the_longest_network_that_holds_the_client_decides(
     edges = [end for net in allow | deny for end in (net[0], net[-1])]
     for client in clients + edges:
         assert access.admits(str(client)) is naive(allow, deny, client)
+        assert access.admits(str(client)) or not access.everybody
 
 
 def test_an_empty_list_admits_everybody() -> None:
