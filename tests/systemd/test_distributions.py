@@ -20,6 +20,10 @@ def test_the_wheel_has_every_file_of_the_package(wheels: Path) -> None:
         assert str(path.relative_to(ROOT)) in names
     assert "proxy/config/sockpair.schema.json" in names
     assert "proxy/py.typed" in names
+    shared = {name.partition(".data/data/")[2] for name in names}
+    for board in (ROOT / "grafana" / "dashboards").iterdir():
+        assert f"share/sockpair/grafana/dashboards/{board.name}" in shared
+    assert "share/sockpair/prometheus/alerts.yml" in shared
 
 
 def test_the_source_distribution_can_do_all_that_a_checkout_can(
@@ -38,6 +42,8 @@ def test_the_source_distribution_can_do_all_that_a_checkout_can(
             "deploy/sockpair.service",
             "deploy/debian/postinst",
             "deploy/manual.py",
+            "grafana/dashboards/overview.json",
+            "grafana/generate.py",
         ),
         *("config/minimal.toml", "tests/run", "LICENSE", "CHANGELOG.md", "README.md"),
     ):

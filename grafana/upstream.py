@@ -1,0 +1,36 @@
+"""One upstream, or some of them: where flows go, and whether they get there."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from grafana.frame import board, stack, upstreams
+from grafana.panels import levels, lines
+from grafana.queries import ENDPOINT, busy, each_second, now, of, share
+
+if TYPE_CHECKING:
+    from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+
+def upstream() -> Dashboard:
+    """Build the dashboard."""
+    empty = board("upstream", "upstream", "Where flows go, and whether they get there.")
+    return _endpoints(empty.with_variable(upstreams()))
+
+
+def _endpoints(built: Dashboard) -> Dashboard:
+    each = "{{upstream}} {{endpoint}}"
+    labels = ("upstream", "endpoint")
+    attempts = each_second("endpoint_connect_attempts_total", *labels, selector=ENDPOINT)
+    failures = each_second("endpoint_connect_failures_total", *labels, selector=ENDPOINT)
+    reasons = each_second("endpoint_connect_failures_total", *labels, "reason", selector=ENDPOINT)
+    return stack(built, "Endpoints", (
+        levels("Up or down", "Whether new flows can go there.", of("endpoint_up", ENDPOINT), each),
+        lines("Live flows", "By endpoint: the shares that balancing gives.", "short",
+              {each: now("endpoint_flows", *labels, selector=ENDPOINT)}, stacked=True),
+        lines("Connection attempts", "By endpoint.", "cps", {each: attempts}),
+        lines("Failures", "By endpoint and reason.", "cps",
+              {f"{each}: {{{{reason}}}}": busy(reasons)}, stacked=True),
+        lines("Share of attempts that fail", "By endpoint.", "percentunit",
+              {each: share(failures, attempts)}, top=1),
+    ))  # fmt: skip
