@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def upstream() -> Dashboard:
     """Build the dashboard."""
     empty = board("upstream", "upstream", "Where flows go, and whether they get there.")
-    return _endpoints(empty.with_variable(upstreams()))
+    return _names(_endpoints(empty.with_variable(upstreams())))
 
 
 def _endpoints(built: Dashboard) -> Dashboard:
@@ -33,4 +33,20 @@ def _endpoints(built: Dashboard) -> Dashboard:
               {f"{each}: {{{{reason}}}}": busy(reasons)}, stacked=True),
         lines("Share of attempts that fail", "By endpoint.", "percentunit",
               {each: share(failures, attempts)}, top=1),
+    ))  # fmt: skip
+
+
+def _names(built: Dashboard) -> Dashboard:
+    lookups = each_second("name_lookups_total", "endpoint", "result", selector=ENDPOINT)
+    age = f"time() - {of('name_last_success_timestamp_seconds', ENDPOINT)}"
+    due = f"{of('name_next_lookup_timestamp_seconds', ENDPOINT)} - time()"
+    each = "{{upstream}} {{endpoint}}"
+    return stack(built, "Names", (
+        lines("Addresses", "In use, of endpoints that are names.", "short",
+              {each: of("name_addresses", ENDPOINT)}),
+        lines("Look-ups", "By result. `failed` leaves the addresses as they were.", "cps",
+              {"{{endpoint}}: {{result}}": lookups}),
+        lines("Since the last answer", "Much more than the TTL: the DNS server is away.", "s",
+              {each: age}),
+        lines("Until the next look-up", "The TTL, within its bounds.", "s", {each: due}),
     ))  # fmt: skip

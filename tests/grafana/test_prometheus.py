@@ -137,6 +137,7 @@ async def scraped(stage: Stage, tmp_path: Path) -> AsyncIterator[Prometheus]:
     forwards = {
         "web": Forward("web", "tcp", [endpoint]),
         "dead": Forward("dead", "tcp", [dead]),
+        "named": Forward("named", "tcp", [endpoint.replace("127.0.0.1", "localhost")]),
         "full": LimitedForward("full", "tcp", [endpoint]),
         "dry": LimitedForward("dry", "tcp", [endpoint], dry_run=True),
         "dns": Forward("dns", "udp", [dead]),
