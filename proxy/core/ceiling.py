@@ -32,6 +32,12 @@ PIECE_MIN: Final = 2.0
 GRANTS_A_PIECE: Final = 16
 """How finely a piece is divided among many at most: this bounds the grants in a second."""
 
+LEASE_MAX: Final = 1 << 20
+"""Bytes of a lease: a look at the books for each MiB costs nothing that could be measured."""
+
+LEASES_A_BURST: Final = 4
+"""A lease is no more than so much of a burst: what is booked late, all at once, is no more."""
+
 
 def piece_of(per_second: float) -> float:
     """How many bytes are worth a wake-up at this rate.
@@ -81,6 +87,10 @@ class Ceiling:
         quantum: bytes of a grant where many share, at least.
         least: bytes that are worth a grant at all; half a piece at most, so that who wakes has
             them, whatever was rounded.
+        lease: bytes that may be moved before they are booked; see ``core.shaper``.
+        first_lease: the same of a new bucket, which holds a piece.
+        new: what a new bucket owes.
+        at_lease: what a bucket owes that holds a lease.
         at_piece: what a bucket owes that holds a piece.
         at_least: what a bucket owes that holds the least.
         at_most: what a bucket owes that holds the largest grant; -inf if none does.
@@ -88,12 +98,16 @@ class Ceiling:
     """
 
     __slots__ = (
+        "at_lease",
         "at_least",
         "at_most",
         "at_piece",
         "burst",
         "cost",
+        "first_lease",
+        "lease",
         "least",
+        "new",
         "per_second",
         "piece",
         "quantum",
@@ -112,8 +126,9 @@ class Ceiling:
         """
         self.rate = rate
         self.per_second = self.burst = self.whole = inf
-        self.at_piece = self.at_least = self.at_most = inf
-        self.cost = 0.0
+        self.at_piece = self.at_least = self.at_most = self.at_lease = inf
+        self.cost = self.new = 0.0
+        self.lease = self.first_lease = LEASE_MAX
         self.piece, self.quantum, self.least = inf, float(GRANT_MIN), 0.0
         if rate is None:
             return
@@ -127,6 +142,10 @@ class Ceiling:
         self.at_piece = (rate.burst - self.piece) * self.cost
         self.at_least = (rate.burst - self.least) * self.cost
         self.at_most = (rate.burst - GRANT_MAX) * self.cost if rate.burst >= GRANT_MAX else -inf
+        self.new = self.at_piece
+        self.lease = int(min(LEASE_MAX, rate.burst / LEASES_A_BURST))
+        self.first_lease = int(min(self.lease, self.piece))
+        self.at_lease = (rate.burst - self.lease) * self.cost
 
     def fresh(self, now: float) -> float:
         """When a new bucket is full, which holds a piece.
@@ -134,7 +153,7 @@ class Ceiling:
         Were it empty, each new flow would wait for its first byte; full, it would begin with a
         burst. 10 seconds bring 100.5 % at most.
         """
-        return now if self.rate is None else now + self.at_piece
+        return now + self.new
 
     def tokens(self, owed: float) -> float:
         """Bytes in a bucket that owes so much, and below 0 owes nothing."""

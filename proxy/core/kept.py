@@ -9,7 +9,7 @@ brings, so that what is kept is bounded by the flows that were there together.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 from typing import Final, Generic, Protocol, TypeVar
 
 FORGOTTEN_AT_ONCE: Final = 2
@@ -41,13 +41,21 @@ class Kept(Generic[Kind]):
     def __len__(self) -> int:
         return len(self._known)
 
-    def join(self, key: Hashable, now: float, make: Callable[[], Kind]) -> Kind:
-        """Give a source one member more; it is made when it is not known."""
-        self._sweep(now)
+    def join(self, key: Hashable, now: float) -> Kind | None:
+        """Give a source one member more; None if it is not known, and has to be entered."""
         source = self._known.get(key)
-        if source is None:
-            source = self._known[key] = make()
-        source.members += 1
+        if source is not None:
+            source.members += 1
+            if self._idle:
+                self._sweep(now)
+        return source
+
+    def enter(self, source: Kind, now: float) -> Kind:
+        """Know a new source, with its first member."""
+        assert source.key not in self._known
+        self._sweep(now)
+        self._known[source.key] = source
+        source.members = 1
         return source
 
     def leave(self, source: Kind) -> None:

@@ -40,6 +40,10 @@ class LongestMatch(Generic[Value]):  # noqa: PLW1641 - no hash, as of dictionari
             return NotImplemented
         return (self._v4, self._v6) == (other._v4, other._v6)
 
+    def __bool__(self) -> bool:
+        """Whether anything is said of any network."""
+        return bool(self._v4 or self._v6)
+
     def find(self, host: str) -> Value | None:
         """What is said of an address; None if no network holds it.
 

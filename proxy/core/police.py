@@ -131,8 +131,9 @@ class Policer:
     ) -> Policed:
         """Enter a flow's direction; the arguments are those of ``Shaper.join``."""
         self._drain(now)  # so that it is known who may be forgotten
-        source = self._sources.join(
-            source_key, now, lambda: _Source(source_key, weight, now, self._numbers)
+        sources = self._sources
+        source = sources.join(source_key, now) or sources.enter(
+            _Source(source_key, weight, now, self._numbers), now
         )
         self._fluid.weigh(source, weight)
         return Policed(source, self._flow, flow_rate, now)

@@ -17,6 +17,19 @@ and keeps its ceiling beside thousands without one. Who is new pays first: its t
 behind. So newcomers never overtake without end those who wait, and it gains nobody anything to go
 and come back as somebody new.
 
+Leases. A listener that is far from its ceilings need not be asked for every move. So while nobody
+waits, each of the three levels has a *lease*: so many bytes may be moved of it before they are
+booked. Who has something left at all three moves without asking and takes it from there (``left``);
+who has not asks, and then what was moved is booked. A lease belongs to a level and to nobody below
+it, so nobody hoards; it is lent only while the bucket holds it and a move more, and it ends when
+somebody has to wait. So the ceilings are kept to the byte. That it is booked late, as if it were
+moved then, takes from whoever stays below a ceiling nothing that is felt, since it is a part of the
+burst only; who reaches a ceiling has no lease.
+
+Rejected: leases of flows, in advance. What idle ones hold is missing elsewhere, so they have to be
+recalled, and that takes a list of them; and a lease that is spent in advance and moved later lets
+more through than the burst.
+
 Rejected: deficit round robin, which is served in O(1) where this is O(log n) with a small constant.
 A turn comes once in a round; with many sources that takes longer than a bucket holds, and one with
 a low ceiling then gets a part of it only, however much there is. The same happens when the least
@@ -40,19 +53,53 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
-from typing import Any
+from typing import Any, Final
 
 from proxy.core.admission import Limit
-from proxy.core.ceiling import GRANT_MAX, PAUSE, SLACK, Ceiling, ShapeRates
+from proxy.core.ceiling import GRANT_MAX, LEASE_MAX, PAUSE, SLACK, Ceiling, ShapeRates
 from proxy.core.kept import Kept
 from proxy.core.line import Line, Waiter
 from proxy.core.rate import Rate
 
 
-class _Node(Waiter):
-    """A share or a group of them: its bucket, and where it waits.
+class Lease:
+    """What may be moved at one level before it is booked.
 
     Attributes:
+        left: bytes that may be moved yet; below 0 by one move at most.
+        lent: what was left when it was last looked at.
+
+    """
+
+    __slots__ = ("left", "lent")
+
+    def __init__(self, left: int, unbooked: int = 0) -> None:
+        self.left = left
+        self.lent = left + unbooked
+
+
+ENDLESS: Final = Lease(1 << 62)
+"""Of a level that has no ceiling: more than any process moves."""
+
+
+class BudgetLease(Lease):
+    """What one flow's direction may move before anybody looks at the flow's budget again."""
+
+    __slots__ = ()
+
+    source = ENDLESS
+    whole = ENDLESS
+
+    def __init__(self) -> None:
+        super().__init__(LEASE_MAX)
+
+
+class _Node(Waiter):
+    """A share or a group of them: its bucket, its lease, and where it waits.
+
+    Attributes:
+        left: of its lease; the listener's is apart, see ``Shaper.become``.
+        lent: the same when it was last looked at.
         parent: the level above; None above the listener.
         ceiling: of what it moves.
         full_at: its bucket, if there is a ceiling.
@@ -62,16 +109,24 @@ class _Node(Waiter):
 
     """
 
-    __slots__ = ("ceiling", "full_at", "parent", "tag", "wants")
+    __slots__ = ("ceiling", "full_at", "left", "lent", "parent", "tag", "wants")
     weight: float
+    wants: float
 
     def __init__(self, parent: _Group | None, ceiling: Ceiling, tag: float, now: float) -> None:
-        super().__init__()
+        self.line = self.place = None
         self.parent = parent
         self.ceiling = ceiling
-        self.full_at = ceiling.fresh(now)
+        self.full_at = now + ceiling.new
         self.tag = tag
-        self.wants = 0.0
+        self.left = self.lent = 0
+
+    def book(self, now: float) -> None:
+        """Book what was moved by its lease."""
+        moved = self.lent - self.left
+        if moved:
+            self.full_at = max(self.full_at, now) + moved * self.ceiling.cost
+            self.lent = self.left
 
 
 def _lacks(node: _Node, now: float) -> bool:
@@ -113,6 +168,7 @@ class _Group(_Node):
 
     def owes(self, now: float) -> bool:
         """Whether its bucket holds less than a new one would."""
+        self.book(now)
         return self.full_at - now > self.ceiling.at_piece
 
     def newest_tag(self, weight: float) -> float:
@@ -126,16 +182,23 @@ class Share(_Node):
     Attributes:
         granted: what it may move in its turn, until it said what it did.
         owner: who moves it; the caller's affair.
+        whole: the lease of the listener.
 
     """
 
-    __slots__ = ("granted", "owner", "source")
+    __slots__ = ("granted", "owner", "source", "whole")
     weight = 1.0
 
-    def __init__(self, source: _Group, rate: Rate | None, now: float) -> None:
+    def __init__(self, source: _Group, rate: Rate | None, whole: Lease, now: float) -> None:
+        # All of it here: what calls to the classes above cost shows in the cost of a connection.
         ceiling = source.inside if rate is None else Ceiling(rate)
-        super().__init__(source, ceiling, source.newest_tag(self.weight), now)
-        self.source = source
+        self.line = self.place = None
+        self.parent = self.source = source
+        self.ceiling = ceiling
+        self.full_at = now + ceiling.new
+        self.tag = source.virtual + source.latest
+        self.left = self.lent = ceiling.first_lease
+        self.whole = whole
         self.granted = 0
         self.owner: Any = None
 
@@ -147,6 +210,8 @@ class Share(_Node):
     @rate.setter
     def rate(self, rate: Rate | None) -> None:
         self.ceiling = self.source.inside if rate is None else Ceiling(rate)
+        self.lent -= self.left
+        self.left = 0
 
 
 class Shaper:
@@ -167,6 +232,7 @@ class Shaper:
         "_served_at",
         "_source",
         "_sources",
+        "_whole",
     )
 
     def __init__(self, rates: ShapeRates, now: float) -> None:
@@ -177,10 +243,18 @@ class Shaper:
         self._root = _Group(None, self._listener, 0.0, now, numbers=self._numbers)
         self._clock: Line[_Node] = Line(self._numbers)
         self._served_at = now - PAUSE
+        self._whole = Lease(self._listener.first_lease)
         self._sources: Kept[_Group] = Kept()
 
     def become(self, rates: ShapeRates) -> None:
-        """Have other ceilings, for the flows that exist too; O(1). See ``Ceiling.become``."""
+        """Have other ceilings, for the flows that exist too; O(1). See ``Ceiling.become``.
+
+        Nobody moves by a lease of the old ones: each share goes by the listener's lease that it
+        knows, and that has nothing left.
+        """
+        before = self._whole
+        self._whole = Lease(0, before.lent - before.left)
+        before.left = 0
         self._listener.become(rates.listener)
         self._source.become(rates.source)
         self._flow.become(rates.flow)
@@ -197,11 +271,12 @@ class Shaper:
             flow_rate: a ceiling of its own, in place of the common one.
 
         """
-        source = self._sources.join(
-            source_key, now, lambda: self._new_source(source_key, weight, now)
+        sources = self._sources
+        source = sources.join(source_key, now) or sources.enter(
+            self._new_source(source_key, weight, now), now
         )
         source.weight = weight
-        return Share(source, flow_rate, now)
+        return Share(source, flow_rate, self._whole, now)
 
     def weigh(self, share: Share, weight: float) -> None:
         """Give a share's source another weight, from its next grant on."""
@@ -210,7 +285,8 @@ class Shaper:
     def leave(self, share: Share) -> None:
         """It ended, wherever it is; exactly once for each ``join``."""
         self._sources.leave(share.source)
-        self._withdraw(share)
+        if share.line is not None:
+            self._withdraw(share)
         share.granted = 0
 
     def ask(self, share: Share, now: float) -> int:
@@ -218,6 +294,9 @@ class Shaper:
         if share.line is not None:
             return 0
         source, root = share.source, self._root
+        share.book(now)
+        source.book(now)
+        self._book_whole(now)
         if source.queue.heap or root.queue.heap:
             self._line_up(share, now)
             return 0
@@ -239,13 +318,17 @@ class Shaper:
         again; if it was less, there is no more to move, and it waits no longer.
         """
         # Three times the same, without a loop or max(): half the time of the way of a request.
-        source, root = share.source, self._root
+        source, root, whole = share.source, self._root, self._whole
+        moved = size + share.lent - share.left
         full_at = share.full_at
-        share.full_at = (full_at if full_at > now else now) + size * share.ceiling.cost  # noqa: FURB136
+        share.full_at = (full_at if full_at > now else now) + moved * share.ceiling.cost  # noqa: FURB136
+        moved = size + source.lent - source.left
         full_at = source.full_at
-        source.full_at = (full_at if full_at > now else now) + size * source.ceiling.cost  # noqa: FURB136
+        source.full_at = (full_at if full_at > now else now) + moved * source.ceiling.cost  # noqa: FURB136
+        moved = size + whole.lent - whole.left
         full_at = root.full_at
-        root.full_at = (full_at if full_at > now else now) + size * root.ceiling.cost  # noqa: FURB136
+        root.full_at = (full_at if full_at > now else now) + moved * root.ceiling.cost  # noqa: FURB136
+        self._lend(share, now)
         if share.granted:
             self._settle(share, size, now)
 
@@ -361,6 +444,8 @@ class Shaper:
         if isinstance(node, _Group):
             wants = min(wants, node.queue.first.wants)
         node.wants = wants
+        if not group.queue.heap:
+            self._call_in(group, now)
         group.queue.push(node.tag + wants / node.weight, node)
         return True
 
@@ -377,10 +462,40 @@ class Shaper:
                 return
             node = node.parent
 
+    def _lend(self, share: Share, now: float) -> None:
+        """Lend at each level what it can spare; a share in line is granted instead."""
+        source, root, whole = share.source, self._root, self._whole
+        ceiling = share.ceiling
+        calm = share.line is None and share.full_at - now <= ceiling.at_lease
+        share.left = share.lent = ceiling.lease if calm else 0
+        share.whole = whole
+        ceiling = source.ceiling
+        calm = not source.queue.heap and source.full_at - now <= ceiling.at_lease
+        source.left = source.lent = ceiling.lease if calm else 0
+        ceiling = root.ceiling
+        calm = not root.queue.heap and root.full_at - now <= ceiling.at_lease
+        whole.left = whole.lent = ceiling.lease if calm else 0
+
+    def _book_whole(self, now: float) -> None:
+        """Book what was moved by the lease of the listener."""
+        whole, root = self._whole, self._root
+        root.full_at = max(root.full_at, now) + (whole.lent - whole.left) * root.ceiling.cost
+        whole.lent = whole.left
+
+    def _call_in(self, group: _Group, now: float) -> None:
+        """End the lease of a level below which somebody waits now."""
+        if group is self._root:
+            self._book_whole(now)
+            self._whole.left = self._whole.lent = 0
+        else:
+            group.book(now)
+            group.left = group.lent = 0
+
     def _new_source(self, key: Hashable, weight: float, now: float) -> _Group:
         root = self._root
         tag = root.newest_tag(weight)
         source = _Group(root, self._source, tag, now, numbers=self._numbers)
         source.key = key
         source.inside = self._flow
+        source.left = source.lent = self._source.first_lease
         return source

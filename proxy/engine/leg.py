@@ -13,7 +13,9 @@ as urgent data again, after what stood before it and before what follows.
 
 Two kinds of legs are served *apart* from this plain way. Bulk goes through a pipe (see ``splice``)
 by the same rules. And a leg that is limited asks its meter (see ``throttle``), or looks at what is
-left of its bytes, before it receives; it then moves once what it may, and no more.
+left of its bytes, before it receives; it then moves once what it may, and no more. Far from all
+limits it has a *lease* (see ``core.shaper``) and moves in the ordinary ways until that is used up.
+Where the meter is asked each time a request costs half as much again as without limits.
 
 That is why this file is longer than most: what receives, holds back, splices and is held back must
 agree on the same few fields.
@@ -32,7 +34,9 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
+from proxy.core.ceiling import LEASE_MAX
 from proxy.core.flow import Direction
+from proxy.core.shaper import BudgetLease, Share
 from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
@@ -55,6 +59,9 @@ READS_PER_TURN: Final = 2
 beside a greedy one, in ms, with 1, 2, 4, 8 and 16: 1.2, 1.3, 2.3, 3.4 and 5.5; bulk costs the
 same with all of them."""
 
+BULK_TURN: Final = READS_PER_TURN * PIPE_SIZE
+"""Bytes of a turn through a pipe at most."""
+
 NEWS: Final = EPOLLIN | EPOLLPRI | EPOLLRDHUP | EPOLLHUP | EPOLLERR
 HANGUP: Final = EPOLLRDHUP | EPOLLHUP | EPOLLERR
 READ_ON: Final = HANGUP | EPOLLPRI
@@ -75,6 +82,9 @@ HELD_BACK: Final = memoryview(b"")
 
 IN_PIPE: Final = memoryview(b"pipe")
 """Pending, and not here: the pipe holds it."""
+
+BUDGET_ROOM: Final = 2 * LEASE_MAX
+"""Bytes; as long as a flow may move so many, both legs may go by a lease."""
 
 log = structlog.get_logger()
 
@@ -107,6 +117,7 @@ class StreamLeg(Direction):
         pending: received here and not yet taken by the other leg; None while the way is free.
         pipe: what bytes go through in place of the buffer, while there is bulk.
         meter: what is asked before bytes are received, where bandwidth is limited.
+        lease: what may be received without asking, if there is anything; set where it is limited.
         limited: whether there is such a meter, or a budget of bytes.
         apart: whether it is limited or has a pipe, and so is not served in the plain way.
         send_flags: how to send what is pending: as urgent data, or not.
@@ -123,6 +134,7 @@ class StreamLeg(Direction):
         "counters",
         "ended",
         "flow",
+        "lease",
         "limited",
         "meter",
         "other",
@@ -136,6 +148,7 @@ class StreamLeg(Direction):
 
     other: StreamLeg
     flow: StreamFlow
+    lease: Share | BudgetLease | None
 
     def __init__(self, socket: Socket, counters: DirectionCounters) -> None:
         self.bytes = 0
@@ -284,7 +297,7 @@ class StreamLeg(Direction):
         """
         if self.meter is not None:
             self.meter.leave()
-            self.meter = None
+            self.meter = self.lease = None
         self.ended = True
         self.flow = self.other = ENDED
 
@@ -298,6 +311,21 @@ class StreamLeg(Direction):
             if self._splice(mask, now):
                 self._go_on_later(mask)
             return
+        lease = self.lease
+        if lease is not None:
+            most = self.chunk if self.pipe is None else BULK_TURN
+            source, whole = lease.source, lease.whole
+            if lease.left > most and source.left > most and whole.left > most:
+                before = self.bytes
+                if self.pipe is None:
+                    self._pull(mask, now, 1)
+                elif self._splice(mask, now):
+                    self._go_on_later(mask)
+                moved = self.bytes - before
+                lease.left -= moved
+                source.left -= moved
+                whole.left -= moved
+                return
         left = self._left_of_budget(mask, now)
         if not left:
             return
@@ -339,9 +367,8 @@ class StreamLeg(Direction):
     def meter_changed(self) -> None:
         """Ask what the meter has become, or nothing; who was held back asks again."""
         self.limited = self.meter is not None or self.flow.limits.bytes < inf
+        self._take_lease()
         self.apart = self.limited or self.pipe is not None
-        if not self.apart:
-            self.chunk = SMALLEST_CHUNK  # it was a grant; only this one can be doubled
         if self.pending is HELD_BACK:
             self.pending = None
             mask, self.unserved = self.unserved, 0
@@ -350,6 +377,15 @@ class StreamLeg(Direction):
     def limit(self) -> None:
         """Look at the limits of the flow before anything is received from now on."""
         self.limited = self.apart = True
+        self._take_lease()
+
+    def _take_lease(self) -> None:
+        """Go by a lease, if the flow may move all of it, both ways."""
+        flow, meter = self.flow, self.meter
+        if flow.limits.bytes - flow.original.bytes - flow.reply.bytes < BUDGET_ROOM:
+            self.lease = None
+        else:
+            self.lease = BudgetLease() if meter is None else meter.share
 
     def _move(self, most: int, mask: int, now: float) -> None:
         """Receive and pass on once, and see that the rest has its turn."""
@@ -362,12 +398,16 @@ class StreamLeg(Direction):
             self._pull(mask, now, 0)
             moved = self.bytes - before
             is_more = moved >= chunk or (moved > 0 and bool(mask & READ_ON))
+            self.chunk = LEAST_BULK if moved >= LEAST_BULK else SMALLEST_CHUNK  # may be doubled
             if chunk >= LEAST_BULK and moved >= chunk and not self.ended:
                 self._borrow_pipe()
         meter = self.meter
         if meter is not None:
             meter.spent(moved, now)
-        if not is_more or self.pending is not None or self.ended:
+        if self.ended:
+            return
+        self._take_lease()  # which is a new one, and the budget less
+        if not is_more or self.pending is not None:
             return
         mask |= EPOLLPRI  # urgent data may have come since then, its event still on the way
         if meter is not None and meter.in_line:

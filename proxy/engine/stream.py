@@ -261,7 +261,7 @@ class StreamFlow(Flow):
         """Have what limits bytes looked at, if anything does."""
         if bandwidth is not None:
             bandwidth.meter(self, now)
-        if self.limits.bytes < inf:
+        elif self.limits.bytes < inf:
             self.original.limit()
             self.reply.limit()
 

@@ -82,13 +82,14 @@ class Bandwidth:
 
     def meter(self, flow: StreamFlow, now: float) -> None:
         """Have both legs of a flow ask here from now on, with the weight that is in force."""
-        weight = weight_of(flow, self._weights)
+        weight = weight_of(flow, self._weights) if self._weights else 1
         if self._has(flow):
             for leg in (flow.original, flow.reply):
                 if leg.meter is not None:
                     leg.meter.weigh(weight, now)
+                    leg.limit()  # the flow may have another budget
             return
-        source = source_key_of(flow, flow.counters.gate.limits)
+        source = flow.source.key or source_key_of(flow, flow.counters.gate.limits)
         flow.original.use_meter(self._original.meter(flow.original, source, now, weight))
         flow.reply.use_meter(self._reply.meter(flow.reply, source, now, weight))
 
@@ -170,43 +171,48 @@ class Throttle:
 
 
 class ShareMeter:
-    """What a leg asks before it receives: its share of a throttle."""
+    """What a leg asks before it receives: its share of a throttle.
 
-    __slots__ = ("_share", "throttle")
+    Attributes:
+        share: by whose lease it may also go, without asking.
+
+    """
+
+    __slots__ = ("share", "throttle")
 
     def __init__(self, throttle: Throttle, share: Share) -> None:
         self.throttle = throttle
-        self._share = share
+        self.share = share
 
     @property
     def in_line(self) -> bool:
         """Whether the throttle will have the leg move, when its turn has come."""
-        return self._share.line is not None
+        return self.share.line is not None
 
     @property
     def held_by(self) -> Limit:
         """The limit that makes it wait."""
-        return self.throttle.held_by(self._share)
+        return self.throttle.held_by(self.share)
 
     def tell(self, owner: Owner) -> None:
         """Have another one told when the turn has come."""
-        self._share.owner = owner
+        self.share.owner = owner
 
     def ask(self, now: float) -> int:
         """How many bytes the leg may move now; 0: it is in line."""
-        return self.throttle.ask(self._share, now)
+        return self.throttle.ask(self.share, now)
 
     def spent(self, size: int, now: float) -> None:
         """Book what it moved."""
-        self.throttle.spent(self._share, size, now)
+        self.throttle.spent(self.share, size, now)
 
     def weigh(self, weight: int, now: float) -> None:
         """Have its source weigh so much from now on."""
-        self.throttle.weigh(self._share, weight)
+        self.throttle.weigh(self.share, weight)
 
     def leave(self) -> None:
         """It moves nothing any more."""
-        self.throttle.leave(self._share)
+        self.throttle.leave(self.share)
 
 
 class Watch:
@@ -241,6 +247,7 @@ class WatchMeter:
 
     __slots__ = ("_counters", "_policed", "throttle")
 
+    share = None  # each move is judged
     in_line = False
     held_by = Limit.LISTENER_BANDWIDTH  # nobody is
 

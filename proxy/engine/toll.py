@@ -38,6 +38,8 @@ class Toll:
 
     __slots__ = ("_own", "_owner", "_paid", "inner")
 
+    share = None  # there is no lease of two throttles
+
     def __init__(
         self, order: Throttle, leg: StreamLeg, inner: Meter | None, source: SourceKey, now: float
     ) -> None:

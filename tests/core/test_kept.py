@@ -20,7 +20,7 @@ class Debtor:
 
 
 def join(kept: Kept[Debtor], key: Hashable, now: float, until: float = 0.0) -> Debtor:
-    return kept.join(key, now, lambda: Debtor(key, until))
+    return kept.join(key, now) or kept.enter(Debtor(key, until), now)
 
 
 def test_who_has_members_or_owes_is_the_same_when_it_comes_again() -> None:
@@ -33,6 +33,7 @@ def test_who_has_members_or_owes_is_the_same_when_it_comes_again() -> None:
     kept.leave(debtor)
     assert join(kept, "debtor", 4.9) is debtor
     kept.leave(debtor)
+    join(kept, "other", 5)
     assert join(kept, "debtor", 5) is not debtor
 
 
@@ -54,6 +55,7 @@ def test_who_is_new_is_not_forgotten_for_one_that_was_called_the_same() -> None:
     kept.leave(old)
     assert join(kept, "name", 1) is old
     kept.leave(old)  # the second time among those without members
+    join(kept, "third", 6)  # now old is forgotten, once
     new = join(kept, "name", 6)
     assert new is not old
     join(kept, "other", 6)

@@ -413,6 +413,15 @@ class ShaperModel(RuleBasedStateMachine):
             self.move(flow, grant)
         flow.asked = flow.asked or flow.wants > 0
 
+    @precondition(lambda self: any(not flow.asked for flow in self.flows))
+    @rule(data=st.data(), size=st.integers(1, 100_000), times=st.integers(1, 20))
+    def move_by_the_lease(self, data: st.DataObject, size: int, times: int) -> None:
+        """As legs do: who has the whole of a move left at each level moves without asking."""
+        flow = data.draw(st.sampled_from([flow for flow in self.flows if not flow.asked]))
+        for _ in range(times):
+            if by_lease(flow.share, size):
+                self.pass_gauges(flow, size)
+
     @precondition(lambda self: self.flows)
     @rule(data=st.data())
     def stop_wanting(self, data: st.DataObject) -> None:
@@ -453,6 +462,12 @@ class ShaperModel(RuleBasedStateMachine):
         assert 1 <= grant <= GRANT_MAX
         size = min(grant, flow.wants)
         flow.wants -= size
+        self.pass_gauges(flow, size)
+        if flow.share.granted and size < grant:
+            flow.asked = False  # it has dried up, and has to ask again
+        self.shaper.spent(flow.share, size, self.now)
+
+    def pass_gauges(self, flow: Wanting, size: int) -> None:
         for gauge in (
             flow.gauge,
             self.source_gauges[flow.share.source.key],  # type: ignore[index]
@@ -460,9 +475,14 @@ class ShaperModel(RuleBasedStateMachine):
         ):
             if gauge is not None:
                 gauge.passed(size, self.now)
-        if flow.share.granted and size < grant:
-            flow.asked = False  # it has dried up, and has to ask again
-        self.shaper.spent(flow.share, size, self.now)
+
+    @invariant()
+    def no_level_lends_while_somebody_waits_for_it(self) -> None:
+        for flow in self.flows:
+            source = flow.share.source
+            assert not (source.queue.heap and source.left)
+        if hasattr(self, "shaper"):
+            assert not (self.shaper._root.queue.heap and self.shaper._whole.left)
 
     @invariant()
     def who_asked_and_got_nothing_waits(self) -> None:
@@ -503,6 +523,127 @@ class ShaperModel(RuleBasedStateMachine):
 
 TestShaperModel = ShaperModel.TestCase
 TestShaperModel.settings = settings(max_examples=60, stateful_step_count=40, deadline=None)
+
+
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+@pytest.mark.parametrize("bits", [10e6, 100e6, 1e9])
+def test_who_stays_below_a_ceiling_never_waits_for_what_was_booked_late(
+    bits: float, level: str
+) -> None:
+    lab = Lab(ShapeRates(**{level: speed(bits)}))
+    share = lab.join("one", hungry=False)
+    lab.now += 1
+    size, asked, moved = 1000, 0, 0
+    while moved < 5 * bits * BITS:
+        lab.now += lab.random.uniform(0, 2) * size / (0.95 * bits * BITS)
+        moved += size
+        if by_lease(share, size):
+            continue
+        asked += 1
+        assert lab.shaper.ask(share, lab.now) >= size
+        lab.shaper.spent(share, size, lab.now)
+    assert asked < moved / size / 10
+
+
+def by_lease(share: Share, size: int) -> bool:
+    """Move as a leg does: without asking, if the whole of a move is left at each level."""
+    levels = share, share.source, share.whole
+    if min(level.left for level in levels) <= size:
+        return False
+    for level in levels:
+        level.left -= size
+    return True
+
+
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+def test_by_leases_and_by_grants_nobody_has_more_than_burst_and_rate(level: str) -> None:
+    rate = speed(100e6)
+    lab = Lab(ShapeRates(**{level: rate}))
+    shares = [lab.join(n // 2, hungry=False) for n in range(4)]
+    parts = {
+        "listener": [shares],
+        "source": [shares[:2], shares[2:]],
+        "flow": [[s] for s in shares],
+    }
+    gauges = [(Gauge(*rate, lab.now), part) for part in parts[level]]
+    leased = 0
+    for n in range(20_000):
+        lab.now += lab.random.uniform(0, 2) * 1000 / (50e6 * BITS)  # a third more than there is
+        if n % 5000 == 0:
+            lab.now += 1  # a rest, after which there are leases again
+        share, size = shares[n % 4], 6000 if n % 3 == 0 else 1000
+        granted = 0
+        if by_lease(share, size):
+            leased += 1
+            granted = size
+        elif share.line is None and (granted := min(size, lab.shaper.ask(share, lab.now))):
+            lab.shaper.spent(share, granted, lab.now)
+        served = [(share, granted)]
+        for other, grant in lab.shaper.serve(lab.now):
+            served.append((other, min(grant, 1000)))
+            lab.shaper.spent(other, min(grant, 1000), lab.now)
+        for who, moved in served:
+            for gauge, part in gauges:
+                if who in part:
+                    gauge.passed(moved, lab.now)
+    assert leased > 100
+
+
+def test_what_was_moved_by_a_lease_is_not_forgotten() -> None:
+    """Neither by a reload, nor when the last flow of a source goes and comes again."""
+    rate = speed(1e9)
+    shaper = Shaper(ShapeRates(listener=rate, source=rate), BEGIN)
+    share = shaper.join("one", BEGIN)
+    assert by_lease(share, 100_000)
+    shaper.become(ShapeRates(listener=rate, source=rate))
+    assert not by_lease(share, 1)
+    shaper.leave(share)
+    soon = BEGIN + 0.0001
+    shaper.leave(shaper.join("other", soon))
+    again = shaper.join("one", soon)
+    assert again.source is share.source
+    shaper.spent(again, 0, soon)
+    debt = 100_000 / rate.per_second + speed_new(1e9)
+    assert shaper._root.full_at - BEGIN == pytest.approx(debt)
+    assert again.source.full_at - BEGIN == pytest.approx(debt)
+    later = BEGIN + 1
+    shaper.spent(again, 0, later)
+    assert by_lease(again, 100_000)
+    shaper.spent(again, 0, later)  # as tolls do, without asking
+    assert again.source.full_at - later == pytest.approx(100_000 / rate.per_second)
+
+
+def test_nothing_is_lent_while_somebody_waits_even_if_there_is_enough() -> None:
+    lab = Lab(ShapeRates(listener=speed(100e6)))
+    lab.join("hungry")
+    other = lab.join("other", hungry=False)
+    lab.now += 1  # the bucket is full, and nobody has served yet
+    lab.shaper.spent(other, 0, lab.now)
+    assert not by_lease(other, 1)
+
+
+def test_a_new_flow_need_not_ask_for_what_a_new_bucket_holds() -> None:
+    shaper = Shaper(ShapeRates(listener=speed(1e9), source=speed(1e9), flow=speed(1e9)), BEGIN)
+    share = shaper.join("one", BEGIN)
+    piece = piece_of(1e9 * BITS)
+    for left in (share.left, share.source.left, share.whole.left):
+        assert 0.9 * piece <= left <= piece
+
+
+def test_another_ceiling_of_a_flow_ends_its_lease() -> None:
+    shaper = Shaper(ShapeRates(flow=speed(1e9)), BEGIN)
+    share = shaper.join("one", BEGIN)
+    share.left -= 1000
+    share.rate = speed(1e6)
+    assert share.left == 0
+    shaper.ask(share, BEGIN)
+    assert share.full_at - BEGIN == pytest.approx(share.ceiling.cost * 1000 + speed_new(1e9))
+
+
+def speed_new(bits: float) -> float:
+    """Seconds that a new bucket of this ceiling lacks."""
+    rate = speed(bits)
+    return (rate.burst - piece_of(rate.per_second)) / rate.per_second
 
 
 def test_a_grant_that_is_not_settled_is_an_assertion() -> None:

@@ -157,7 +157,7 @@ async def test_an_order_and_the_listener_are_both_kept_to() -> None:
         for flow in lab.worker._relay.table:
             assert isinstance(flow, StreamFlow)
             assert isinstance(flow.original.meter, ShareMeter)
-            assert flow.original.meter._share.owner is flow.original
+            assert flow.original.meter.share.owner is flow.original
         nursery.cancel_scope.cancel()
 
 

@@ -7,8 +7,9 @@ arrived by now. That nothing is slower is an affair of the benchmark.
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
 from ipaddress import ip_network
 from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from time import monotonic
@@ -23,6 +24,7 @@ from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
 from proxy.core.longest import LongestMatch
 from proxy.core.query import FlowQuery
+from proxy.engine.leg import StreamLeg
 from proxy.engine.specs import BandwidthLimits
 from tests.engine.lab import (
     Lab,
@@ -291,6 +293,52 @@ async def test_a_flow_moves_as_many_bytes_as_it_may_and_then_ends() -> None:
         assert ended["original"]["bytes"] + ended["reply"]["bytes"] == 100
         (row,) = (await lab.counters())["listeners"]
         assert row["hits"]["byte_budget"] == 1
+
+
+@pytest.mark.parametrize("rates", [{}, {"flow": 1e12}])
+async def test_a_flow_that_goes_by_leases_moves_not_a_byte_more_than_it_may(
+    rates: dict[str, float],
+) -> None:
+    """Neither while both sides pour, nor where what is left is held back by who does not read."""
+    endpoint = listening()
+    budget = 5 * len(BULK) + 7
+    limits = FlowLimits(bytes=budget)
+    async with limited(endpoint, limits=limits, bandwidth=both(**rates)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        (flow,) = lab.worker._relay.table
+        assert flow.original.lease is not None  # type: ignore[attr-defined]
+        async with trio.open_nursery() as nursery:
+            there, back = Sink(accepted), Sink(client)
+            for run in (there.run, back.run):
+                nursery.start_soon(_until_reset, run)
+            for socket in (client, accepted):
+                nursery.start_soon(_until_reset, partial(pour, socket))
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == "byte_budget"
+        assert ended["original"]["bytes"] + ended["reply"]["bytes"] == budget
+
+
+async def _until_reset(run: Callable[[], Awaitable[None]]) -> None:
+    with suppress(OSError):
+        await run()
+
+
+async def test_who_is_far_from_all_limits_is_seldom_asked() -> None:
+    endpoint = listening()
+    rates = both(flow=1e9, source=1e9, listener=1e9)
+    async with limited(endpoint, limits=FlowLimits(bytes=1 << 40), bandwidth=rates) as lab:
+        client, accepted = await pair(lab, endpoint)
+        (flow,) = lab.worker._relay.table
+        original = flow.original
+        assert isinstance(original, StreamLeg)
+        before = original.lease
+        assert before is not None
+        left = before.left
+        for _ in range(10):
+            await send_all(client, b"x" * 100)
+            await receive_exactly(accepted, 100)
+        assert original.lease is before
+        assert before.left == left - 1000
 
 
 async def test_a_flow_that_needs_all_its_bytes_and_no_more_is_finished() -> None:
