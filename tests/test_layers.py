@@ -33,7 +33,8 @@ LAYERS = {
 # Module -> the only layers that may import it; none at all where the set is empty.
 RESERVED = {
     "asyncio": set(),
-    "h11": {"observe"},
+    # observe serves the admin with it, and control asks endpoints how they are.
+    "h11": {"observe", "control"},
     "prometheus_client": {"observe"},
 }
 

@@ -75,6 +75,7 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         log.info("started", version=__version__, listening=await _addresses(house))
         relaying.start_soon(steward.keep_limits)
         relaying.start_soon(house.keep_names)
+        relaying.start_soon(house.checks.run)
         relaying.start_soon(log_hits, house.worker)
         relaying.start_soon(keep_telling, house.worker, house.notifier)
         await stay(house, steward)

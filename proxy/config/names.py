@@ -3,23 +3,19 @@
 from __future__ import annotations
 
 import ipaddress
-from collections.abc import Iterator
-from typing import Annotated, Any, Final, TypeAlias
+from typing import Annotated, Final, TypeAlias
 
 from pydantic import BeforeValidator
 
 from proxy.config.keys import Table, key
-from proxy.config.problem import Path
-from proxy.config.values import Timeout, as_array, parse_timeout, written
+from proxy.config.name_faults import TTL_MAX_DEFAULT, TTL_MIN_DEFAULT
+from proxy.config.values import Timeout, as_array, written
 from proxy.core.address import HostPort, parse_host_port
 
 DNS_PORT: Final = 53
 
 SERVERS_MAX: Final = 8
 """Servers; each has its turn within one timeout."""
-
-TTL_MIN_DEFAULT: Final = "5s"
-TTL_MAX_DEFAULT: Final = "5m"
 
 
 def parse_name_server(text: str) -> HostPort:
@@ -65,21 +61,3 @@ class Names(Table):
     ttl_max: Timeout = key(
         TTL_MAX_DEFAULT, "Look a name up again not later than that, whatever its TTL."
     )
-
-
-def names_faults(names: dict[str, Any]) -> Iterator[tuple[Path, str]]:
-    """Check the table as a whole.
-
-    Args:
-        names: as the TOML parser gave it.
-
-    """
-    texts = names.get("ttl_min", TTL_MIN_DEFAULT), names.get("ttl_max", TTL_MAX_DEFAULT)
-    try:
-        least, most = (parse_timeout(text) for text in texts)
-    except (ValueError, TypeError, AttributeError):
-        return  # which the keys say themselves
-    if least > most:
-        where = "ttl_min" if "ttl_min" in names else "ttl_max"
-        message = f'ttl_min, "{texts[0]}", is more than ttl_max, "{texts[1]}"; change one of them'
-        yield ("names", where), message

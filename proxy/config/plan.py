@@ -17,12 +17,14 @@ again.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Iterator, Mapping
 from enum import StrEnum
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
 
 from pydantic import BaseModel
 
+from proxy.core.printable import printable
 from proxy.core.units import format_bandwidth, format_duration, format_size
 
 if TYPE_CHECKING:
@@ -232,6 +234,9 @@ def value_text(key: str, value: Any) -> str:
             return f"{value:04o}"
         case int() if key == "bytes" or key.endswith("buffer"):
             return format_size(value)
+        case bytes() | re.Pattern():
+            data = value if isinstance(value, bytes) else value.pattern
+            return f'"{printable(data.decode("utf-8", "backslashreplace"))}"'
         case range():
             return f"{value[0]}-{value[-1]}"
         case tuple() if hasattr(value, "_fields"):  # an address
@@ -239,6 +244,6 @@ def value_text(key: str, value: Any) -> str:
         case dict():
             return ", ".join(f"{name} = {each}" for name, each in value.items()) or "none"
         case tuple() | list():
-            return ", ".join(str(each) for each in value) or "none"
+            return ", ".join(value_text("", each) for each in value) or "none"
         case _:
             return str(value) or "off"

@@ -18,6 +18,7 @@ from pydantic import (
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema
 
+from proxy.config.health import Health
 from proxy.config.keys import INTERFACE_KEY, MARK_KEY, PRIORITY_KEY, REQUIRED, Table, key
 from proxy.config.packets import Interface, SourcePorts, Sources, UpstreamDscp
 from proxy.config.values import (
@@ -117,3 +118,4 @@ class Upstream(Table):
     )
     priority: int | None = PRIORITY_KEY
     interface: Interface | None = INTERFACE_KEY
+    health: Health = key({}, "Active checks of its endpoints.")

@@ -22,7 +22,8 @@ from pydantic.fields import FieldInfo
 
 from proxy.config import identity, origins
 from proxy.config.ceilings import ceiling_faults
-from proxy.config.names import names_faults
+from proxy.config.health_faults import health_faults
+from proxy.config.name_faults import names_faults
 from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
 from proxy.config.unix import UnixEndpoint, unix_faults
 from proxy.config.values import (
@@ -65,6 +66,7 @@ def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
             yield from _repeated_endpoints(("upstream", name, "endpoints"), endpoints)
             yield from origins.upstream_faults(name, tables.upstreams[name])
             yield from identity.upstream_faults(name, tables.upstreams[name])
+            yield from health_faults(name, tables.upstreams[name])
         yield from names_faults(tables.names)
 
     return list(islice(found(), PROBLEMS_MAX + 1))

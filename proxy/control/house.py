@@ -25,6 +25,7 @@ from proxy.config.values import AUTO
 from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
 from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
+from proxy.control.health import Checks, check_plans
 from proxy.control.inherited import Inheritance
 from proxy.control.listen import bind_admin_http, bind_admin_socket
 from proxy.control.names import Names
@@ -60,6 +61,7 @@ class House:
         drained_endpoints: the same, each with its upstream before it.
         is_stopping: whether everything drains; nothing is put to work any more.
         names: what is known of the names of endpoints.
+        checks: what is known of their health.
 
     """
 
@@ -78,6 +80,7 @@ class House:
         self.drained_endpoints: set[tuple[str, str]] = set()
         self.is_stopping = False
         self.names = Names()
+        self.checks = Checks(worker.set_health)
         self._upstreams: dict[str, UpstreamSpec] = {}
         self._changing = trio.Lock()
         self._bound: dict[str, Bound] = {}
@@ -128,6 +131,7 @@ class House:
             if changed:
                 await self.worker.readdress(changed)
                 self._upstreams = specs
+                self.checks.become(check_plans(self.config, specs))
 
     async def put_to_work(
         self, config: Config, upstreams: dict[str, UpstreamSpec], given: Given = NONE_GIVEN
@@ -154,6 +158,7 @@ class House:
             self._take_over(config, arranged)
             await self.worker.apply(change)
             self._upstreams = upstreams
+            self.checks.become(check_plans(config, upstreams))
             self._store_sockets()
         self.names.wake()
 

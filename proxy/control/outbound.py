@@ -82,6 +82,11 @@ def outbounds(config: Config) -> dict[str, Outbound]:
     return found
 
 
+def check_outbound(upstream: Upstream) -> Outbound:
+    """How health checks leave for the endpoints of an upstream: as flows of no client do."""
+    return Outbound(upstream_marks(upstream), _pool(upstream))
+
+
 def is_original(upstream: Upstream) -> bool:
     """Whether its flows go where their clients meant to go."""
     return any(each.address == ORIGINAL for each in upstream.endpoints)

@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from proxy.core.live_limit import LimitValues, OrderRow
     from proxy.core.query import FlowQuery
     from proxy.engine.port import (
+        CheckRow,
         DrainAnswer,
         LimitsAnswer,
         NameRow,
@@ -91,6 +92,10 @@ class Steward:
     def names(self) -> list[NameRow]:
         """What is known of the names of endpoints."""
         return self._house.names.rows(self._house.config)
+
+    def checks(self) -> list[CheckRow]:
+        """How endpoints are, as active checks show."""
+        return self._house.checks.rows()
 
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the file again, and do what it says; or only say what would be done.

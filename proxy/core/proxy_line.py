@@ -24,6 +24,9 @@ LINE_MAX: Final = 107
 
 FIELDS: Final = 6
 
+UNKNOWN_LINE: Final = b"PROXY UNKNOWN\r\n"
+"""What says nothing of who the client is."""
+
 VERSIONS: Final = {"TCP4": 4, "TCP6": 6}
 """Of IP, by protocol."""
 
@@ -75,7 +78,7 @@ def write_line(source: Address, destination: Address) -> bytes:
         if _length(source) == _length(destination) == length:
             hosts = f"{_host(source)} {_host(destination)}"
             return f"PROXY {protocol} {hosts} {source[1]} {destination[1]}\r\n".encode()
-    return b"PROXY UNKNOWN\r\n"
+    return UNKNOWN_LINE
 
 
 def _length(address: Address) -> int:

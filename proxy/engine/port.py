@@ -147,6 +147,26 @@ class NameRow(TypedDict):
     next_lookup: float
 
 
+class CheckRow(TypedDict):
+    """How one address of an endpoint is, as active checks of it show.
+
+    ``since`` its health is that; ``last`` is when the last check ended, which took ``duration``
+    seconds; its ``result`` is "passed", "failed" or "silent". Times are Unix seconds, and None
+    before the first result.
+    """
+
+    upstream: str
+    endpoint: str
+    address: str
+    health: str
+    since: float | None
+    result: str | None
+    reason: str
+    last: float | None
+    duration: float
+    results: dict[str, int]
+
+
 class ReloadAnswer(TypedDict):
     """What a reload did, or would do.
 
@@ -193,6 +213,10 @@ class StewardPort(Protocol):
 
     def names(self) -> list[NameRow]:
         """Say what is known of the names of endpoints."""
+        ...
+
+    def checks(self) -> list[CheckRow]:
+        """Say how endpoints are, as active checks show."""
         ...
 
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:

@@ -141,6 +141,7 @@ class Api:
             self._steward.last_reload(),
             time() - monotonic(),
             self._steward.names(),
+            self._steward.checks(),
         )
         content_type, body = render(reading, accept)
         return Response(body, content_type)
@@ -198,6 +199,11 @@ class Api:
         """What is known of the names of endpoints."""
         _params(request, ())
         return json_response({"names": self._steward.names()})
+
+    async def checks(self, request: Request, _word: str) -> Response:
+        """How endpoints are, as active checks show."""
+        _params(request, ())
+        return json_response({"checks": self._steward.checks()})
 
     async def flows(self, request: Request, _word: str) -> Response:
         """Rows of the flow table."""
@@ -372,6 +378,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/listeners": {"GET": Api.listeners},
     "/api/v1/upstreams": {"GET": Api.upstreams},
     "/api/v1/names": {"GET": Api.names},
+    "/api/v1/checks": {"GET": Api.checks},
     "/api/v1/find": {"GET": Api.find},
     "/api/v1/events": {"GET": Api.events},
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
@@ -397,6 +404,7 @@ INDEX: Final = f"""sockpair
 /api/v1/listeners   where it listens, with counters
 /api/v1/upstreams   endpoints, with counters
 /api/v1/names       addresses of the names of endpoints, and how looking them up went
+/api/v1/checks      health of endpoints, as active checks show
 /api/v1/flows       the flow table; parameters: {", ".join(LISTING)}
 /api/v1/flows/ID    one flow
 /api/v1/limits      every limit in force, and where it comes from

@@ -17,18 +17,20 @@ The file is long because a table is read in one piece.
 from __future__ import annotations
 
 import platform
+from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from proxy.core.address import DATAGRAMS, STREAMS, Transport
+from proxy.core.condition import Health
 from proxy.core.flow import CloseReason
 from proxy.observe.processes import RESIDENT, WHOLE, cpu_seconds, memory_bytes
 
 if TYPE_CHECKING:
     from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
     from proxy.core.histogram import HistogramSnapshot
-    from proxy.engine.port import NameRow, RelayCounters, RelayStatus, ReloadRecord
+    from proxy.engine.port import CheckRow, NameRow, RelayCounters, RelayStatus, ReloadRecord
 
 EVERY: Final = tuple(Transport)
 
@@ -52,6 +54,7 @@ class Reading:
     reload: ReloadRecord
     wall_offset: float
     names: Sequence[NameRow] = ()
+    checks: Sequence[CheckRow] = ()
 
     @property
     def has_twins(self) -> bool:
@@ -139,6 +142,47 @@ def _name_lookups(reading: Reading) -> Samples:
         for row in reading.names
         for result, count in row["lookups"].items()
     )
+
+
+def _up(reading: Reading) -> Samples:
+    """Whether endpoints are up: as checks show, and where they show nothing as flows do."""
+    shown: dict[Labels, set[str]] = {}
+    for row in reading.checks:
+        shown.setdefault((row["upstream"], row["endpoint"]), set()).add(row["health"])
+    for endpoint in reading.counters["endpoints"]:
+        labels = (endpoint["upstream"], endpoint["endpoint"])
+        health = shown.get(labels, set())
+        if "up" in health:
+            yield labels, 1
+        else:
+            yield labels, 0 if health == {"down"} else int(endpoint["up"])
+
+
+def _check_results(reading: Reading) -> Samples:
+    """Results of checks, those of all addresses of an endpoint together."""
+    counts: Counter[Labels] = Counter()
+    for row in reading.checks:
+        for result, count in row["results"].items():
+            counts[row["upstream"], row["endpoint"], result] += count
+    return counts.items()
+
+
+def _check_duration(reading: Reading) -> Samples:
+    """How long the last checks took, of the address that took longest."""
+    longest: dict[Labels, float] = {}
+    for row in reading.checks:
+        labels = (row["upstream"], row["endpoint"])
+        longest[labels] = max(longest.get(labels, 0.0), row["duration"])
+    return longest.items()
+
+
+def _check_addresses(reading: Reading) -> Samples:
+    """Addresses of an endpoint by health."""
+    counts: Counter[Labels] = Counter()
+    for row in reading.checks:
+        for health in Health:
+            counts[row["upstream"], row["endpoint"], health.value] += row["health"] == health
+    return counts.items()
 
 
 def _live(reading: Reading) -> Samples:
@@ -386,8 +430,9 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "sockpair_endpoint_up",
         "gauge",
         _ENDPOINT,
-        "0 for 10 s after a failed connection attempt, unless the endpoint answered since; else 1.",
-        _endpoint(lambda row: int(row["up"])),
+        "0 if active checks fail, at every address; without checks, 0 for 10 s after a failed "
+        "connection attempt, unless the endpoint answered since; else 1.",
+        _up,
     ),
     MetricEntry(
         "sockpair_endpoint_flows",
@@ -423,6 +468,27 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         (),
         "Connections to the admin server that were over its bound.",
         _whole(lambda reading: reading.admin_refused),
+    ),
+    MetricEntry(
+        "sockpair_check_results_total",
+        "counter",
+        (*_ENDPOINT, "result"),
+        "Health checks of an endpoint: passed, failed, or silent, which proves nothing.",
+        _check_results,
+    ),
+    MetricEntry(
+        "sockpair_check_addresses",
+        "gauge",
+        (*_ENDPOINT, "health"),
+        "Addresses of an endpoint that are up, down or unknown by their health checks.",
+        _check_addresses,
+    ),
+    MetricEntry(
+        "sockpair_check_last_duration_seconds",
+        "gauge",
+        _ENDPOINT,
+        "How long the last health check of an endpoint took; of its slowest address.",
+        _check_duration,
     ),
     MetricEntry(
         "sockpair_name_lookups_total",

@@ -18,6 +18,7 @@ from proxy.engine.watch import Pending, Told
 
 if TYPE_CHECKING:
     from proxy.engine.port import (
+        CheckRow,
         DrainAnswer,
         FlowIds,
         FlowPage,
@@ -250,6 +251,22 @@ class FakeSteward:
                 "lookups": {"ok": 5, "failed": 2, "absent": 1},
                 "last_success": WALL - 3,
                 "next_lookup": WALL + 7,
+            }
+        ]
+
+    def checks(self) -> list[CheckRow]:
+        return [
+            {
+                "upstream": "web",
+                "endpoint": "10.0.0.1:80",
+                "address": "10.0.0.1:80",
+                "health": "up",
+                "since": WALL,
+                "result": "passed",
+                "reason": "connected",
+                "last": WALL + 5,
+                "duration": 0.25,
+                "results": {"passed": 5, "failed": 1, "silent": 0},
             }
         ]
 

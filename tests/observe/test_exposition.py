@@ -133,7 +133,15 @@ async def test_the_whole_is_what_the_library_writes(accept: str) -> None:
     relay.open_tcp(original=5_000_000)
     relay.end(relay.open_tcp())
     counters, status = await relay.counters(), await relay.status()
-    reading = Reading(counters, status, 7, FakeSteward().last_reload(), WALL, FakeSteward().names())
+    reading = Reading(
+        counters,
+        status,
+        7,
+        FakeSteward().last_reload(),
+        WALL,
+        FakeSteward().names(),
+        FakeSteward().checks(),
+    )
     entries = [each for each in CATALOGUE if each.name.startswith("sockpair")]  # the rest move
     expected = [by_library(each, each.read(reading), accept) for each in entries]
     text = b"".join(render(reading, accept)[1]).decode()
@@ -150,6 +158,7 @@ async def test_a_slice_has_so_many_lines_at_most() -> None:
         FakeSteward().last_reload(),
         WALL,
         FakeSteward().names(),
+        FakeSteward().checks(),
     )
     sizes = [text.count(b"\n") for text in render(reading, "")[1]]
     assert max(sizes) < SLICE_LINES + len(CATALOGUE)  # some pieces are two lines

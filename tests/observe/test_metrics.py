@@ -20,7 +20,15 @@ OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 
 async def scrape(relay: FakeRelay, accept: str = "") -> tuple[str, str]:
     counters, status = await relay.counters(), await relay.status()
-    reading = Reading(counters, status, 0, FakeSteward().last_reload(), WALL, FakeSteward().names())
+    reading = Reading(
+        counters,
+        status,
+        0,
+        FakeSteward().last_reload(),
+        WALL,
+        FakeSteward().names(),
+        FakeSteward().checks(),
+    )
     content_type, slices = render(reading, accept)
     return content_type, b"".join(slices).decode()
 
