@@ -55,13 +55,13 @@ async def serve(
         ResolveError: an endpoint's name has no address.
 
     """
-    sink = configure(format_of(config.log), config.log.level)
+    sink = configure(format_of(config.log), config.log.level, config.log.flows)
     with await open_house(config, notifier, inheritance) as house:
         steward = Steward(house, file, lambda changed: _adopt_log(changed.log, sink))
         async with trio.open_nursery() as writing:
             await writing.start(sink.run)
             async with trio.open_nursery() as telling:
-                telling.start_soon(write_flow_log, house.worker, sink, config.log.flows)
+                telling.start_soon(write_flow_log, house.worker, sink)
                 await _relay(house, steward, sink, stay)
                 telling.cancel_scope.cancel()
             writing.cancel_scope.cancel()
@@ -85,8 +85,7 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
 
 def _adopt_log(log_config: Log, sink: FlowSink) -> None:
     """Log as a reloaded configuration says, from the next line on."""
-    set_up(sink, format_of(log_config), log_config.level)
-    sink.flows = log_config.flows
+    set_up(sink, format_of(log_config), log_config.level, log_config.flows)
 
 
 async def _serve_admin(

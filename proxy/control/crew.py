@@ -16,7 +16,6 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections import deque
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -27,6 +26,7 @@ import structlog
 import trio
 
 from proxy.control.division import Division, whole
+from proxy.control.line_queue import LineQueue
 from proxy.control.remote import RemoteWorker, WorkerLostError
 from proxy.control.slots import Slots
 from proxy.core.query import ROW_SORTS
@@ -39,7 +39,6 @@ from proxy.engine.merge import (
     merge_status,
     retire_counters,
 )
-from proxy.engine.relay import OUTBOX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
 from proxy.engine.watch import Pending, Told
 
@@ -50,7 +49,7 @@ if TYPE_CHECKING:
     from proxy.core.events import FlowEvent
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
-    from proxy.core.row_json import ClosedFlow
+    from proxy.engine.flow_lines import FlowLog, Lines
     from proxy.engine.port import (
         FlowIds,
         FlowPage,
@@ -76,9 +75,6 @@ LONGEST_PAUSE: Final = 10.0
 
 REPORTS_MAX: Final = 10_000
 """Endpoints whose health a worker that begins is told; far more than are checked."""
-
-SLICE: Final = 100
-"""Ended flows given at once."""
 
 Answer = TypeVar("Answer")
 
@@ -113,9 +109,8 @@ class Crew:
         self._past: list[RelayCounters] = []
         self._shown = [0] * size  # names in the last reading of each
         self._unsettled = set[int]()  # workers whose former names have to be read once more
-        self._closed: deque[ClosedFlow] = deque(maxlen=OUTBOX)
-        self._filled = trio.Event()
-        self._closed_dropped = 0
+        self._flow_log: FlowLog | None = None
+        self._lines = LineQueue()
         self._queries: Mapping[int, FlowQuery] = {}
         self._events: Pending[FlowEvent] = Pending()
         self.restarts = 0
@@ -230,7 +225,7 @@ class Crew:
         """Read every running aggregate; each worker's is consistent in itself."""
         parts = await self._all(self._read)
         counters = merge_counters([*parts, *self._past])
-        counters["log_dropped"] += self._closed_dropped
+        counters["log_dropped"] += self._lines.dropped
         counters["worker_restarts"] = self.restarts
         if parts:  # who knows which names there still are
             living = merge_counters(parts)
@@ -253,18 +248,17 @@ class Crew:
     async def finish(self) -> int:
         """Accept no more, and end every flow as ``drained``; return how many there were."""
         self._finishing = True
-        ends = await self._all(RemoteWorker.finish)
-        for _, closed in ends:
-            self._put_closed(closed)
-        return sum(ended for ended, _ in ends)
+        return sum(await self._all(RemoteWorker.finish))
 
-    async def wait_closed_flows(self) -> list[ClosedFlow]:
-        """Wait for flows to end, and return a slice of those that did."""
-        await self._filled.wait()
-        closed = [self._closed.popleft() for _ in range(min(SLICE, len(self._closed)))]
-        if not self._closed:
-            self._filled = trio.Event()
-        return closed
+    async def log_flows(self, flow_log: FlowLog) -> None:
+        """Have every worker send lines of these flows, and those to come too."""
+        async with self._changing:
+            self._flow_log = flow_log
+            await self._all(lambda remote: remote.log_flows(flow_log))
+
+    async def wait_flow_lines(self) -> Lines:
+        """Wait for lines of flows that ended, in any worker."""
+        return await self._lines.wait()
 
     async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
         """Have every worker tell what happens to these flows, and those to come too."""
@@ -289,6 +283,10 @@ class Crew:
         """Close our duplicates of the sockets that no worker uses any more."""
         self._in_use[index] = cookies
         self._close_unused()
+
+    def logged(self, lines: Lines) -> None:
+        """Keep lines of flows that ended until they are asked for."""
+        self._lines.put(lines)
 
     def lost(self, index: int) -> None:
         """Count what a worker that has ended leaves behind."""
@@ -334,6 +332,8 @@ class Crew:
         with suppress(WorkerLostError):  # ``_live`` hears of it, too
             await remote.wait_started()
             async with self._changing:
+                if self._flow_log is not None:
+                    await remote.log_flows(self._flow_log)
                 if self._wanted is not None:
                     await self._apply(remote, self._wanted)
                 if self._health:
@@ -349,7 +349,6 @@ class Crew:
             task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_often, remote)
-                nursery.start_soon(self._collect_closed, remote)
                 nursery.start_soon(self._collect_events, remote)
 
     async def _apply(self, remote: RemoteWorker, change: Change) -> None:
@@ -396,11 +395,6 @@ class Crew:
             if self._remotes[index] is remote:
                 self._last[index] = reading
 
-    async def _collect_closed(self, remote: RemoteWorker) -> None:
-        with suppress(WorkerLostError):
-            while True:
-                self._put_closed(await remote.wait_closed_flows())
-
     async def _collect_events(self, remote: RemoteWorker) -> None:
         with suppress(WorkerLostError):
             while True:
@@ -409,12 +403,6 @@ class Crew:
                     self._events.lose()
                 for event in events:
                     self._events.put(event)
-
-    def _put_closed(self, closed: list[ClosedFlow]) -> None:
-        self._closed_dropped += max(0, len(self._closed) + len(closed) - OUTBOX)
-        self._closed.extend(closed)
-        if closed:
-            self._filled.set()
 
     async def _all(self, ask: Callable[[RemoteWorker], Awaitable[Answer]]) -> list[Answer]:
         """Ask every worker at once; those that end meanwhile are left out."""

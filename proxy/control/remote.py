@@ -23,11 +23,8 @@ import structlog
 import trio
 
 import proxy
-from proxy.core.address import Transport
 from proxy.core.events import EventKind, FlowEvent
-from proxy.core.flow import CloseReason
-from proxy.core.row_json import ClosedFlow
-from proxy.engine.child import Hello, hello, order
+from proxy.engine.child import Hello, hello, order, read_lines
 from proxy.engine.watch import Told
 from proxy.engine.wire import Wire, WireError
 
@@ -36,6 +33,7 @@ if TYPE_CHECKING:
 
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
+    from proxy.engine.flow_lines import FlowLog, Lines
     from proxy.engine.port import (
         FlowIds,
         FlowPage,
@@ -63,10 +61,14 @@ class OrderError(Exception):
 
 
 class Watcher(Protocol):
-    """Who wants to know what happens to a worker. Neither may wait."""
+    """Who wants to know what happens to a worker. None may wait."""
 
     def serves(self, index: int, cookies: set[int]) -> None:
         """These listening sockets are in use there; after every answer."""
+        ...
+
+    def logged(self, lines: Lines) -> None:
+        """These lines are for the log."""
         ...
 
     def lost(self, index: int) -> None:
@@ -196,9 +198,9 @@ class RemoteWorker:
         status: RelayStatus = await self._call("status")
         return status
 
-    async def wait_closed_flows(self) -> list[ClosedFlow]:
-        """Wait for flows to end."""
-        return read_closed(await self._call("wait_closed_flows"))
+    async def log_flows(self, flow_log: FlowLog) -> None:
+        """Send lines of these flows."""
+        await self._call("log_flows", flow_log)
 
     async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
         """Tell what happens to these flows."""
@@ -214,10 +216,9 @@ class RemoteWorker:
         moved: MovedFlows = await self._call("moved_flows")
         return moved
 
-    async def finish(self) -> tuple[int, list[ClosedFlow]]:
-        """End every flow; return how many there were, and the last that ended."""
-        value = await self._call("finish")
-        return value["ended"], read_closed(value["closed"])
+    async def finish(self) -> int:
+        """End every flow; return how many there were. Their lines have come by then."""
+        return int(await self._call("finish"))
 
     async def _call(self, method: str, *arguments: Any, **options: Any) -> Any:
         if self._wire is None or self._lost.is_set():
@@ -235,7 +236,12 @@ class RemoteWorker:
 
     async def _hear(self, wire: Wire) -> None:
         while True:
-            message = json.loads((await wire.receive()).body)
+            body = (await wire.receive()).body
+            lines = read_lines(body)
+            if lines is not None:
+                self._watcher.logged(lines)
+                continue
+            message = json.loads(body)
             if "log" in message:
                 self._relog(message["log"])
                 continue
@@ -275,14 +281,6 @@ class _Call:
         if "value" not in self._answer:
             raise WorkerLostError("the worker has ended")
         return self._answer["value"]
-
-
-def read_closed(rows: list[list[Any]]) -> list[ClosedFlow]:
-    """Flows that ended, as they come over the wire."""
-    return [
-        ClosedFlow(row, Transport(transport), CloseReason(reason), closed, duration)
-        for row, transport, reason, closed, duration in rows
-    ]
 
 
 def _read_event(

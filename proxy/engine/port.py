@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Protocol, TypedDict
 
 from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
 from proxy.core.query import FlowQuery, FlowRow
-from proxy.core.row_json import ClosedFlow
+from proxy.engine.flow_lines import FlowLog, Lines
 
 if TYPE_CHECKING:
     from proxy.config.plan import StepRow
@@ -318,11 +318,15 @@ class RelayPort(Protocol):
         """Return when the relay has proved that it moves; never, if it hangs."""
         ...
 
-    async def wait_closed_flows(self) -> list[ClosedFlow]:
-        """Wait for flows to end, and return those that did since the last call, oldest first.
+    async def log_flows(self, flow_log: FlowLog) -> None:
+        """Have lines of these flows, written like this, from now on."""
+        ...
 
-        The list between two calls is bounded; what does not fit is counted in
-        ``RelayCounters.log_dropped``.
+    async def wait_flow_lines(self) -> Lines:
+        """Wait for flows to end, and return lines of those that did, oldest first.
+
+        It is for whoever has called ``log_flows``. What waits between two calls is bounded; what
+        does not fit is counted in ``RelayCounters.log_dropped``.
         """
         ...
 

@@ -23,7 +23,9 @@ from proxy.engine.replies import ReplyBatch
 from proxy.engine.splice import PipePool
 
 if TYPE_CHECKING:
-    from proxy.core.address import Address
+    from collections.abc import Callable
+
+    from proxy.core.address import Address, Transport
     from proxy.core.sources import SourceKey
     from proxy.engine.commons import Commons
     from proxy.engine.watch import Watch
@@ -169,25 +171,35 @@ class Relay:
 
 
 class Outbox:
-    """Ended flows on their way to the log: bounded, and the oldest falls out first."""
+    """Ended flows on their way to the log: bounded, and the oldest falls out first.
+
+    Attributes:
+        wants: which flows have a line; None while nobody has said, and then each waits for it.
+        dropped: flows that fell out.
+
+    """
 
     def __init__(self) -> None:
+        self.wants: Callable[[CloseReason, Transport], bool] | None = None
         self._flows: deque[Flow] = deque(maxlen=OUTBOX)
         self._filled = trio.Event()
         self.dropped = 0
 
     def put(self, flow: Flow) -> None:
-        """Add a flow that has just ended."""
+        """Add a flow that has just ended, if it is to have a line."""
+        assert flow.close_reason is not None
+        if self.wants and not self.wants(flow.close_reason, flow.counters.transport):
+            return
         if len(self._flows) == OUTBOX:
             self.dropped += 1
         self._flows.append(flow)
         if not self._filled.is_set():
             self._filled.set()
 
-    async def wait(self) -> None:
-        """Wait until there are some, and have been for ``GATHER``."""
+    async def wait(self, many: int, gather: float = GATHER) -> None:
+        """Wait until there are some, and have been for so many seconds, or are so many."""
         await self._filled.wait()
-        await trio.sleep(GATHER)
+        await trio.sleep(gather if len(self._flows) < many else 0)
 
     def take(self, most: int) -> list[Flow]:
         """Take at most so many, oldest first."""

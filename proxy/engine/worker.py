@@ -26,12 +26,13 @@ from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.live_limit import restrained
 from proxy.core.pressure import STRANGER, Pressure
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
-from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
+from proxy.core.row_json import closed_flow, counts_json, row_json
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
+from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
-from proxy.engine.relay import Relay
+from proxy.engine.relay import GATHER, Relay
 from proxy.engine.roster import Roster
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, HealthReport
 from proxy.engine.stream import StreamFlow
@@ -86,6 +87,7 @@ class Worker:
         self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
         self._pulse = Pulse(self._relay.pump)
+        self._flow_log = FlowLog()
         self._watch = Watch(self._row_json)
         self._tally = Tally()
         self._tallying = trio.Lock()
@@ -275,16 +277,22 @@ class Worker:
             "not_ready": self._not_ready(),
         }
 
-    async def wait_closed_flows(self) -> list[ClosedFlow]:
-        """Wait for flows to end, and return a slice of those that did."""
-        await self._relay.outbox.wait()
-        return self.closed_flows()
+    async def log_flows(self, flow_log: FlowLog) -> None:
+        """Have lines of these flows, written like this, from now on."""
+        await trio.lowlevel.checkpoint()
+        self._flow_log = flow_log
+        self._relay.outbox.wants = None if flow_log.flows == "all" else flow_log.wants
 
-    def closed_flows(self) -> list[ClosedFlow]:
-        """A slice of the flows that have ended; empty if that is all."""
+    async def wait_flow_lines(self, gather: float = GATHER) -> Lines:
+        """Wait for flows to end, and for more; return the lines of a slice of those that did."""
+        await self._relay.outbox.wait(SLICE, gather)
+        return self.flow_lines()
+
+    def flow_lines(self) -> Lines:
+        """The lines of a slice of the flows that have ended; none if that is all."""
         offset = self._wall_offset()
         flows = self._relay.outbox.take(SLICE)
-        return [closed_flow(flow, offset, _limits_json(flow)) for flow in flows]
+        return self._flow_log.lines(closed_flow(flow, offset, _limits_json(flow)) for flow in flows)
 
     async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
         """Tell what happens to the flows that these match, from now on, and to no others."""

@@ -28,16 +28,18 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
+from proxy.engine.flow_lines import Lines
 from proxy.observe.journal import is_journal, reconnect
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable
 
 QUEUE_LINES: Final = 10_000
 """A second of flows that end at the highest rate one worker reaches; about 6 MiB of JSON."""
 
 BATCH_LINES: Final = 2048
-"""Lines a thread call writes: few enough that a stop is quick, enough to pay for the thread."""
+"""Lines a thread call writes, and what came with the last of them: few enough that a stop is quick,
+enough to pay for the thread."""
 
 GATHER_SECONDS: Final = 0.05
 """How long lines gather before they are written: a call to the thread costs as much as ten flows,
@@ -72,7 +74,8 @@ class LogSink:
         self.fd = fd
         self._tell = tell
         self._limit = limit
-        self._lines: deque[str] = deque()
+        self._queue: deque[Lines] = deque()
+        self._queued = 0  # lines in it
         self._filled = trio.Event()
         self._overflowed = 0  # lines that found the queue full
         self._told = 0  # of the dropped ones, those that a line has told of
@@ -90,15 +93,14 @@ class LogSink:
 
     def put(self, line: str) -> None:
         """Queue one line, without its line feed; drop and count it when the queue is full."""
-        self.put_all((line,))
+        self.put_lines(_one_line(line))
 
-    def put_all(self, lines: Sequence[str]) -> None:
-        """Queue lines; drop and count those that find the queue full."""
-        room = max(0, self._limit - len(self._lines))
-        self._overflowed += max(0, len(lines) - room)
-        self._lines.extend(lines[:room])
-        if self._lines:
-            self._filled.set()
+    def put_lines(self, lines: Lines) -> None:
+        """Queue finished lines; drop and count those that find the queue full."""
+        taken = lines.first(max(0, self._limit - self._queued))
+        self._overflowed += lines.count - taken.count
+        if taken.count:
+            self._append(taken)
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Write what is queued, until cancelled; then what is left, for ``FLUSH_SECONDS``."""
@@ -123,7 +125,7 @@ class LogSink:
 
     @property
     def _pending(self) -> bool:
-        return bool(self._lines or self._unwritten)
+        return bool(self._queue or self._unwritten)
 
     async def _pass_on(self) -> None:
         """Write one batch, or as much of it as finds room in ``ROOM_SECONDS``."""
@@ -133,19 +135,27 @@ class LogSink:
             await trio.sleep(RETRY_SECONDS)
         self._settle()
 
+    def _append(self, lines: Lines) -> None:
+        self._queue.append(lines)
+        self._queued += lines.count
+        self._filled.set()
+
     def _take_batch(self) -> None:
         if self._unwritten:
             return
-        count = min(BATCH_LINES, len(self._lines))
-        text = "\n".join([*(self._lines.popleft() for _ in range(count)), ""])
-        if self._torn:
-            text = "\n" + text
-        self._unwritten = text.encode("utf-8", "backslashreplace")
+        parts = [b"\n"] if self._torn else []
+        count = 0
+        while self._queue and count < BATCH_LINES:
+            lines = self._queue.popleft()
+            count += lines.count
+            parts.append(lines.text)
+        self._queued -= count
+        self._unwritten = b"".join(parts)
 
     def _settle(self) -> None:
         """After a batch: tell what was dropped if writing works, and sleep if nothing is left."""
         if not self._unwritten and not self._failing and self.dropped > self._told:
-            self._lines.append(self._tell(self.dropped - self._told))
+            self._append(_one_line(self._tell(self.dropped - self._told)))
             self._told = self.dropped
         if not self._pending:
             self._filled = trio.Event()
@@ -173,6 +183,10 @@ class LogSink:
                 self._torn = False  # what was begun is in another stream
                 reconnect(self.fd)
         self._unwritten = bytes(view)
+
+
+def _one_line(line: str) -> Lines:
+    return Lines(f"{line}\n".encode("utf-8", "backslashreplace"), 1)
 
 
 def _put_some(fd: int, view: memoryview) -> int:

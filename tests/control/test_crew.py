@@ -22,6 +22,7 @@ from proxy.control.steward import Steward
 from proxy.core.condition import Health
 from proxy.core.events import FlowEvent
 from proxy.core.query import FlowQuery
+from proxy.engine.flow_lines import FlowLog
 from proxy.engine.port import RelayCounters
 from proxy.engine.specs import EVERYTHING, HealthReport
 from proxy.engine.worker import open_files
@@ -177,11 +178,93 @@ async def test_two_workers_answer_as_one(tmp_path: Path) -> None:
         ]
         assert await port_view.kill(FlowQuery(id=found["ids"][0])) == 1
         assert await port_view.kill(FlowQuery()) == 19
-        closed = []
-        while len(closed) < 20:
-            closed += await port_view.wait_closed_flows()
-        assert {each.reason for each in closed} == {"killed"}
         nursery.cancel_scope.cancel()
+
+
+async def test_flows_that_end_send_finished_lines_in_their_order(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port = await port_of(house, "web")
+        await house.worker.log_flows(FlowLog())
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        workers = await rows_by_worker(house)
+        assert await house.worker.kill(FlowQuery()) == 20
+        records = [json.loads(line) for line in await lines_of(house, 20)]
+        assert {record["close_reason"] for record in records} == {"killed"}
+        ended = {record["id"]: number for number, record in enumerate(records)}
+        for ids in workers.values():  # a worker ends its flows in the order of their opening
+            assert [ended[id] for id in sorted(ids)] == sorted(ended[id] for id in ids)
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_nobody_wants_is_not_sent_and_is_remembered_all_the_same(
+    tmp_path: Path,
+) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port, crew = await port_of(house, "web"), crew_of(house)
+        recent = FlowQuery(recent=True)
+        for round, flows in enumerate(("off", "errors", "all"), 1):
+            await crew.log_flows(FlowLog(flows))  # type: ignore[arg-type]
+            for host in CLIENTS:
+                assert await asks(await client_from(host, port))
+            assert await crew.kill(FlowQuery()) == 20
+            counters = await until(house, lambda read: read["table_entries"] == 0)
+            assert counters["listeners"][0]["closed"]["killed"] == 20 * round
+            assert (await crew.flows(recent))["matched"] == 20 * round
+            assert counters["log_dropped"] == 0
+        assert len(await lines_of(house, 20)) == 20
+        assert crew._lines._count == 0
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_last_flows_have_their_lines_before_the_end_is_told(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port, crew = await port_of(house, "web"), crew_of(house)
+        await crew.log_flows(FlowLog(kind="text"))
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        assert await crew.finish() == 20
+        assert crew._lines._count == 20
+        assert all(" drained proxy" in line for line in await lines_of(house, 20))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_that_begins_anew_knows_what_is_logged(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        port, crew = await port_of(house, "web"), crew_of(house)
+        await crew.log_flows(FlowLog("all", "text"))
+        os.kill((await crew.status())["workers"][0]["pid"], signal.SIGKILL)
+        await until(house, lambda read: read["worker_restarts"] == 1)
+        while None in crew._remotes:
+            await trio.sleep(0.01)
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        assert len([ids for ids in (await rows_by_worker(house)).values() if ids]) == 2
+        assert await crew.kill(FlowQuery()) == 20
+        assert all(" killed proxy" in line for line in await lines_of(house, 20))
+        nursery.cancel_scope.cancel()
+
+
+async def lines_of(house: House, count: int) -> list[str]:
+    """The next so many lines of flows that ended."""
+    lines: list[str] = []
+    while len(lines) < count:
+        part = await house.worker.wait_flow_lines()
+        lines += part.text.decode().splitlines()
+    assert len(lines) == count
+    return lines
 
 
 async def test_a_source_has_one_worker_for_tcp_and_udp(tmp_path: Path) -> None:

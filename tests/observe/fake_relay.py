@@ -14,6 +14,7 @@ from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
 from proxy.core.query import SORTS, FlowQuery, flow_row
 from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
+from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.watch import Pending, Told
 
 if TYPE_CHECKING:
@@ -55,7 +56,8 @@ class FakeRelay:
         self.watched: dict[int, FlowQuery] = {}
         self.happened: Pending[FlowEvent] = Pending()
         self.moved: list[Flow] = []
-        self.endings: list[list[ClosedFlow]] = []  # what wait_closed_flows will return, one by one
+        self.endings: list[list[ClosedFlow]] = []  # whose lines are to come, one by one
+        self.flow_log: FlowLog | None = None
 
     def open_tcp(
         self, client: Address = ("192.0.2.7", 51000), *, original: int = 0, reply: int = 0
@@ -187,11 +189,15 @@ class FakeRelay:
             "not_ready": self.not_ready,
         }
 
-    async def wait_closed_flows(self) -> list[ClosedFlow]:
-        if not self.endings:
-            await trio.sleep_forever()
-        await trio.lowlevel.checkpoint()
-        return self.endings.pop(0)
+    async def log_flows(self, flow_log: FlowLog) -> None:
+        await self._answer()
+        self.flow_log = flow_log
+
+    async def wait_flow_lines(self) -> Lines:
+        while self.flow_log is None or not self.endings:
+            await trio.sleep(0.001)
+        ended, flow_log = self.endings.pop(0), self.flow_log
+        return flow_log.lines(each for each in ended if flow_log.wants(each.reason, each.transport))
 
     async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
         await self._answer()

@@ -15,16 +15,16 @@ import pytest
 import structlog
 import trio
 
-from proxy.core.address import Transport
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.printable import printable
+from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.observe import log, sink
-from proxy.observe.log import FlowSink, JsonFormat, TextFormat, configure, is_quiet, write_flow_log
+from proxy.observe.log import FlowSink, JsonFormat, TextFormat, configure, write_flow_log
 from tests.e2e.patience import PATIENCE, until
 from tests.observe.fake_relay import FakeRelay
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator
 
     from proxy.core.row_json import ClosedFlow
 
@@ -90,7 +90,7 @@ EVIL = 'a\nlevel=error\r\x1b[2J\u202e\x00\x85\u2028"quoted" = 1\udcff'
 def test_no_value_can_forge_a_line(pipe: tuple[int, int], format: Any) -> None:
     lines = configure(format, fd=pipe[1])
     structlog.get_logger().info(EVIL, **{"key\n": EVIL}, value=EVIL)
-    lines.put_flows([closed(listener=EVIL)])
+    lines.put_lines(lines.flow_log.lines([closed(listener=EVIL)]))
     lines.flush()
     written = left_in(pipe[0]).decode()
     assert written.count("\n") == 2
@@ -108,36 +108,6 @@ def test_a_traceback_in_text_cannot_pass_for_a_record(pipe: tuple[int, int]) -> 
     assert first.endswith("failed")
     assert rest
     assert all(line.startswith("  | ") for line in rest)
-
-
-def test_flow_as_json_has_every_key_of_its_row() -> None:
-    flow = closed()
-    row = json.loads(flow.row)
-    record = json.loads(JsonFormat().flow(flow))
-    assert list(record)[:3] == ["time", "level", "event"]
-    assert record["event"] == "flow"
-    assert record["duration"] == 2.5
-    assert {key: record[key] for key in row} == row
-    assert record["time"] == "2023-11-14T22:13:32.500Z"
-
-
-def test_flow_as_text_shows_both_pairs() -> None:
-    assert TextFormat(colour=False).flow(closed()) == (
-        "2023-11-14T22:13:32.500Z flow    1 tcp web "
-        "192.0.2.7:51000 -> 192.0.2.1:8080 | 10.0.0.9:40001 -> 10.0.0.1:80 "
-        "1.3KiB > 34.3MiB < 2s finished client"
-    )
-
-
-def test_flow_without_an_endpoint_as_text() -> None:
-    relay = FakeRelay()
-    flow = relay.end(relay.open_udp(), CloseReason.NO_ENDPOINT)
-    assert "| - -> - " in TextFormat(colour=False).flow(flow)
-
-
-def test_colours_are_for_terminals() -> None:
-    assert "\x1b[" not in TextFormat(colour=False).flow(closed())
-    assert "\x1b[32mfinished\x1b[0m" in TextFormat(colour=True).flow(closed())
 
 
 def test_a_terminal_is_coloured_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -166,36 +136,20 @@ def test_a_list_as_text_is_words() -> None:
     assert line.endswith('started listening="tcp://a:1 udp://b:2" one=x')
 
 
-@pytest.mark.parametrize(
-    ("reason", "transport", "quiet"),
-    [
-        ("finished", "tcp", True),
-        ("killed", "tcp", True),
-        ("drained", "udp", True),
-        ("idle_timeout", "udp", True),
-        ("idle_timeout", "tcp", False),
-        ("client_reset", "tcp", False),
-        ("internal", "tcp", False),
-    ],
-)
-def test_what_counts_as_an_error(reason: str, transport: str, quiet: bool) -> None:
-    assert is_quiet(CloseReason(reason), Transport(transport)) is quiet
-
-
-class Lines(FlowSink):
+class Kept(FlowSink):
     """Keeps what it is given."""
 
     def __init__(self) -> None:
         super().__init__(-1, JsonFormat())
         self.kept: list[int] = []
 
-    def put_all(self, lines: Sequence[str]) -> None:
-        self.kept += [json.loads(line)["id"] for line in lines]
+    def put_lines(self, lines: Lines) -> None:
+        self.kept += [json.loads(line)["id"] for line in lines.text.splitlines()]
 
 
 @pytest.mark.parametrize(("flows", "kept"), [("all", [1, 2, 3]), ("errors", [2]), ("off", [])])
 async def test_flow_log_writes_what_was_asked_for(flows: Any, kept: list[int]) -> None:
-    relay, lines = FakeRelay(), Lines()
+    relay, lines = FakeRelay(), Kept()
     ended = [
         relay.end(relay.open_tcp()),
         relay.end(relay.open_tcp(), CloseReason.CONNECT_REFUSED, CloseSide.ENDPOINT),
@@ -203,17 +157,36 @@ async def test_flow_log_writes_what_was_asked_for(flows: Any, kept: list[int]) -
     ]
     relay.endings = [ended[:2], ended[2:]]
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write_flow_log, relay, lines, flows)
+        lines.log_flows(FlowLog(flows))
+        nursery.start_soon(write_flow_log, relay, lines)
         await until(lambda: not relay.endings, "the relay's rows were taken")
         nursery.cancel_scope.cancel()
     assert lines.kept == kept
 
 
-async def test_flows_that_ended_last_are_still_written() -> None:
-    relay, lines = FakeRelay(), Lines()
+async def test_the_relay_is_told_when_other_flows_are_to_be_logged() -> None:
+    relay, lines = FakeRelay(), Kept()
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(write_flow_log, relay, lines, "all")
-        await trio.testing.wait_all_tasks_blocked()
+        nursery.start_soon(write_flow_log, relay, lines)
+        for flow_log in (FlowLog("off"), FlowLog("errors", "text", colour=True), FlowLog()):
+            lines.log_flows(flow_log)
+            await until(lambda: relay.flow_log == lines.flow_log, "the relay was told")
+        nursery.cancel_scope.cancel()
+
+
+def test_what_is_configured_is_what_the_relay_is_told() -> None:
+    assert configure("json").flow_log == FlowLog("all", "json")
+    lines = configure("text", "info", "errors", fd=sys.__stderr__.fileno())  # type: ignore[union-attr]
+    assert lines.flow_log[:2] == ("errors", "text")
+    log.set_up(lines, "json", "warning", "off")
+    assert lines.flow_log[:2] == ("off", "json")
+
+
+async def test_flows_that_ended_last_are_still_written() -> None:
+    relay, lines = FakeRelay(), Kept()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(write_flow_log, relay, lines)
+        await until(lambda: relay.flow_log is not None, "the relay was told")
         relay.endings = [[relay.end(relay.open_tcp()) for _ in range(250)]]
         nursery.cancel_scope.cancel()
     assert len(lines.kept) == 250
@@ -221,10 +194,11 @@ async def test_flows_that_ended_last_are_still_written() -> None:
 
 def test_of_many_lines_those_that_find_no_room_are_dropped() -> None:
     lines = sink.LogSink(-1, str, limit=5)
-    for batch in (["1", "2"], ["3", "4", "5", "6"], ["7"]):
-        lines.put_all(batch)
-    assert [*lines._lines] == ["1", "2", "3", "4", "5"]
-    assert lines.dropped == 2
+    for batch in (b"1\n2\n", b"3\n4\n5\n6\n", b"7\n"):
+        lines.put_lines(Lines(batch, batch.count(b"\n")))
+    lines.put("8")
+    assert b"".join(part.text for part in lines._queue) == b"1\n2\n3\n4\n5\n"
+    assert lines.dropped == 3
 
 
 async def test_the_sink_writes_in_order_and_flushes_at_the_end(pipe: tuple[int, int]) -> None:
