@@ -18,6 +18,7 @@ from tests.e2e.patience import until
 from tests.e2e.program import free_port
 from tests.e2e.sockets import connect, echo, listen, say, text_of
 from tests.e2e.subject import Forward, Sockpair
+from tests.e2e.subject import sockpair as again
 from tests.observe.admin import admin_server
 from tests.observe.fake_relay import FakeRelay
 from tests.page.browser import Browser, Chromium, browser_at
@@ -67,6 +68,7 @@ async def test_rows_appear_as_traffic_runs_and_leave_with_their_reason(
         async with await connect(web.address) as client:
             await say(client, b"x" * 2048)
             (row,) = await sockpair.wait_flows(1)
+            await row_with(browser, "2.00 KiB")
             shown = await row_with(browser, text_of(client.socket.getsockname()))
             assert shown["Id"] == str(row["id"])
             assert shown["State"] == "established"
@@ -123,11 +125,11 @@ async def test_a_flow_opens_and_closes_by_keyboard(chromium: Chromium, stage: St
         for key in ("ArrowDown", "Enter"):
             await browser.do(lambda page, key=key: page.keyboard.press(key))
         await browser.wait("document.querySelector('#detail .pairs')")
+        await browser.wait("document.querySelector('#detail').innerText.includes('5 B')")
         detail = await browser.text("#detail")
         assert f"Flow {row['Id']} · tcp · web" in detail
         for address in (own, row["Came to"], row["Left from"], endpoint):
             assert address in detail
-        assert "5 B" in detail
         assert "idle 2h 04m" in detail
         url = await browser.do(lambda page: page.url)
         assert f"flow={row['Id']}" in url
@@ -275,6 +277,8 @@ async def test_a_proxy_that_is_gone_is_missed_and_found_again(
         await browser.wait("document.querySelector('#health').dataset.kind == 'good'")
         await sockpair.stop()
         await browser.wait("document.querySelector('#health').innerText.includes('no answer')")
+        async with again(sockpair.settings):
+            await browser.wait("document.querySelector('#health').innerText == 'ready'")
 
 
 async def test_nothing_but_its_own_files_may_run(chromium: Chromium, stage: Stage) -> None:

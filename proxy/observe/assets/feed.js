@@ -1,13 +1,15 @@
 // Where the page's knowledge comes from: the API of the proxy that serves it, and nothing else.
 //
-// Flows are read again and again while the page can be seen; so are the listeners, the upstreams
-// and the status. An answer that does not come is said at once, and asked for again ever later.
+// Flows come by the event stream: first the table, then whatever happens, and once a second what
+// was moved. The house as a whole (status, listeners, upstreams) is asked for again and again. Both
+// rest while nobody looks. An answer that does not come is said at once, and asked for ever later.
 
 const OVERVIEW_EVERY = 2000; // milliseconds
-const FLOWS_EVERY = 2000;
 const RETRY_MOST = 15000;
-const FLOWS_MOST = 10000; // rows asked for; the table says how many there are beyond
+const FLOWS_MOST = 10000; // rows of the table that are asked for, the largest first
 const CLOSED_MOST = 1000;
+const STREAM = `/api/v1/events?counters=true&sort=bytes&limit=${FLOWS_MOST}`;
+const CHANGES = ["opened", "established", "assured", "half_closed", "limited", "closed"];
 
 export class Feed {
   /**
@@ -18,11 +20,68 @@ export class Feed {
     this.store = store;
     this.changed = changed;
     this.problems = new Map(); // by what was asked for
+    this.stream = null;
+    this.detail = null; // what shows one flow
+    this.failures = 0; // of the stream, one after the other
   }
 
   start() {
     this.repeat("overview", OVERVIEW_EVERY);
-    this.repeat("flows", FLOWS_EVERY);
+    this.listen();
+    document.addEventListener("visibilitychange", () => this.listen());
+  }
+
+  /** Have the stream while somebody looks. */
+  listen() {
+    this.stream?.close();
+    this.stream = document.hidden ? null : this.open();
+  }
+
+  open() {
+    const stream = new EventSource(STREAM);
+    let rows = [];
+    const on = (name, take) => stream.addEventListener(name, ({ data }) => {
+      take(JSON.parse(data));
+      this.changed();
+    });
+    on("snapshot", ({ matched }) => {
+      rows = [];
+      this.store.missing = Math.max(0, matched - FLOWS_MOST);
+    });
+    on("flow", ({ flow }) => rows.push(flow));
+    on("live", () => {
+      this.store.reset(rows, seconds());
+      rows = [];
+      this.failures = 0;
+      this.problems.delete("events");
+      this.recent();
+    });
+    for (const name of CHANGES) {
+      on(name, (event) => this.store.happen(event, seconds()));
+    }
+    on("counters", ({ flows }) => this.store.countAll(flows, seconds()));
+    stream.addEventListener("error", () => this.broke(stream));
+    return stream;
+  }
+
+  /** The stream has ended: the browser opens it again, unless it was refused. */
+  broke(stream) {
+    this.problems.set("events", "the stream of events broke");
+    this.changed();
+    if (stream !== this.stream || stream.readyState !== EventSource.CLOSED) return;
+    this.failures += 1;
+    setTimeout(() => this.listen(), delay(OVERVIEW_EVERY, this.failures));
+  }
+
+  /** What had ended before the stream began. */
+  async recent() {
+    try {
+      const { flows } = await ask(`/api/v1/flows?recent=true&sort=opened&limit=${CLOSED_MOST}`);
+      this.store.remember(flows, seconds());
+      this.changed();
+    } catch {
+      // The overview asks the same server, and says what is wrong.
+    }
   }
 
   /** How the proxy is, or why that is not known: a kind for the colour, and words. */
@@ -36,13 +95,15 @@ export class Feed {
     return { kind: "good", words: "ready" };
   }
 
-  /** Ask for one flow, for its detail. */
+  /** Ask for one flow, for its detail: now, and again and again while that is open. */
   async watch(id, detail) {
+    this.detail = detail;
     try {
       const row = await ask(`/api/v1/flows/${id}`);
       const entry = this.store.find(id);
-      if (entry === undefined) this.store[row.closed ? "close" : "open"](row, seconds());
-      else entry.update(row);
+      if (entry !== undefined) entry.update(row);
+      else if (row.closed) this.store.close(row, seconds());
+      else this.store.change("opened", row, row.opened, seconds());
     } catch (error) {
       if (detail.id === id && this.store.find(id) === undefined) detail.fail(error.message);
     }
@@ -60,7 +121,7 @@ export class Feed {
         this.problems.set(step, error.message);
       }
       this.changed();
-      await pause(Math.min(every * 2 ** Math.min(failures, 5), RETRY_MOST));
+      await pause(delay(every, failures));
     }
   }
 
@@ -69,19 +130,8 @@ export class Feed {
     const { listeners } = await ask("/api/v1/listeners");
     const { upstreams } = await ask("/api/v1/upstreams");
     this.store.overview(status, listeners, upstreams, seconds());
-  }
-
-  async flows() {
-    const { flows } = await ask(`/api/v1/flows?sort=bytes&limit=${FLOWS_MOST}`);
-    const now = seconds();
-    for (const row of flows) {
-      this.store.count(row.id, row.original, row.reply, row.last_active, now);
-    }
-    const recent = await ask(`/api/v1/flows?recent=true&sort=opened&limit=${CLOSED_MOST}`);
-    this.store.reset(flows, now);
-    for (const row of recent.flows.reverse()) {
-      if (!this.store.closed.has(row.id)) this.store.close(row, now);
-    }
+    const { id } = this.detail ?? { id: null };
+    if (this.store.flows.has(id)) await this.watch(id, this.detail);
   }
 }
 
@@ -91,6 +141,11 @@ async function ask(path) {
   const value = await answer.json();
   if (!answer.ok) throw new Error(value.error ?? `${answer.status} ${answer.statusText}`);
   return value;
+}
+
+/** How long to wait, in milliseconds, after so many failures. */
+function delay(every, failures) {
+  return Math.min(every * 2 ** Math.min(failures, 5), RETRY_MOST);
 }
 
 function seconds() {

@@ -43,7 +43,7 @@ export class Store {
   constructor() {
     this.flows = new Map(); // by id
     this.closed = new Map(); // by id, oldest first
-    this.closedCount = 0; // of those that ended while we watched
+    this.missing = 0; // live flows that the table did not tell, because there are too many
     this.listeners = [];
     this.upstreams = [];
     this.status = null;
@@ -62,55 +62,56 @@ export class Store {
     }
   }
 
-  /** A flow is new. */
-  open(row, now) {
-    const entry = new Entry(row, now);
-    entry.note("opened", row.opened);
-    this.flows.set(row.id, entry);
+  /** Something happened to a flow; its row is as it was then. */
+  happen({ event, flow, time, limit }, now) {
+    if (event === "closed") this.close(flow, now);
+    else this.change(limit ? `limited: ${limit}` : event, flow, time, now);
   }
 
-  /** Something happened to a flow. */
   change(event, row, at, now) {
-    const entry = this.flows.get(row.id);
-    if (entry === undefined) return this.open(row, now);
+    const entry = this.flows.get(row.id) ?? new Entry(row, now);
     entry.update(row);
     entry.note(event, at);
+    this.flows.set(row.id, entry);
   }
 
   /** A flow has ended. */
   close(row, now) {
-    const entry = this.flows.get(row.id) ?? new Entry(row, now);
+    const entry = this.flows.get(row.id) ?? this.closed.get(row.id) ?? new Entry(row, now);
     this.flows.delete(row.id);
     entry.update(row);
     entry.rates = { original: 0, reply: 0 };
     entry.note(row.close_reason, row.closed);
     this.closed.delete(row.id);
     this.closed.set(row.id, entry);
-    this.closedCount += 1;
-    while (this.closed.size > CLOSED_MAX) this.closed.delete(this.closed.keys().next().value);
+    this.forget();
   }
 
-  /** Flows that had ended before we came. */
+  /** Flows that ended before we came, or while we were away; the newest first. */
   remember(rows, now) {
     const later = this.closed;
     this.closed = new Map();
-    for (const row of [...rows].reverse()) this.closed.set(row.id, new Entry(row, now));
-    for (const [id, entry] of later) {
-      this.closed.delete(id);
-      this.closed.set(id, entry);
+    for (const row of [...rows].reverse()) {
+      this.closed.set(row.id, later.get(row.id) ?? new Entry(row, now));
     }
+    for (const [id, entry] of later) if (!this.closed.has(id)) this.closed.set(id, entry);
+    this.forget();
   }
 
-  /** A flow has moved bytes. */
-  count(id, original, reply, active, now) {
-    const entry = this.flows.get(id);
-    if (entry === undefined) return;
-    entry.count(original.bytes, reply.bytes, now);
-    entry.update({ original, reply, last_active: active });
+  forget() {
+    while (this.closed.size > CLOSED_MAX) this.closed.delete(this.closed.keys().next().value);
   }
 
-  /** Flows of which no counter came have moved nothing. */
-  rest(moved, now) {
+  /** What some flows have moved so far; the others have moved nothing since the last time. */
+  countAll(flows, now) {
+    const moved = new Set();
+    for (const { id, original, reply, last_active } of flows) {
+      const entry = this.flows.get(id);
+      if (entry === undefined) continue;
+      moved.add(id);
+      entry.count(original.bytes, reply.bytes, now);
+      entry.update({ original, reply, last_active });
+    }
     for (const [id, entry] of this.flows) {
       if (!moved.has(id) && (entry.rates.original || entry.rates.reply)) {
         entry.count(entry.row.original.bytes, entry.row.reply.bytes, now);
