@@ -80,6 +80,17 @@ class FlowQuery:
     sort: SortKey = "id"
     limit: int = 0
 
+    @property
+    def is_for_all(self) -> bool:
+        """Whether every flow matches, so that there is no need to ask."""
+        return self == FlowQuery(
+            recent=self.recent,
+            evictable=self.evictable,
+            newcomer=self.newcomer,
+            sort=self.sort,
+            limit=self.limit,
+        )
+
     def matches(self, flow: Flow) -> bool:
         """Whether the flow is one of those asked for."""
         return (
@@ -87,7 +98,7 @@ class FlowQuery:
             and (self.listener is None or flow.counters.listener == self.listener)
             and (self.transport is None or flow.transport == self.transport)
             and (self.state is None or flow.state == self.state)
-            and flow.bytes >= self.min_bytes
+            and (not self.min_bytes or flow.bytes >= self.min_bytes)
             and (self.client is None or lies_in(flow.client_remote, self.client))
             and (self.endpoint is None or lies_in(flow.endpoint_remote, self.endpoint))
             and (self.address is None or _has_address(flow, self.address))

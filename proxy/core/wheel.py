@@ -9,6 +9,10 @@ its owner whether it really is, and is scheduled again if not. So a busy flow co
 visit per timeout, not one per event. A flow that ends is cancelled at once, because a wheel that
 kept it until its deadline would hold hours of dead flows.
 
+What has come due waits in a slot of its own until the owner takes it, some at a time: thousands of
+flows that were opened together are due together, and each of them takes microseconds. There it can
+be cancelled like anywhere else.
+
 Units: seconds outside, ticks inside. An item is never due early, and late by less than two ticks
 plus the time since ``advance`` was last called.
 
@@ -17,6 +21,7 @@ Source: G. Varghese and T. Lauck, "Hashed and hierarchical timing wheels" (1987)
 
 from __future__ import annotations
 
+from itertools import islice
 from math import ceil
 from typing import Final, Protocol, TypeAlias
 
@@ -58,6 +63,7 @@ class TimerWheel:
         self._start = now
         self._ticks = 0  # every slot up to and including this tick has been emptied
         self._levels: list[list[Slot]] = [[{} for _ in range(SLOTS)] for _ in range(LEVELS)]
+        self._due: Slot = {}
         self._count = 0
 
     def __len__(self) -> int:
@@ -80,23 +86,34 @@ class TimerWheel:
             item.slot = None
             self._count -= 1
 
-    def advance(self, now: float) -> list[Timed]:
-        """Go on to ``now`` and return the items that came due, which have left the wheel."""
+    def advance(self, now: float, most: int | None = None) -> list[Timed]:
+        """Go on to ``now`` and return items that are due, ``most`` at most; they leave the wheel.
+
+        If as many are returned there may be more, for the next call.
+        """
         target = int((now - self._start) / self.tick)
         if target - self._ticks > SLOTS:
-            return self._jump(target)
-        due: list[Timed] = []
+            self._jump(target)
         while self._ticks < target:
-            self._step(due)
-        return due
+            self._step()
+        taken = list(islice(self._due, most))
+        for item in taken:
+            del self._due[item]
+            item.slot = None
+        self._count -= len(taken)
+        return taken
 
-    def _step(self, due: list[Timed]) -> None:
+    def _step(self) -> None:
         self._ticks += 1
         for level in range(1, LEVELS):
             if self._ticks & ((1 << (SLOT_BITS * level)) - 1):
                 break
             self._cascade(level)
-        self._release(self._levels[0][self._ticks % SLOTS], due)
+        slot = self._levels[0][self._ticks % SLOTS]
+        for item in slot:
+            item.slot = self._due
+        self._due.update(slot)
+        slot.clear()
 
     def _cascade(self, level: int) -> None:
         slot = self._levels[level][(self._ticks >> (SLOT_BITS * level)) % SLOTS]
@@ -105,29 +122,19 @@ class TimerWheel:
         for item, due_tick in items:
             self._place(item, due_tick)
 
-    def _jump(self, target: int) -> list[Timed]:
+    def _jump(self, target: int) -> None:
         """After a long sleep (SIGSTOP, suspend), sort everything anew: bounded by the items."""
         everything = [entry for level in self._levels for slot in level for entry in slot.items()]
         for level in self._levels:
             for slot in level:
                 slot.clear()
         self._ticks = target
-        due: list[Timed] = []
         for item, due_tick in sorted(everything, key=_due_tick):
             if due_tick <= target:
-                item.slot = None
-                self._count -= 1
-                due.append(item)
+                self._due[item] = due_tick
+                item.slot = self._due
             else:
                 self._place(item, due_tick)
-        return due
-
-    def _release(self, slot: Slot, due: list[Timed]) -> None:
-        for item in slot:
-            item.slot = None
-            due.append(item)
-        self._count -= len(slot)
-        slot.clear()
 
     def _place(self, item: Timed, due_tick: int) -> None:
         """Put an item into the slot for its tick, which is not before the present one.

@@ -200,7 +200,7 @@ def is_of(flow: Flow, target: DrainTarget) -> bool:
     return (counters.upstream, counters.endpoint) == (target.upstream, target.endpoint)
 
 
-def slices(flows: Sequence[Flow]) -> Iterator[Sequence[Flow]]:
+def slices(flows: Sequence[Flow], size: int = SLICE) -> Iterator[Sequence[Flow]]:
     """The flows in parts, each short enough for one turn."""
-    for start in range(0, len(flows), SLICE):
-        yield flows[start : start + SLICE]
+    for start in range(0, len(flows), size):
+        yield flows[start : start + size]

@@ -55,6 +55,10 @@ if TYPE_CHECKING:
     from proxy.engine.specs import UpstreamSpec
     from proxy.engine.terms import Terms
 
+SEARCHED: Final = 40
+"""Flows asked whether they match, and put in order, between two turns: a twentieth of a
+millisecond, as they are not in the processor's cache."""
+
 MERGED: Final = 25
 """Flows put in order between two turns of the pump, where that takes a microsecond or two each."""
 
@@ -224,7 +228,10 @@ class Worker:
             found = map(ring.get, ids)
         else:
             found = map(table.get, ids)
-        return [None if flow is None else self._row_json(flow) for flow in found]
+        offset = self._wall_offset()
+        return [
+            None if flow is None else row_json(flow, offset, _limits_json(flow)) for flow in found
+        ]
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
@@ -336,10 +343,13 @@ class Worker:
             if query.evictable:
                 leaving = list(filter(query.matches, await self._evictions(query.newcomer)))
                 return leaving[: query.limit or None], len(leaving)
-            order = SORTS[query.sort]
             limit = query.limit or None
+            if query.is_for_all and query.sort == "id" and not query.recent:
+                everything = list(self._relay.table)  # which is in this order
+                return everything[:limit], len(everything)
+            order = SORTS[query.sort]
             matched, runs = 0, list[list[Flow]]()
-            for part in slices(self._candidates(query)):
+            for part in slices(self._candidates(query), SEARCHED):
                 fitting = sorted(filter(query.matches, part), key=order)
                 matched += len(fitting)
                 _add_run(runs, fitting[:limit], order)

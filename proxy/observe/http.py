@@ -313,6 +313,7 @@ class HttpConnection:
                 held.append(each)
                 size += len(each)
                 if size >= PIECE_BYTES:
+                    await trio.lowlevel.checkpoint()  # sending takes a turn of its own
                     await self._send_event(h11.Data(data=b"".join(held)))
                     held, size = [], 0
         if held:

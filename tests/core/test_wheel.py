@@ -50,15 +50,20 @@ class WheelModel(RuleBasedStateMachine):
         self.deadlines.pop(self.items[which], None)
 
     @rule(
-        step=st.one_of(st.floats(0, 0.2), st.floats(0, 5), st.floats(0, 400), st.floats(0, 90000))
+        step=st.one_of(st.floats(0, 0.2), st.floats(0, 5), st.floats(0, 400), st.floats(0, 90000)),
+        most=st.none() | st.integers(1, 4),
     )
-    def advance(self, step: float) -> None:
+    def advance(self, step: float, most: int | None) -> None:
         before = self.now
         self.now += step
-        for item in self.wheel.advance(self.now):
+        due = self.wheel.advance(self.now, most)
+        assert most is None or len(due) <= most
+        for item in due:
             deadline = self.deadlines.pop(item)
             assert deadline <= self.now + 1e-6, "early"
             assert item.slot is None
+        if most is not None and len(due) == most:
+            return  # the others are for the next call
         for deadline in self.deadlines.values():
             # Late by less than a tick; one that was overdue when scheduled has a whole tick.
             assert max(deadline, before) > self.now - 2 * TICK, "late"
@@ -94,3 +99,16 @@ def test_a_deadline_beyond_the_horizon_is_kept() -> None:
     assert wheel.advance(HORIZON * 2.0) == []
     assert wheel.advance(HORIZON * 3.0 - 1) == []
     assert wheel.advance(HORIZON * 3.0) == [item]
+
+
+def test_what_is_due_and_not_taken_yet_can_be_cancelled_or_put_off() -> None:
+    wheel = TimerWheel(0.0, 1.0)
+    items = [Item(name) for name in range(4)]
+    for item in items:
+        wheel.schedule(item, 1.0)
+    assert wheel.advance(2.0, 1) == items[:1]
+    wheel.cancel(items[1])
+    wheel.schedule(items[2], 5.0)
+    assert wheel.advance(2.0, 5) == items[3:]
+    assert wheel.advance(6.0, 5) == [items[2]]
+    assert len(wheel) == 0

@@ -8,9 +8,11 @@ from typing import get_args
 import pytest
 import trio
 
+from proxy.core.address import Transport
+from proxy.core.flow import State
 from proxy.core.query import SORTS, FlowQuery, SortKey
 from proxy.engine.drains import SLICE
-from proxy.engine.worker import MERGED, Worker
+from proxy.engine.worker import MERGED, SEARCHED, Worker
 from tests.core.flows import tcp_counters, tcp_flow
 
 FLOWS = 5 * SLICE + 7
@@ -65,7 +67,28 @@ async def test_no_flow_is_no_fault(worker: Worker) -> None:
 
 
 async def test_the_relay_has_its_turn_between_any_two_slices(worker: Worker) -> None:
-    slices = -(-FLOWS // SLICE)
+    told, searched = -(-FLOWS // SLICE), -(-FLOWS // SEARCHED)
 
-    assert await turns_during(worker, FlowQuery()) >= 2 * slices
-    assert await turns_during(worker, FlowQuery(sort="bytes")) >= 2 * slices + FLOWS // MERGED
+    assert await turns_during(worker, FlowQuery()) >= told
+    assert await turns_during(worker, FlowQuery(transport=Transport.TCP)) >= told + searched
+    in_order = told + searched + FLOWS // MERGED
+    assert await turns_during(worker, FlowQuery(sort="bytes")) >= in_order
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        FlowQuery(id=7),
+        FlowQuery(listener="web"),
+        FlowQuery(transport=Transport.UDP),
+        FlowQuery(state=State.CLIENT_CLOSED),
+        FlowQuery(min_bytes=1),
+        FlowQuery(client=("192.0.2.1", 1)),
+        FlowQuery(endpoint=("192.0.2.1", 1)),
+        FlowQuery(address=("192.0.2.1", 1)),
+        FlowQuery(port=1),
+    ],
+)
+async def test_a_query_that_asks_for_anything_is_not_for_all(query: FlowQuery) -> None:
+    assert not query.is_for_all
+    assert FlowQuery(sort="bytes", limit=3).is_for_all
