@@ -70,10 +70,12 @@ def schema() -> None:
 
 def summary(config: Config) -> Iterator[str]:
     """Say in a line each, aligned, what is forwarded where and how to reach the admin."""
-    rows = [
-        (name, str(listener.listen), listener.upstream, _endpoints(config, listener.upstream))
-        for name, listener in config.listener.items()
-    ]
+    rows: list[tuple[str, str, str, str]] = []
+    for name, listener in config.listener.items():
+        head = name, str(listener.listen)
+        for upstream in listener.upstreams:
+            rows.append((*head, upstream, _endpoints(config, upstream)))
+            head = "", "by server name"
     names, addresses, upstreams, _ = (max(map(len, cells)) for cells in zip(*rows, strict=True))
     for name, address, upstream, endpoints in rows:
         yield f"{name:{names}}  {address:{addresses}}  ->  {upstream:{upstreams}}  {endpoints}"

@@ -21,6 +21,7 @@ from proxy.config.keys import DSCP_KEY, INTERFACE_KEY, MARK_KEY, PRIORITY_KEY, R
 from proxy.config.names import Names
 from proxy.config.packets import Dscp, Interface
 from proxy.config.prefixes import Prefixes, PrefixesFile, Weights
+from proxy.config.routes import Routes
 from proxy.config.upstream import Upstream
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
@@ -258,6 +259,18 @@ class Listener(Table):
         example="/etc/sockpair/deny.txt",
         only=IP_SOCKETS,
     )
+    routes: Routes = key(
+        {},
+        "Upstreams by the server name that a TLS client asks for, and by the protocol (ALPN) "
+        "behind a slash; all others go to upstream. TCP.",
+        example={"www.example.org": "web", "*.example.org": "others"},
+        only=TCP_ALONE,
+    )
+    hello_timeout: Timeout = key(
+        "3s",
+        "How long a TLS client may take to say where it wants to go, where there are routes. TCP.",
+        only=TCP_ALONE,
+    )
     proxy_from: Prefixes = key(
         [],
         "Proxies that must begin with a PROXY protocol header, and are believed who the client "
@@ -343,6 +356,11 @@ class Listener(Table):
     limits: Limits = key({}, "Ceilings of this listener.")
 
     @property
+    def upstreams(self) -> tuple[str, ...]:
+        """The names of those its flows may go to, each once; that of who has no route first."""
+        return tuple(dict.fromkeys((self.upstream, *self.routes.values())))
+
+    @property
     def idle(self) -> float:
         """Seconds without payload after which a flow ends: as set, else as its RFC advises."""
         idle = self.limits.per_flow.idle
@@ -390,5 +408,5 @@ class Config(Table):
 
     def unused_upstreams(self) -> list[str]:
         """Upstreams that no listener forwards to: legal, and rarely meant."""
-        used = {listener.upstream for listener in self.listener.values()}
+        used = {name for listener in self.listener.values() for name in listener.upstreams}
         return [name for name in self.upstream if name not in used]

@@ -25,10 +25,12 @@ from proxy.config.ceilings import ceiling_faults
 from proxy.config.health_faults import health_faults
 from proxy.config.name_faults import names_faults
 from proxy.config.problem import PROBLEMS_MAX, Path, did_you_mean, dotted, shown
+from proxy.config.routes import route_faults, routes_of
 from proxy.config.unix import UnixEndpoint, unix_faults
 from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
     ADMIN_SOCKET_DEFAULT,
+    ORIGINAL,
     ListenAddress,
     endpoint_texts,
     parse_admin_http,
@@ -102,12 +104,42 @@ def _listener_faults(
     name: str, tables: _Tables, listener_model: type[BaseModel]
 ) -> Iterator[Fault]:
     listener, address = tables.listeners[name], tables.addresses.get(name)
-    yield from _dangling_upstream(name, listener, tables)
     yield from ceiling_faults(name, listener, tables.engine)
     if address is not None:
         yield from _dual_stack_elsewhere(name, listener, address)
         yield from _groups_elsewhere(name, listener, address)
         yield from _foreign_keys(("listener", name), listener, listener_model, address.transport)
+    yield from _way_faults(name, listener, address, tables)
+    yield from _route_faults(name, listener, address, tables)
+
+
+def _route_faults(
+    name: str, listener: Table, address: ListenAddress | None, tables: _Tables
+) -> Iterator[Fault]:
+    """Check the routes of a listener, each upstream once, for what is said of no other way."""
+    yield from route_faults(name, listener)
+    path = ("listener", name, "upstream")
+    seen = {str(listener.get("upstream"))}
+    told = set(_way_faults(name, listener, address, tables))
+    for text, upstream in routes_of(listener).items():
+        place = ("listener", name, "routes", text)
+        way = {**listener, "upstream": upstream}
+        if ORIGINAL in tables.endpoints.get(upstream, ()):
+            yield place, "goes to original destinations, which no route can; name endpoints"
+        elif upstream not in seen:
+            for fault in _way_faults(name, way, address, tables):
+                if fault not in told:
+                    yield (place, fault[1]) if fault[0] == path else fault
+        if upstream in tables.endpoints:  # what is not there is told each time
+            seen.add(upstream)
+
+
+def _way_faults(
+    name: str, listener: Table, address: ListenAddress | None, tables: _Tables
+) -> Iterator[Fault]:
+    """Check a listener beside its upstream, or beside one that it has a route to."""
+    yield from _dangling_upstream(name, listener, tables)
+    if address is not None:
         yield from _loops(name, listener, address, tables)
         yield from _streams_to_groups(name, listener, address, tables)
         endpoints = tables.endpoints.get(str(listener.get("upstream")), ())

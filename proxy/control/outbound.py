@@ -59,26 +59,26 @@ def copies_dscp(upstream: Upstream) -> bool:
     return upstream.dscp == COPY
 
 
-def outbounds(config: Config) -> dict[str, Outbound]:
-    """How the flows of each listener, by its name, leave for their endpoints.
+def outbounds(config: Config) -> dict[tuple[str, str], Outbound]:
+    """How the flows of each listener leave for the endpoints of each upstream, by both names.
 
     Raises:
         OptionError: the kernel would refuse it.
 
     """
     pools = {name: _pool(upstream) for name, upstream in config.upstream.items()}
-    found: dict[str, Outbound] = {}
-    for name, listener in config.listener.items():
-        upstream, pool = config.upstream[listener.upstream], pools[listener.upstream]
-        as_client = listener.transparent and pool is None
+    ways = [(name, to) for name, listener in config.listener.items() for to in listener.upstreams]
+    found: dict[tuple[str, str], Outbound] = {}
+    for name, to in ways:
+        upstream, pool = config.upstream[to], pools[to]
+        as_client = config.listener[name].transparent and pool is None
         marks = upstream_marks(upstream)._replace(transparent=as_client)
-        found[name] = Outbound(marks, pool, as_client, copies_dscp(upstream))
+        outbound = found[name, to] = Outbound(marks, pool, as_client, copies_dscp(upstream))
         try:
-            found[name].rehearse()
+            outbound.rehearse()
         except MarkError as error:
             side = "listener" if error.key == "transparent" else "upstream"
-            owner = name if side == "listener" else listener.upstream
-            raise OptionError(f"{side}.{owner}", error) from error
+            raise OptionError(f"{side}.{name if side == 'listener' else to}", error) from error
     return found
 
 

@@ -18,7 +18,7 @@ from proxy.core.waiting import WaitLimits
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
 from proxy.engine.preface import ProxyTerms
-from proxy.engine.specs import BandwidthLimits, ListenerSpec
+from proxy.engine.specs import BandwidthLimits, ListenerSpec, RoutesSpec
 
 if TYPE_CHECKING:
     from proxy.config.model import Engine, Limits, Listener, PerSource
@@ -49,6 +49,7 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         access=access_of(listener),
         admission=admission_of(listener.limits),
         proxied=proxied_of(listener),
+        routes=routes_of(listener),
         waiting=waiting_of(listener.limits),
         bandwidth=bandwidth_of(listener.limits),
         options=stream_options(listener.tcp),
@@ -81,6 +82,13 @@ def proxied_of(listener: Listener) -> ProxyTerms | None:
         return None
     trusted = AccessList(listener.proxy_from, (), others=False)
     return ProxyTerms(trusted, listener.proxy_only, listener.proxy_timeout)
+
+
+def routes_of(listener: Listener) -> RoutesSpec | None:
+    """Who goes to other upstreams of a listener."""
+    if not listener.routes:
+        return None
+    return RoutesSpec(tuple(listener.routes.items()), listener.hello_timeout)
 
 
 def style_of(upstream: Upstream) -> HeaderStyle | None:

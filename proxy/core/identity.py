@@ -12,6 +12,7 @@ from proxy.core.proxy_block import CRC32C, NOOP, TLV_HEAD, TLV_NAMES
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
+    from proxy.core.client_hello import Hello
     from proxy.core.proxy_header import Tlv
 
 TLVS_MAX: Final = 512
@@ -31,11 +32,15 @@ class Identity(NamedTuple):
     Attributes:
         via: who connected to us in its name, and where; None if it came by itself.
         tlvs: what its header said beside addresses, as far as it is kept.
+        hello: what it asked for in TLS; None if it did not, or nobody looked.
+        upstream: the one that it was routed to; None where there are no routes.
 
     """
 
     via: Arrival | None = None
     tlvs: tuple[Tlv, ...] = ()
+    hello: Hello | None = None
+    upstream: str | None = None
 
 
 class TlvRow(TypedDict):

@@ -162,7 +162,14 @@ class CredentialsRow(TypedDict):
     gid: int
 
 
-class FlowRow(TypedDict):
+class HelloRow(TypedDict):
+    """What the client asked for in TLS; both are None where it did not, or nobody looked."""
+
+    server_name: str | None
+    alpn: list[str] | None
+
+
+class FlowRow(HelloRow):
     """One flow as people and programs read it. The keys are a contract."""
 
     id: int
@@ -202,8 +209,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
     return {
         "id": flow.id,
         "listener": counters.listener,
-        # A reload may have given the listener another upstream since.
-        "upstream": flow.endpoint.counters.upstream if flow.endpoint else counters.upstream,
+        "upstream": upstream_of(flow),
         "transport": counters.transport,
         "state": flow.state,
         "client": {
@@ -227,6 +233,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "credentials": None if flow.credentials is None else credentials_row(flow.credentials),
         "responders": None if flow.responders is None else flow.responders.rows(),
         "tlvs": tlv_rows(flow.identity),
+        **hello_row(flow.identity),
     }
 
 
@@ -237,6 +244,21 @@ def source_of(flow: Flow) -> str:
     limits = flow.counters.gate.limits
     key = limits.key(flow.client_remote[0])
     return source_text(key, limits.prefix_v4, limits.prefix_v6)
+
+
+def upstream_of(flow: Flow) -> str:
+    """The upstream that a flow goes to; a reload may have given its listener another since."""
+    if flow.endpoint is not None:
+        return flow.endpoint.counters.upstream
+    identity = flow.identity
+    return (identity and identity.upstream) or flow.counters.upstream
+
+
+def hello_row(identity: Identity | None) -> HelloRow:
+    """Describe what a client asked for in TLS."""
+    if identity is None or identity.hello is None:
+        return {"server_name": None, "alpn": None}
+    return {"server_name": identity.hello.server_name, "alpn": list(identity.hello.alpn)}
 
 
 def via_row(identity: Identity | None) -> PairRow | None:

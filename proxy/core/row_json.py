@@ -14,19 +14,29 @@ from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.address import format_address
 from proxy.core.prefix import V4_BITS
-from proxy.core.query import credentials_row, source_of, tlv_rows, via_row
+from proxy.core.query import (
+    credentials_row,
+    hello_row,
+    source_of,
+    tlv_rows,
+    upstream_of,
+    via_row,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
     from proxy.core.address import Address, Transport
     from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
+    from proxy.core.identity import Identity
 
 LAYOUTS: Final = 1024
 """Of listeners, ways to end and so on, those that rows were written of lately; 500 KiB."""
 
 MOMENTS: Final = 64
 """As many as the latest rounds of the pump have begun or ended flows in."""
+
+UNIDENTIFIED: Final = ',"tlvs":null,"server_name":null,"alpn":null'
 
 
 class ClosedFlow(NamedTuple):
@@ -67,11 +77,10 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         limits: the limits in force for it, as JSON.
 
     """
-    counters, endpoint, reason = flow.counters, flow.endpoint, flow.close_reason
-    upstream = counters.upstream if endpoint is None else endpoint.counters.upstream
+    counters, reason = flow.counters, flow.close_reason
     layout, write = _layout(
         counters.listener,
-        upstream,
+        upstream_of(flow),
         counters.transport,
         flow.state,
         reason,
@@ -94,8 +103,13 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         _source(flow),
         "null" if credentials is None else _json(credentials_row(credentials)),
         "null" if responders is None else _json(responders.rows()),
-        "null" if identity is None else _json(tlv_rows(identity)),
+        UNIDENTIFIED if identity is None else _identity(identity),
     )
+
+
+def _identity(identity: Identity) -> str:
+    """What is known of a client, as the row's further keys."""
+    return "," + _json({"tlvs": tlv_rows(identity), **hello_row(identity)})[1:-1]
 
 
 def counts_json(flow: Flow, wall_offset: float) -> str:
@@ -136,7 +150,7 @@ def _layout(
         ',"endpoint":{"local":\0s,"remote":\0s}'
         ',"opened":\0s,"last_active":\0s,"closed":\0s,"original":\0s,"reply":\0s'
         f',"close_reason":{_word(reason)},"close_side":{_word(side)},"limits":{limits}'
-        ',"source":\0s,"credentials":\0s,"responders":\0s,"tlvs":\0s}'
+        ',"source":\0s,"credentials":\0s,"responders":\0s\0s}'
     )
     write = _datagrams if transport.is_datagram else _payload
     return row.replace("%", "%%").replace("\0", "%"), write

@@ -24,6 +24,7 @@ from proxy.engine.copied import CopiedWay, dscp_of_stream, keep_syn
 from proxy.engine.identified import IdentifiedFlow
 from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT, prioritize
 from proxy.engine.original import is_circle, original_destination
+from proxy.engine.routed import RoutedFlow
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.tcp import reset_on_close
@@ -129,7 +130,8 @@ class StreamListener:
         self._original = upstream if isinstance(upstream, OriginalUpstream) else None
         self._copied = connect if isinstance(connect, CopiedWay) else None
         if self.socket.family in DIVERTED:  # not of a Unix socket
-            keep_syn(self.socket, wanted=self._copied is not None)
+            copies = self._copied is not None or (terms.routes and terms.routes.copies_dscp)
+            keep_syn(self.socket, wanted=bool(copies))
 
     def ready(self, mask: int, now: float) -> None:
         """Accept what waits, within a turn."""
@@ -254,14 +256,20 @@ class StreamListener:
                 self.refuse(client, Refusal.LOOP)
                 return
             upstream = self._original.towards(destination)
-        if self._copied is not None:
+        if self._copied is not None and terms.routes is None:
             connect = self._copied.with_dscp(dscp_of_stream(client))
         if terms.priority is not None:
             prioritize(client, terms.priority)
-        kind = StreamFlow if identity is None and terms.style is None else IdentifiedFlow
+        kind: type[StreamFlow] = StreamFlow
+        if terms.routes is not None:
+            kind = RoutedFlow
+        elif identity is not None or terms.style is not None:
+            kind = IdentifiedFlow
         flow = kind(self.relay, self.counters, terms.limits, client, remote, local, now, source)
         if isinstance(flow, IdentifiedFlow):
             flow.identity, flow.style = identity, terms.style
+        if isinstance(flow, RoutedFlow) and terms.routes is not None:
+            flow.routes = terms.routes
         flow.start(upstream, connect, now, terms.bandwidth)
 
     def refuse(self, client: Socket, refusal: Refusal) -> None:

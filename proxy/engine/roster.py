@@ -25,6 +25,7 @@ from proxy.core.balance.ways import Balance, picker_of
 from proxy.core.condition import Administration
 from proxy.core.counters import EndpointCounters, ListenerCounters
 from proxy.core.ledger import Ledger
+from proxy.core.server_names import ServerNames
 from proxy.core.source import SourcePool
 from proxy.core.upstream import ORIGINAL, Endpoint, OriginalCounters, OriginalUpstream, Upstream
 from proxy.engine.accept import StreamListener
@@ -34,6 +35,7 @@ from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
 from proxy.engine.parts import BandwidthPart
 from proxy.engine.preface import PrefaceRoom
+from proxy.engine.routed import Routes, Way
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
 from proxy.engine.terms import Terms
@@ -222,7 +224,22 @@ class Roster:
         bandwidth = self._bandwidth(known.bandwidth if known else None, spec, now)
         waiting = self._waiting(known.waiting if known else None, spec)
         prefaces = self._prefaces(known.prefaces if known else None, spec)
-        return replace(terms, bandwidth=bandwidth, waiting=waiting, prefaces=prefaces)
+        routes = self._routes_of(spec)
+        return replace(
+            terms, bandwidth=bandwidth, waiting=waiting, prefaces=prefaces, routes=routes
+        )
+
+    def _routes_of(self, spec: ListenerSpec) -> Routes | None:
+        if spec.routes is None:
+            return None
+        names = {name for _, name in spec.routes.upstreams}
+        ways = {name: self._route_to(spec, name) for name in names}
+        patterns = {pattern: ways[name] for pattern, name in spec.routes.upstreams}
+        return Routes(ServerNames(patterns), spec.routes.time)
+
+    def _route_to(self, spec: ListenerSpec, name: str) -> Way:
+        route = self._routes[name]
+        return Way(name, route.upstream, self._way(spec, name), route.spec.style)
 
     def _prefaces(self, known: PrefaceRoom | None, spec: ListenerSpec) -> PrefaceRoom | None:
         """Who waits already goes on waiting, by the terms it came under."""
@@ -430,7 +447,7 @@ class Roster:
 
     def _open(self, spec: ListenerSpec, socket: Socket) -> Listener:
         relay, counters = self._relay, self.counters_of(spec)
-        upstream, connect = self._routes[spec.upstream].upstream, self._way(spec)
+        upstream, connect = self._routes[spec.upstream].upstream, self._way(spec, spec.upstream)
         terms, datagrams = self._terms[spec.name], spec.datagrams
         match spec.transport:
             case Transport.UNIX:
@@ -449,15 +466,15 @@ class Roster:
         """Have a listener do what its spec says; one that drains goes on draining."""
         counters, upstream = self.counters_of(spec), self._routes[spec.upstream].upstream
         counters.upstream = spec.upstream
-        connect, terms = self._way(spec), self._terms[spec.name]
+        connect, terms = self._way(spec, spec.upstream), self._terms[spec.name]
         if isinstance(listener, StreamListener):
             listener.serve(counters, terms, upstream, connect)
             return
         kind = _kind_of(spec, terms)
         listener.serve(counters, terms, upstream, spec.datagrams, kind, connect)
 
-    def _way(self, spec: ListenerSpec) -> Connect:
-        route = self._routes[spec.upstream]
+    def _way(self, spec: ListenerSpec, upstream: str) -> Connect:
+        route = self._routes[upstream]
         as_client = spec.transparent and route.pool is None
         marks = route.spec.marks._replace(transparent=as_client)
         outbound = Outbound(marks, route.pool, as_client, route.spec.copies_dscp)

@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
     from proxy.core.pace import Pace
     from proxy.core.proxy_protocol import HeaderStyle
+    from proxy.core.server_names import RoutePattern
     from proxy.core.waiting import WaitLimits
     from proxy.engine.preface import ProxyTerms
 
@@ -122,6 +123,19 @@ class BandwidthLimits(NamedTuple):
 UNRESTRICTED: Final = BandwidthLimits(ShapeRates(), ShapeRates())
 
 
+class RoutesSpec(NamedTuple):
+    """Where flows of a listener go by what they say first.
+
+    Attributes:
+        upstreams: their names, by who goes there.
+        time: seconds that a ClientHello may take.
+
+    """
+
+    upstreams: tuple[tuple[RoutePattern, str], ...]
+    time: float
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ListenerSpec:
     """A listener as it shall be.
@@ -133,6 +147,7 @@ class ListenerSpec:
         access: who may open flows.
         admission: how many, and how fast.
         proxied: who speaks for others, and must say for whom; None if nobody does.
+        routes: who goes to other upstreams; None if nobody does.
         waiting: how others may wait for that; None refuses them at once.
         bandwidth: how many bytes a second they may move.
         limits: the clocks of its flows.
@@ -151,6 +166,7 @@ class ListenerSpec:
     access: AccessList = ANYBODY
     admission: AdmissionLimits = UNLIMITED
     proxied: ProxyTerms | None = None
+    routes: RoutesSpec | None = None
     waiting: WaitLimits | None = None
     bandwidth: BandwidthLimits = UNRESTRICTED
     options: SocketOptions = NODELAY

@@ -136,6 +136,10 @@ class StreamFlow(Flow):
         relay.wheel.schedule(self, now + self.limits.stream_look)
         if relay.watch is not None:
             relay.watch.note(EventKind.OPENED, self)
+        self.seek(upstream, connect, now)
+
+    def seek(self, upstream: Choice, connect: Connect, now: float) -> None:
+        """Begin to connect."""
         attempt = self.attempt = ConnectAttempt(self, upstream, connect)
         attempt.start(now)
 

@@ -6,8 +6,9 @@ import pytest
 
 from proxy.config.load import ConfigError, parse
 from proxy.config.model import Config
-from proxy.control.specs import proxied_of, style_of
+from proxy.control.specs import proxied_of, routes_of, style_of
 from proxy.core.proxy_protocol import HeaderStyle
+from proxy.core.server_names import RoutePattern
 
 
 def config(
@@ -68,3 +69,54 @@ def test_what_does_not_go_together() -> None:
         assert 'needs send_proxy = "v2"' in found
     found = problem(upstream='send_proxy = "v2"', listen="udp://127.0.0.1:1")
     assert "headers, which are for streams" in found
+
+
+ROUTES = """[listener.a.routes]
+"WWW.example.org." = "b"
+"*.example.org" = "b"
+".example.org/h2" = "b"
+"""
+
+
+def test_routes() -> None:
+    listener = config(ROUTES).listener["a"]
+    spec = routes_of(listener)
+    assert spec is not None
+    assert spec.time == 3.0
+    assert spec.upstreams == (
+        (RoutePattern("www.example.org"), "b"),
+        (RoutePattern("*.example.org"), "b"),
+        (RoutePattern(".example.org", "h2"), "b"),
+    )
+    assert routes_of(config().listener["a"]) is None
+    assert listener.upstreams == ("b",)
+
+
+def routes(*lines: str) -> str:
+    return "[listener.a.routes]\n" + "\n".join(lines)
+
+
+def test_what_is_wrong_with_routes() -> None:
+    assert "there is no upstream" in problem(listener=routes('"a.example" = "c"'))
+    assert 'did you mean "b"' in problem(listener=routes('"a.example" = "bb"'))
+    found = problem(listener=routes('"a.example" = "b"', '"A.example." = "b"'))
+    assert 'is the same as "a.example"' in found
+    found = problem(listener=routes('"a.example" = "b"'), listen="udp://127.0.0.1:1")
+    assert "has no effect on a udp listener, only on tcp" in found
+    assert 'write "xn--' in problem(listener=routes('"b\u00fccher.example" = "b"'))
+    assert "no server name" in problem(listener=routes('"a..example" = "b"'))
+    others = '[upstream.c]\nendpoints = ["original"]'
+    found = problem(listener=routes('"a.example" = "c"'), upstream=others)
+    assert "goes to original destinations" in found
+    others = '[upstream.c]\nendpoints = ["unixgram:///run/x"]'
+    found = problem(listener=routes('"a.example" = "c"'), upstream=others)
+    assert "listener.a.routes" in found
+    assert "datagrams" in found
+    others = '[upstream.c]\nendpoints = ["127.0.0.1:1"]'
+    assert "endless loop" in problem(listener=routes('"a.example" = "c"'), upstream=others)
+
+
+def test_every_route_to_nowhere_is_told() -> None:
+    with pytest.raises(ConfigError) as caught:
+        config(listener=routes('"a.example" = "c"', '"b.example" = "c"'))
+    assert len(caught.value.problems) == 2

@@ -272,6 +272,8 @@ ROW_KEYS: Final = (
     "credentials",
     "responders",
     "tlvs",
+    "server_name",
+    "alpn",
 )
 
 TIMES: Final = frozenset({"opened", "last_active", "closed"})
