@@ -60,7 +60,9 @@ class Column:
     coloured: bool = False
 
 
-def flow_columns(*, recent: bool, exact: bool, now: float, evictable: bool = False) -> list[Column]:
+def flow_columns(
+    *, recent: bool, exact: bool, now: float, evictable: bool = False, wide: bool = False
+) -> list[Column]:
     """The columns of flows, live or recently closed.
 
     Args:
@@ -68,6 +70,7 @@ def flow_columns(*, recent: bool, exact: bool, now: float, evictable: bool = Fal
         exact: write bytes as plain numbers.
         now: Unix seconds.
         evictable: show the class by which a flow would be evicted.
+        wide: show how the flow got on, too: what the kernel tells of both sockets.
 
     """
     size = str if exact else format_size
@@ -83,9 +86,49 @@ def flow_columns(*, recent: bool, exact: bool, now: float, evictable: bool = Fal
         Column("ORIGINAL", lambda row: size(row["original"]["bytes"]), number=True),
         Column("REPLY", lambda row: size(row["reply"]["bytes"]), number=True),
         *(_end_columns() if recent else _age_columns(now)),
+        *(INSIGHT if wide else []),
         *([CLASS] if evictable else []),
     ]
 
+
+def _rtts(row: Any) -> str:
+    """Round trips to client and endpoint."""
+    legs = row["legs"]
+    if legs is None:
+        return "-"
+    return "/".join(
+        "-" if leg is None else f"{leg['rtt'] * 1000:.3g}ms"
+        for leg in (legs["client"], legs["endpoint"])
+    )
+
+
+def _retransmits(row: Any) -> str:
+    """Segments sent again to client and endpoint."""
+    legs = row["legs"]
+    if legs is None:
+        return "-"
+    return "/".join(
+        "-" if leg is None else str(leg["retransmits"])
+        for leg in (legs["client"], legs["endpoint"])
+    )
+
+
+def _stalled(row: Any, what: str) -> str:
+    """How long both directions stood still, together."""
+    stalled = row["stalled"]
+    if stalled is None:
+        return "-"
+    seconds = stalled["original"][what] + stalled["reply"][what]
+    return format_span(seconds) if seconds else "-"
+
+
+INSIGHT: Final = [
+    Column("RTT", _rtts, number=True),
+    Column("RETRANS", _retransmits, number=True),
+    Column("BLOCKED", lambda row: _stalled(row, "blocked"), number=True),
+    Column("HELD", lambda row: _stalled(row, "held"), number=True),
+    Column("SLOWED BY", lambda row: row["slowed_by"] or "-"),
+]
 
 CLASS: Final = Column("CLASS", lambda row: class_of(State(row["state"])))
 

@@ -110,9 +110,10 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
 )
 @click.option("-l", "--listen", is_flag=True, help="Listening sockets in place of flows.")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Bytes as plain numbers.")
+@click.option("-w", "--wide", is_flag=True, help="Round trips, and who makes a flow slow.")
 @output_option("table", "json", "ndjson")
 @admin_option
-def flows(admin: str, output: str, listen: bool, exact: bool, **params: Any) -> None:
+def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **params: Any) -> None:
     """Show the flow table: every flow with both its socket pairs.
 
     CLIENT and LOCAL are the client's socket pair, VIA and ENDPOINT that of the upstream side.
@@ -126,7 +127,10 @@ def flows(admin: str, output: str, listen: bool, exact: bool, **params: Any) -> 
         _write(_listening(client, params), output, LISTEN_COLUMNS)
         return
     answer = client.get(FLOWS, params)
-    _write_flows(answer["flows"], output, recent=recent, exact=exact, evictable=evictable)
+    columns = flow_columns(
+        recent=recent, exact=exact, now=time.time(), evictable=evictable, wide=wide
+    )
+    _write(answer["flows"], output, columns)
     _note_cut(answer)
 
 
@@ -245,18 +249,15 @@ def _write_found(rows: list[Any], *, exact: bool) -> None:
     live = [row for row in rows if row["close_reason"] is None]
     closed = [row for row in rows if row["close_reason"] is not None]
     if live:
-        _write_flows(live, "table", recent=False, exact=exact)
+        _write_flows(live, recent=False, exact=exact)
     if live and closed:
         click.echo()
     if closed:
-        _write_flows(closed, "table", recent=True, exact=exact)
+        _write_flows(closed, recent=True, exact=exact)
 
 
-def _write_flows(
-    rows: list[Any], output: str, *, recent: bool, exact: bool, evictable: bool = False
-) -> None:
-    columns = flow_columns(recent=recent, exact=exact, now=time.time(), evictable=evictable)
-    _write(rows, output, columns)
+def _write_flows(rows: list[Any], *, recent: bool, exact: bool) -> None:
+    write_table(flow_columns(recent=recent, exact=exact, now=time.time()), rows)
 
 
 def _write(rows: Iterable[Any], output: str, columns: Iterable[Column]) -> None:

@@ -85,6 +85,10 @@ class Engine(Table):
         100_000, "Most live flows; then one goes for another, or is refused.", ge=1, le=10_000_000
     )
     recent: int = key(1_000, "Closed flows that can still be found.", ge=0, le=1_000_000)
+    sample_rate: Rate = key(
+        "1000/s",
+        "TCP flows that the kernel is asked about, in each worker: round trips and the like.",
+    )
     drain_timeout: Timeout = key("30s", "How long a drain lets flows end by themselves.")
     drain_rate: Rate = key("1000/s", "How many of those that are left it ends then.")
     drain_spread: Timeout = key(

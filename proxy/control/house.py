@@ -202,6 +202,7 @@ class House:
             pace=pace_of(config.engine),
             table_limit=config.engine.table_limit,
             recent=config.engine.recent,
+            sample_rate=config.engine.sample_rate,
         )
 
     def _take_over(self, config: Config, arranged: Arrangement) -> None:

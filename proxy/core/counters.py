@@ -15,11 +15,13 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from proxy.core.admission import ORDERED, Gate, Limit
 from proxy.core.flow import CloseReason, Drop, Refusal, State
 from proxy.core.histogram import BYTES_BOUNDS, CONNECT_BOUNDS, DURATION_BOUNDS, Histogram
+from proxy.core.sample_counters import SampleCounters
 
 if TYPE_CHECKING:
     from proxy.core.address import Transport
     from proxy.core.flow import Flow
     from proxy.core.histogram import HistogramSnapshot
+    from proxy.core.sample_counters import SamplesSnapshot
     from proxy.core.sources import SourceKey
 
 DOWN: Final = 10.0
@@ -84,6 +86,7 @@ class ListenerCounters:
         "original",
         "refused",
         "reply",
+        "samples",
         "transport",
         "upstream",
         "waited",
@@ -109,6 +112,7 @@ class ListenerCounters:
         self.reply = DirectionCounters()
         self.duration = Histogram(DURATION_BOUNDS)
         self.connect_duration = Histogram(CONNECT_BOUNDS)
+        self.samples = SampleCounters()
 
     @property
     def is_busy(self) -> bool:
@@ -182,6 +186,7 @@ class ListenerCounters:
             "reply": self.reply.snapshot(),
             "duration": self.duration.snapshot(),
             "connect_duration": self.connect_duration.snapshot(),
+            "samples": self.samples.snapshot(),
         }
 
 
@@ -289,6 +294,7 @@ class ListenerSnapshot(TypedDict):
     reply: DirectionSnapshot
     duration: HistogramSnapshot
     connect_duration: HistogramSnapshot
+    samples: SamplesSnapshot
 
 
 class EndpointSnapshot(TypedDict):

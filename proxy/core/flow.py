@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.identity import Identity
     from proxy.core.responders import Responders
+    from proxy.core.sample import Insight
     from proxy.core.sources import SourceKey
     from proxy.core.unix import Credentials
     from proxy.core.upstream import Endpoint
@@ -211,6 +212,11 @@ class Flow:
     @property
     def identity(self) -> Identity | None:
         """What is known of the client beyond its address."""
+        return None
+
+    @property
+    def insight(self) -> Insight | None:
+        """What held it up, and what the kernel told of it, where anybody looked."""
         return None
 
     @property

@@ -21,6 +21,9 @@ DURATION_BOUNDS: Final = (0.01, 0.1, 1.0, 10.0, 60.0, 300.0, 1800.0, 7200.0, 864
 CONNECT_BOUNDS: Final = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0, 5.0)
 """Seconds; from loopback to a SYN that was sent again."""
 
+RTT_BOUNDS: Final = (0.0001, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 1.0)
+"""Seconds; from a machine beside this one to a phone in a train."""
+
 BYTES_BOUNDS: Final = (64, 512, 4096, 32768, 262144, 2**21, 2**24, 2**27, 2**30)
 """Bytes of one direction of a flow: powers of eight, from a DNS question to a backup.
 Whole numbers: comparing one with a float takes twice as long."""

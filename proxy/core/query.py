@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from proxy.core.address import Network, Transport, format_address, same_address
 from proxy.core.identity import tlv_row
+from proxy.core.sample_row import insight_row
 from proxy.core.sources import source_text
 from proxy.core.unix import UNKNOWN_SOURCE, UnixAddress
 
@@ -21,6 +22,7 @@ if TYPE_CHECKING:
     from proxy.core.flow import Direction, Flow, State
     from proxy.core.identity import Identity, TlvRow
     from proxy.core.responders import ResponderRow
+    from proxy.core.sample_row import LegsRow, StalledRow
     from proxy.core.unix import Credentials
 
 SortKey: TypeAlias = Literal["id", "bytes", "original", "reply", "opened", "active"]
@@ -191,6 +193,9 @@ class FlowRow(HelloRow):
     credentials: CredentialsRow | None
     responders: list[ResponderRow] | None
     tlvs: list[TlvRow] | None
+    slowed_by: str | None
+    legs: LegsRow | None
+    stalled: StalledRow | None
 
 
 def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRow:
@@ -234,6 +239,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "responders": None if flow.responders is None else flow.responders.rows(),
         "tlvs": tlv_rows(flow.identity),
         **hello_row(flow.identity),
+        **insight_row(flow.insight, wall_offset),
     }
 
 

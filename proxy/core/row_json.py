@@ -22,6 +22,7 @@ from proxy.core.query import (
     upstream_of,
     via_row,
 )
+from proxy.core.sample_row import insight_row
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -37,6 +38,9 @@ MOMENTS: Final = 64
 """As many as the latest rounds of the pump have begun or ended flows in."""
 
 UNIDENTIFIED: Final = ',"tlvs":null,"server_name":null,"alpn":null'
+
+
+NO_INSIGHT: Final = ',"slowed_by":null,"legs":null,"stalled":null'
 
 
 class ClosedFlow(NamedTuple):
@@ -88,6 +92,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         limits,
     )
     credentials, responders, identity = flow.credentials, flow.responders, flow.identity
+    insight = flow.insight
     return layout % (
         flow.id,
         _shared_end(flow.client_local),
@@ -104,6 +109,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         "null" if credentials is None else _json(credentials_row(credentials)),
         "null" if responders is None else _json(responders.rows()),
         UNIDENTIFIED if identity is None else _identity(identity),
+        NO_INSIGHT if insight is None else _json_keys(insight_row(insight, wall_offset)),
     )
 
 
@@ -150,7 +156,7 @@ def _layout(
         ',"endpoint":{"local":\0s,"remote":\0s}'
         ',"opened":\0s,"last_active":\0s,"closed":\0s,"original":\0s,"reply":\0s'
         f',"close_reason":{_word(reason)},"close_side":{_word(side)},"limits":{limits}'
-        ',"source":\0s,"credentials":\0s,"responders":\0s\0s}'
+        ',"source":\0s,"credentials":\0s,"responders":\0s\0s\0s}'
     )
     write = _datagrams if transport.is_datagram else _payload
     return row.replace("%", "%%").replace("\0", "%"), write
@@ -164,6 +170,11 @@ def quoted(text: str) -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
+
+
+def _json_keys(row: object) -> str:
+    """The keys of a row that are the last ones of another."""
+    return f",{_json(row)[1:-1]}"
 
 
 def _word(word: str | None) -> str:

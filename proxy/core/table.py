@@ -75,6 +75,10 @@ class FlowTable:
         """Whether no further flow may be added."""
         return len(self._by_id) >= self.limit
 
+    def ids(self) -> list[int]:
+        """The ids of all live flows, rising."""
+        return list(self._by_id)
+
     def resize(self, limit: int, recent: int) -> None:
         """Set other bounds; live flows beyond the limit stay, and only further ones are refused."""
         self._bound(limit)

@@ -30,6 +30,7 @@ from math import inf
 from select import EPOLLERR, EPOLLET, EPOLLHUP, EPOLLIN, EPOLLOUT, EPOLLPRI, EPOLLRDHUP
 from socket import MSG_OOB, MSG_PEEK
 from socket import SocketType as Socket
+from time import monotonic
 from typing import TYPE_CHECKING, Any, Final
 
 import structlog
@@ -37,6 +38,7 @@ import structlog
 from proxy.core.ceiling import LEASE_MAX
 from proxy.core.flow import Direction
 from proxy.core.shaper import BudgetLease, Share
+from proxy.core.stalls import Stalls
 from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
@@ -124,6 +126,7 @@ class StreamLeg(Direction):
         unserved: events that came while the way was not free.
         chunk: bytes to ask for at a time.
         ended: nothing more will be received.
+        stalls: how long this direction stood still; None if it never did.
         writable_watched: whether EPOLLOUT is asked for.
 
     """
@@ -142,6 +145,7 @@ class StreamLeg(Direction):
         "pipe",
         "send_flags",
         "socket",
+        "stalls",
         "unserved",
         "writable_watched",
     )
@@ -164,6 +168,7 @@ class StreamLeg(Direction):
         self.unserved = 0
         self.chunk = SMALLEST_CHUNK
         self.ended = False
+        self.stalls: Stalls | None = None
         self.writable_watched = False
 
     def ready(self, mask: int, now: float) -> None:
@@ -267,6 +272,8 @@ class StreamLeg(Direction):
     def open_way(self, now: float) -> None:
         """Receive again: the other leg takes bytes now."""
         self.pending = None
+        if self.stalls is not None:
+            self.stalls.end(now)
         if self.unserved:
             mask, self.unserved = self.unserved, 0
             # Urgent data may have come since then, and its event may still be on the way.
@@ -337,7 +344,7 @@ class StreamLeg(Direction):
             limit = self.meter.held_by
             self.flow.counters.strikes(limit)
             self.flow.struck(limit)
-            self._hold_back(mask)
+            self._hold_back(mask, now)
 
     def granted(self, grant: int, now: float) -> None:
         """Move so many bytes at most: its turn has come, of those who share a bandwidth."""
@@ -345,8 +352,7 @@ class StreamLeg(Direction):
         if self.pending is not HELD_BACK:  # the other leg does not take bytes now, or has ended
             self.meter.spent(0, now)
             return
-        self.pending = None
-        mask, self.unserved = self.unserved, 0
+        mask = self._release(now)
         left = self._left_of_budget(mask, now)
         if left:
             self._move(min(grant, left), mask, now)
@@ -360,9 +366,7 @@ class StreamLeg(Direction):
         self.meter = meter
         self.limit()
         if self.pending is HELD_BACK:  # by the other one
-            self.pending = None
-            mask, self.unserved = self.unserved, 0
-            self.flow.relay.pump.again(self, mask)
+            self.flow.relay.pump.again(self, self._release(monotonic()))
 
     def meter_changed(self) -> None:
         """Ask what the meter has become, or nothing; who was held back asks again."""
@@ -370,9 +374,7 @@ class StreamLeg(Direction):
         self._take_lease()
         self.apart = self.limited or self.pipe is not None
         if self.pending is HELD_BACK:
-            self.pending = None
-            mask, self.unserved = self.unserved, 0
-            self.flow.relay.pump.again(self, mask)
+            self.flow.relay.pump.again(self, self._release(monotonic()))
 
     def limit(self) -> None:
         """Look at the limits of the flow before anything is received from now on."""
@@ -411,14 +413,29 @@ class StreamLeg(Direction):
             return
         mask |= EPOLLPRI  # urgent data may have come since then, its event still on the way
         if meter is not None and meter.in_line:
-            self._hold_back(mask)
+            self._hold_back(mask, now)
         else:
             self.flow.relay.pump.again(self, mask)
 
-    def _hold_back(self, mask: int) -> None:
+    def _hold_back(self, mask: int, now: float) -> None:
         """Receive no more until it is granted."""
         self.pending = HELD_BACK
         self.unserved |= mask
+        self._stalled(now, by_limit=True)
+
+    def _release(self, now: float) -> int:
+        """Be held back no more; return the events that came meanwhile."""
+        self.pending = None
+        if self.stalls is not None:
+            self.stalls.end(now)
+        mask, self.unserved = self.unserved, 0
+        return mask
+
+    def _stalled(self, now: float, *, by_limit: bool = False) -> None:
+        """Know that this direction stands still."""
+        if self.stalls is None:
+            self.stalls = Stalls()
+        self.stalls.begin(now, by_limit=by_limit)
 
     def _left_of_budget(self, mask: int, now: float) -> int:
         """How many bytes the flow may still receive; at 0 it has ended, or there is nothing."""
@@ -489,6 +506,7 @@ class StreamLeg(Direction):
         self.counters.buffered += len(rest)
         self.unserved |= mask
         self.chunk = max(SMALLEST_CHUNK, self.chunk // 2)
+        self._stalled(self.flow.active)  # which is now: it has just received
         self._watch_other()
 
     def _watch_other(self) -> None:
@@ -564,6 +582,7 @@ class StreamLeg(Direction):
             self.pending = IN_PIPE
             self._drain_pipe(now)
             if self.pending is IN_PIPE:
+                self._stalled(now)
                 self.unserved |= mask
                 self._watch_other()
                 return False

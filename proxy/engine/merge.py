@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Final, TypeVar
 from proxy import __version__
 from proxy.core.flow import CloseReason
 from proxy.core.histogram import add_histograms
+from proxy.core.sample_counters import add_samples
 from proxy.engine.drains import Phase
 
 if TYPE_CHECKING:
@@ -186,6 +187,7 @@ def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSn
         "reply": _add_directions(one["reply"], other["reply"]),
         "duration": add_histograms(one["duration"], other["duration"]),
         "connect_duration": add_histograms(one["connect_duration"], other["connect_duration"]),
+        "samples": add_samples(one["samples"], other["samples"]),
     }
 
 

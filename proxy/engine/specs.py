@@ -205,6 +205,7 @@ class Change:
         pace: how those drain.
         table_limit: flows at once.
         recent: ended flows remembered.
+        sample_rate: flows a second that the kernel is asked about, in each worker.
 
     """
 
@@ -215,6 +216,7 @@ class Change:
     pace: Pace
     table_limit: int
     recent: int
+    sample_rate: float = 1000.0
 
 
 class DrainTarget(NamedTuple):

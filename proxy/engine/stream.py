@@ -21,6 +21,7 @@ from proxy.core.admission import Limit
 from proxy.core.events import EventKind
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Flow, State
+from proxy.core.sample import STILL, Insight, unpack
 from proxy.engine.connect import ConnectAttempt
 from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
 from proxy.engine.tcp import CLOSED, reason_of, reset_on_close, unsent
@@ -47,6 +48,9 @@ FINISHED: Final = CloseReason.FINISHED
 BY_CLIENT: Final = CloseSide.CLIENT
 BY_ENDPOINT: Final = CloseSide.ENDPOINT
 
+NEVER: Final = (None, None)
+"""The stalls of a flow that never stood still."""
+
 log = structlog.get_logger()
 
 
@@ -69,13 +73,14 @@ class StreamFlow(Flow):
 
     Attributes:
         attempt: the connection attempt under way, while connecting.
+        sample: what the kernel last told of both sockets, packed; see ``core.sample``.
         owed: bytes that the kernel has yet to deliver, while closing.
         broken: the leg whose socket has failed, while what it sent before is still passed on.
         verdict: why the flow is ending, while it is closing.
 
     """
 
-    __slots__ = ("attempt", "broken", "limits", "owed", "relay", "slot", "verdict")
+    __slots__ = ("attempt", "broken", "limits", "owed", "relay", "sample", "slot", "verdict")
 
     original: StreamLeg
     reply: StreamLeg
@@ -111,9 +116,21 @@ class StreamFlow(Flow):
         self.limits = limits
         self.attempt: Attempt | None = None
         self.broken: StreamLeg | None = None
+        self.sample: bytes | None = None
         self.owed = 0
         self.verdict: tuple[CloseReason, CloseSide] | None = None
         self.slot: Slot | None = None
+
+    @property
+    def insight(self) -> Insight | None:
+        """What held it up, and what the kernel told of it; None if there is nothing to tell."""
+        stalls = self.original.stalls, self.reply.stalls
+        if self.sample is None and stalls == NEVER:
+            return None
+        sample = None if self.sample is None else unpack(self.sample)
+        seen = self.active if sample is None else max(self.active, sample.when)
+        now = seen if self.close_reason is None else self.closed
+        return Insight(sample, *(STILL if stall is None else stall.until(now) for stall in stalls))
 
     def start(
         self,

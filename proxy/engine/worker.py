@@ -34,6 +34,7 @@ from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
 from proxy.engine.relay import GATHER, Relay
 from proxy.engine.roster import Roster
+from proxy.engine.sampler import Sampler
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, HealthReport
 from proxy.engine.stream import StreamFlow
 from proxy.engine.tally import Tally
@@ -90,6 +91,7 @@ class Worker:
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
         self._searching = trio.CapacityLimiter(1)
+        self._sampler = Sampler(self._relay)
         self._pulse = Pulse(self._relay.pump)
         self._flow_log = FlowLog()
         self._watch = Watch(self._row_json)
@@ -105,6 +107,7 @@ class Worker:
                 await nursery.start(self._relay.pump.run)
                 nursery.start_soon(self._relay.keep_time)
                 nursery.start_soon(self._drains.run)
+                nursery.start_soon(self._sampler.run)
                 if self._relay.commons is not None:
                     nursery.start_soon(self._look_around)
                 task_status.started()
@@ -117,6 +120,7 @@ class Worker:
         now = monotonic()
         relay, roster = self._relay, self._roster
         relay.table.resize(change.table_limit, change.recent)
+        self._sampler.rate = change.sample_rate
         changed = roster.apply(change, now)
         self._drains.cancel(roster.is_wanted)
         for name in change.closed:
@@ -200,6 +204,8 @@ class Worker:
     async def flows(self, query: FlowQuery) -> FlowPage:
         """List live or recently closed flows: for short answers."""
         matching, matched = await self._find(query)
+        if query.id is not None:  # whoever asks for one shall have the latest
+            self._sample(matching)
         rows: list[FlowRow] = []
         for part in slices(matching):
             rows += self._rows(part)
@@ -390,6 +396,12 @@ class Worker:
             flow = table.get(query.id)
             return [] if flow is None else [flow]
         return list(table)
+
+    def _sample(self, flows: Sequence[Flow]) -> None:
+        now = monotonic()
+        for flow in flows:
+            if isinstance(flow, StreamFlow):
+                self._sampler.look(flow, now)
 
     def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
         offset = self._wall_offset()

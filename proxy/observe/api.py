@@ -27,6 +27,7 @@ from proxy.core.address import Transport
 from proxy.core.events import EventKind
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
+from proxy.core.sample_counters import slowed_by
 from proxy.observe.catalogue import Reading
 from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
@@ -180,6 +181,7 @@ class Api:
                 **row,
                 "original": _direction(row, "original"),
                 "reply": _direction(row, "reply"),
+                "slowed_by": slowed_by(row["samples"]),
                 "listening": [
                     socket["local"]
                     for socket in status["listening"]

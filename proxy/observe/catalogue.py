@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.engine.port import CheckRow, NameRow, RelayCounters, RelayStatus, ReloadRecord
 
 EVERY: Final = tuple(Transport)
+TCP: Final = (Transport.TCP,)
 
 MetricType: TypeAlias = Literal["counter", "gauge", "histogram", "info"]
 Labels: TypeAlias = tuple[str, ...]
@@ -390,6 +391,35 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _LISTENER,
         "How long connecting to endpoints took; stream listeners only.",
         _listener(lambda row: row["connect_duration"], STREAMS),
+    ),
+    MetricEntry(
+        "sockpair_rtt_seconds",
+        "histogram",
+        ("listener", "leg"),
+        "Round-trip times as the kernel smooths them, once a sample; TCP listeners only.",
+        _listener_by(lambda row: row["samples"]["rtt"], TCP),
+    ),
+    MetricEntry(
+        "sockpair_retransmits_total",
+        "counter",
+        ("listener", "leg"),
+        "Segments that were sent again, as far as sampled; TCP listeners only.",
+        _listener_by(lambda row: row["samples"]["retransmits"], TCP),
+    ),
+    MetricEntry(
+        "sockpair_waits_seconds_total",
+        "counter",
+        ("listener", "party"),
+        "Time that flows waited for client, endpoint, proxy, limit or nobody, as far as sampled; "
+        "stream listeners only.",
+        _listener_by(lambda row: row["samples"]["waits"], STREAMS),
+    ),
+    MetricEntry(
+        "sockpair_samples_total",
+        "counter",
+        _LISTENER,
+        "How often the kernel was asked about a flow; stream listeners only.",
+        _listener(lambda row: row["samples"]["taken"], STREAMS),
     ),
     MetricEntry(
         "sockpair_table_entries",

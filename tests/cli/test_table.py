@@ -9,6 +9,7 @@ import sys
 import threading
 from typing import TYPE_CHECKING
 
+import click
 import pytest
 import structlog.testing
 import trio
@@ -404,3 +405,23 @@ def test_commands_start_without_the_server() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=False)
     assert (done.returncode, done.stderr) == (0, b"")
+
+
+def test_wide_columns_tell_what_slows_a_flow() -> None:
+    columns = flow_columns(recent=False, exact=False, now=WALL, wide=True)[-5:]
+    client = {"rtt": 0.0382, "retransmits": 117}
+    row = {
+        "legs": {"client": client, "endpoint": None},
+        "stalled": {
+            "original": {"blocked": 0.0, "held": 0.0},
+            "reply": {"blocked": 71.5, "held": 0.0},
+        },
+        "slowed_by": "client",
+    }
+    unknown = {"legs": None, "stalled": None, "slowed_by": None}
+    lines = table_lines(columns, [row, unknown], width=None)
+    assert [click.unstyle(line).split() for line in lines] == [
+        ["RTT", "RETRANS", "BLOCKED", "HELD", "SLOWED", "BY"],
+        ["38.2ms/-", "117/-", "1m11s", "-", "client"],
+        ["-", "-", "-", "-", "-"],
+    ]

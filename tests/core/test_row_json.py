@@ -15,8 +15,10 @@ from proxy.core.proxy_header import Tlv
 from proxy.core.query import flow_row
 from proxy.core.responders import Responders
 from proxy.core.row_json import closed_flow, row_json
+from proxy.core.sample import Insight
 from proxy.core.unix import Credentials, UnixAddress
 from proxy.core.upstream import Endpoint
+from tests.core.test_sample import samples, stalls
 
 IPV6 = st.sampled_from(["::1", "2001:db8::1", "fe80::1%eth0"])
 PORTS = st.integers(0, 65535)
@@ -36,6 +38,7 @@ class KnownFlow(Flow):
     known: Credentials | None = None
     answers: Responders | None = None
     said: Identity | None = None
+    seen: Insight | None = None
 
     @property
     def identity(self) -> Identity | None:
@@ -44,6 +47,10 @@ class KnownFlow(Flow):
     @property
     def credentials(self) -> Credentials | None:
         return self.known
+
+    @property
+    def insight(self) -> Insight | None:
+        return self.seen
 
     @property
     def responders(self) -> Responders | None:
@@ -78,6 +85,7 @@ def flows(draw: st.DrawFn) -> KnownFlow:
     if draw(st.booleans()):
         flow.answers = Responders()
         flow.answers.count(draw(ADDRESSES), 7)
+    flow.seen = draw(st.none() | st.builds(Insight, st.none() | samples, stalls, stalls))
     if draw(st.booleans()):
         flow.end(draw(st.sampled_from(CloseReason)), draw(st.sampled_from(CloseSide)), draw(TIMES))
     return flow

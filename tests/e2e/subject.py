@@ -274,6 +274,9 @@ ROW_KEYS: Final = (
     "tlvs",
     "server_name",
     "alpn",
+    "slowed_by",
+    "legs",
+    "stalled",
 )
 
 TIMES: Final = frozenset({"opened", "last_active", "closed"})

@@ -1,0 +1,98 @@
+"""A flow's sample as people and programs read it: seconds, bytes a second, and words."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, TypedDict
+
+from proxy.core.sample import NO_INFO, UNKNOWN
+
+if TYPE_CHECKING:
+    from proxy.core.sample import Insight, Sample, Stalled, TcpInfo
+
+
+class LegRow(TypedDict):
+    """What the kernel told of one socket; see tcp(7)."""
+
+    rtt: float
+    min_rtt: float | None
+    retransmits: int
+    unacked: int
+    delivery_rate: int
+    busy: float
+    rwnd_limited: float
+    sndbuf_limited: float
+
+
+class LegsRow(TypedDict):
+    """Both sockets, and when it was (Unix seconds); None for one that is not TCP."""
+
+    sampled: float
+    client: LegRow | None
+    endpoint: LegRow | None
+
+
+class DirectionStalledRow(TypedDict):
+    """Seconds: the other side took no more; a limit held it back."""
+
+    blocked: float
+    held: float
+
+
+class StalledRow(TypedDict):
+    """How both directions stood still."""
+
+    original: DirectionStalledRow
+    reply: DirectionStalledRow
+
+
+class InsightRow(TypedDict):
+    """The last keys of a flow's row; all None where nothing is known."""
+
+    slowed_by: str | None
+    legs: LegsRow | None
+    stalled: StalledRow | None
+
+
+def insight_row(insight: Insight | None, wall_offset: float) -> InsightRow:
+    """Describe what is known of how a flow got on.
+
+    Args:
+        insight: of the flow.
+        wall_offset: Unix time less monotonic time, in seconds.
+
+    """
+    if insight is None:
+        return {"slowed_by": None, "legs": None, "stalled": None}
+    sample = insight.sample
+    return {
+        "slowed_by": None if sample is None else sample.waits.culprit,
+        "legs": None if sample is None else _legs(sample, wall_offset),
+        "stalled": {"original": _stalled(insight.original), "reply": _stalled(insight.reply)},
+    }
+
+
+def _legs(sample: Sample, wall_offset: float) -> LegsRow:
+    return {
+        "sampled": round(sample.when + wall_offset, 6),
+        "client": _leg(sample.client),
+        "endpoint": _leg(sample.endpoint),
+    }
+
+
+def _leg(info: TcpInfo) -> LegRow | None:
+    if info == NO_INFO:
+        return None
+    return {
+        "rtt": info.rtt / 1e6,
+        "min_rtt": None if info.min_rtt == UNKNOWN else info.min_rtt / 1e6,
+        "retransmits": info.retransmits,
+        "unacked": info.unacked,
+        "delivery_rate": info.delivery_rate,
+        "busy": info.busy / 1e6,
+        "rwnd_limited": info.rwnd_limited / 1e6,
+        "sndbuf_limited": info.sndbuf_limited / 1e6,
+    }
+
+
+def _stalled(stalled: Stalled) -> DirectionStalledRow:
+    return {"blocked": round(stalled.blocked, 6), "held": round(stalled.held, 6)}
