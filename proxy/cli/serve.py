@@ -21,6 +21,7 @@ from proxy.core.address import format_address
 from proxy.observe.hits import log_hits
 from proxy.observe.log import FlowSink, configure, set_up, write_flow_log
 from proxy.observe.server import serve_admin
+from proxy.observe.trust import Trust
 
 if TYPE_CHECKING:
     from proxy.config.model import Config, Log
@@ -102,6 +103,7 @@ async def _serve_admin(
         steward,
         listeners,
         log_dropped=lambda: sink.dropped,
+        trust=Trust(frozenset(house.config.admin.hosts), house.admin_users),
         max_series=house.config.admin.max_series,
         task_status=task_status,
     )

@@ -27,11 +27,13 @@ from proxy.config.values import (
     ADMIN_HTTP_DEFAULT,
     ADMIN_SOCKET_DEFAULT,
     Account,
+    Accounts,
     AdminHttp,
     Bandwidth,
     BufferSize,
     FileMode,
     Groups,
+    HostNames,
     Listen,
     LogFlows,
     LogFormat,
@@ -71,6 +73,24 @@ class Admin(Table):
     )
     http: AdminHttp = key(
         ADMIN_HTTP_DEFAULT, 'Read-only HTTP: /metrics, the page, the API. "" turns it off.'
+    )
+    hosts: HostNames = key(
+        [],
+        "Names that may stand in the Host header beside IP addresses and localhost; of proxies "
+        "before http, or of this host.",
+        example=["proxy.example.net"],
+    )
+    mode: FileMode = key("0660", "Permissions of the Unix socket's file.")
+    group: Account | None = key(
+        None,
+        "Group of the Unix socket's file. Default: that of who runs this.",
+        example="sockpair-admin",
+    )
+    users: Accounts = key(
+        [],
+        "Users who may change something on the Unix socket; others who may open it can only read. "
+        "[]: all who may open it.",
+        example=["root", "operator"],
     )
     max_series: int = key(
         1_000, "Flows that /metrics/flows shows at most, the largest first.", ge=1, le=100_000

@@ -62,6 +62,8 @@ NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,63}$"
 ADMIN_HTTP_DEFAULT: Final = "127.0.0.1:9600"
 ADMIN_SOCKET_DEFAULT: Final = "/run/sockpair/admin.sock"
 
+HOST_NAME_PATTERN: Final = r"(?=.{1,253}$)[A-Za-z0-9_]([A-Za-z0-9_.-]*[A-Za-z0-9])?"
+
 ACCOUNT_PATTERN: Final = r"^[A-Za-z0-9_][A-Za-z0-9_.-]{0,31}\$?$"
 
 LISTEN_EXAMPLE: Final = '"tcp://0.0.0.0:8080", "udp://[::]:53" or "unix:///run/x.sock"'
@@ -165,6 +167,19 @@ def parse_admin_http(text: str) -> HostPort | None:
         raise ValueError(f'"{text}" is not host:port, such as "{ADMIN_HTTP_DEFAULT}"')
     host, port = parse_host_port(text, lowest_port=0)
     return HostPort(host if host == "localhost" else _literal(host, text), port)
+
+
+def parse_host_name(text: str) -> str:
+    """Read a name that browsers may call us by; it is kept in lower case, as they send it.
+
+    Raises:
+        ValueError: it is no host name, or has a port, or is an address, which needs no permission.
+
+    """
+    if not re.fullmatch(HOST_NAME_PATTERN, text):
+        example = 'as "proxy.example.net", without a port'
+        raise ValueError(f'"{text}" is not the name of a host: expected it {example}')
+    return text.lower()
 
 
 def parse_socket_path(text: str) -> str:
@@ -367,6 +382,14 @@ FileMode: TypeAlias = Annotated[
 
 Account: TypeAlias = Annotated[str, StringConstraints(pattern=ACCOUNT_PATTERN)]
 """A user or a group, by name or number."""
+
+Accounts: TypeAlias = Annotated[tuple[Account, ...], BeforeValidator(as_array)]
+
+HostName: TypeAlias = Annotated[
+    str, *written(parse_host_name, 'a host name such as "proxy.example.net"')
+]
+
+HostNames: TypeAlias = Annotated[tuple[HostName, ...], BeforeValidator(as_array)]
 
 Groups: TypeAlias = Annotated[tuple[Group, ...], BeforeValidator(as_array)]
 

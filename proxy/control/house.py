@@ -27,20 +27,20 @@ from proxy.control.crew import Crew
 from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
 from proxy.control.health import Checks, check_plans
 from proxy.control.inherited import Inheritance
-from proxy.control.listen import bind_admin_http, bind_admin_socket
+from proxy.control.listen import BindError, bind_admin_http, bind_admin_socket
 from proxy.control.names import Names
 from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
 from proxy.control.specs import listener_spec, pace_of
 from proxy.control.store import SocketStore, sockets_to_keep
-from proxy.control.unix import socket_files
+from proxy.control.unix import socket_files, user_numbers
 from proxy.core.steering import WORKERS_MAX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config, Engine
+    from proxy.config.model import Admin, Config, Engine
     from proxy.core.pace import Pace
     from proxy.engine.specs import UpstreamSpec
 
@@ -59,6 +59,7 @@ class House:
         config: what is at work.
         drained_listeners: those that were drained by hand since.
         drained_endpoints: the same, each with its upstream before it.
+        admin_users: who may change something at the admin's Unix socket; None: all who may open it.
         is_stopping: whether everything drains; nothing is put to work any more.
         names: what is known of the names of endpoints.
         checks: what is known of their health.
@@ -78,6 +79,7 @@ class House:
         self.admin = admin
         self.drained_listeners: set[str] = set()
         self.drained_endpoints: set[tuple[str, str]] = set()
+        self.admin_users: frozenset[int] | None = None
         self.is_stopping = False
         self.names = Names()
         self.checks = Checks(worker.set_health)
@@ -230,16 +232,19 @@ async def open_house(
 
     Raises:
         ResolveError: an endpoint has no address, and will not have one soon.
-        BindError: a socket could not be bound; none is left open then.
+        BindError: a socket could not be bound, or there is no such user; none is left open then.
         OptionError: a socket option, or a source, is not to be had; the same.
 
     """
     raise_file_limit()
     house = House(config, _workers(config.engine), [], notifier)
+    house.admin_users = _admin_users(config.admin)
     upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
         if config.admin.socket:
-            house.admin.append(undo.enter_context(bind_admin_socket(config.admin.socket)))
+            admin = config.admin
+            bound = bind_admin_socket(admin.socket, admin.mode, admin.group)
+            house.admin.append(undo.enter_context(bound))
             undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
         if config.admin.http is not None:
             house.admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
@@ -249,6 +254,20 @@ async def open_house(
         await house.put_to_work(config, upstreams, given)
         undo.pop_all()
     return house
+
+
+def _admin_users(admin: Admin) -> frozenset[int] | None:
+    """Who may change something at the Unix socket; None: whoever may open it.
+
+    Root may do anything, and our own user end us, so that nothing is gained by keeping them out.
+    """
+    if not admin.users:
+        return None
+    try:
+        return user_numbers(admin.users) | {0, os.getuid()}
+    except OSError as error:
+        names = ", ".join(admin.users)
+        raise BindError("admin.users", names, error, "cannot admit") from error
 
 
 def _workers(engine: Engine) -> Worker | Crew:

@@ -42,7 +42,13 @@ from proxy.control.steering import (
     lone_reason,
     program_of,
 )
-from proxy.control.unix import UnixListenSocket, bind_unix, remove_stale, socket_files
+from proxy.control.unix import (
+    UnixListenSocket,
+    bind_unix,
+    give_file,
+    remove_stale,
+    socket_files,
+)
 from proxy.core.address import HostPort, Transport
 from proxy.engine.group import join_groups, only_joined_groups
 from proxy.engine.marks import UNMARKED, MarkError, Marks
@@ -54,7 +60,8 @@ if TYPE_CHECKING:
     from proxy.config.model import Config, Listener
     from proxy.config.values import ListenAddress
 
-ADMIN_BACKLOG: Final = 128
+ADMIN_BACKLOG: Final = 1024
+"""Clients that wait to be accepted: who finds no place here tries again a second later."""
 ADMIN_MODE: Final = 0o660
 """The owner and the group of the service may control it; others may not."""
 
@@ -85,10 +92,12 @@ DIRECTORY_MODE: Final = 0o750
 class BindError(Exception):
     """A socket could not be bound. Its text is one line for people: place, value, remedy."""
 
-    def __init__(self, place: str, value: str, error: OSError) -> None:
+    def __init__(
+        self, place: str, value: str, error: OSError, deed: str = "cannot listen on"
+    ) -> None:
         remedy = _remedy(value, error.errno or 0)
         reason = f"{error.strerror}; {remedy}" if remedy else f"{error.strerror}"
-        super().__init__(f"{place}: cannot listen on {value}: {reason}")
+        super().__init__(f"{place}: {deed} {value}: {reason}")
 
 
 def _remedy(value: str, number: int) -> str | None:
@@ -240,11 +249,16 @@ def bind_admin_http(address: HostPort) -> Socket:
     return socket
 
 
-def bind_admin_socket(path: str) -> Socket:
+def bind_admin_socket(path: str, mode: int = ADMIN_MODE, group: str | None = None) -> Socket:
     """Bind the control socket, replacing one that nobody serves any more.
 
     Its directory is made when only that is missing, as below /run after every boot; a longer way
     is rather a mistake in the path.
+
+    Args:
+        path: of its file.
+        mode: permissions of that.
+        group: who shall have it, by name or number; None leaves it as it is.
 
     Raises:
         BindError: it could not be bound, for example because a running process serves it.
@@ -260,7 +274,7 @@ def bind_admin_socket(path: str) -> Socket:
             socket.bind(path)
         finally:
             os.umask(before)
-        Path(path).chmod(ADMIN_MODE)
+        give_file(path, mode, None, group)
         socket.listen(ADMIN_BACKLOG)
     except OSError as error:
         socket.close()

@@ -155,6 +155,16 @@ def _bind_file(socket: UnixListenSocket, path: str, mode: int, user: int, group:
     _give(path, mode, user, group)
 
 
+def user_numbers(names: Iterable[str]) -> frozenset[int]:
+    """The numbers of these users.
+
+    Raises:
+        OSError: EINVAL, there is no such user.
+
+    """
+    return frozenset(map(_user, names))
+
+
 def _user(name: str | None) -> int:
     return _number(name, "user", lambda known: pwd.getpwnam(known).pw_uid)
 

@@ -6,15 +6,13 @@ relay and shapes the answer. HEAD is GET without its body.
 Invariants:
 
 * By TCP one can only read. Whatever else is asked for there is refused, with the reason.
-* By TCP the ``Host`` header is an IP address or ``localhost``, so that no name of a stranger can
-  make a browser here read the table for them (DNS rebinding).
+* By TCP nothing is told to pages of strangers; see ``trust``.
 * Every change that was asked for is logged, with who asked.
 * Thousands of rows are encoded in slices, while they are sent.
 """
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from difflib import get_close_matches
@@ -51,6 +49,7 @@ from proxy.observe.params import (
     read_params,
 )
 from proxy.observe.reader import Wish, as_events, as_lines, read_events
+from proxy.observe.trust import Trust
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -68,6 +67,8 @@ NEAR: Final = 0.75
 NDJSON: Final = "application/x-ndjson"
 EVENTS: Final = "text/event-stream"
 
+NOBODY_ELSE: Final = Trust()
+
 FLOW_PARAMS: Final = (*STREAMED, "sort", "limit")
 """What of a stream's parameters says which flows."""
 
@@ -82,6 +83,7 @@ class Api:
         steward: reloads and drains the house.
         log_dropped: log lines that were thrown away outside the relay.
         max_series: flows that ``/metrics/flows`` shows at most.
+        trust: which names in ``Host`` are our own.
 
     Attributes:
         hub: numbers what happens to flows; whoever serves has it run.
@@ -95,11 +97,13 @@ class Api:
         steward: StewardPort,
         log_dropped: Callable[[], int] = lambda: 0,
         max_series: int = 1000,
+        trust: Trust = NOBODY_ELSE,
     ) -> None:
         self._port = port
         self._steward = steward
         self._log_dropped = log_dropped
         self._max_series = max_series
+        self._trust = trust
         self.hub = EventHub(port)
         self.admin_refused = 0
         self._assets = read_assets()
@@ -111,8 +115,9 @@ class Api:
             HttpError: what the client did wrong.
 
         """
-        if not request.control:
-            _check_host(request.headers.get("host"))
+        objection = None if request.local else self._trust.objection(request.headers)
+        if objection is not None:
+            raise HttpError(403, objection)
         path, word = _split(request.path)
         answer = _method(request, path)
         return await answer(self, request, word)
@@ -438,8 +443,17 @@ def _method(request: Request, path: str) -> Method:
     if method not in methods:
         raise _not_allowed(request, methods)
     if method != "GET" and not request.control:
-        raise HttpError(403, f"{method} needs the admin Unix socket; by TCP one can only read")
+        raise _not_permitted(request)
     return methods[method]
+
+
+def _not_permitted(request: Request) -> HttpError:
+    """403: who asks may only read. A user of this host who tries is worth a line in the log."""
+    if not request.local:
+        method = request.method
+        return HttpError(403, f"{method} needs the admin Unix socket; by TCP one can only read")
+    log.warning("change_refused", asked=f"{request.method} {request.path}", by=request.peer)
+    return HttpError(403, f"{request.peer} may only read: admin.users names who may change things")
 
 
 def _no_path(path: str) -> str:
@@ -462,24 +476,6 @@ def _not_allowed(request: Request, methods: dict[str, Method]) -> HttpError:
     error = HttpError(405, f"{request.method} is not for {request.path}; use {use}")
     error.headers = (("Allow", ", ".join(allowed)),)
     return error
-
-
-def _check_host(host: str | None) -> None:
-    """Refuse a host name; HTTP/1.0 without one is no browser."""
-    if host is None or _is_own_host(host):
-        return
-    raise HttpError(403, f'Host "{host}" is not served: use an IP address or localhost')
-
-
-def _is_own_host(host: str) -> bool:
-    name = host if host.endswith("]") or ":" not in host else host.rpartition(":")[0]
-    if name.lower() == "localhost":
-        return True
-    try:
-        ipaddress.ip_address(name.removeprefix("[").removesuffix("]"))
-    except ValueError:
-        return False
-    return True
 
 
 def _params(

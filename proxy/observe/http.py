@@ -92,6 +92,7 @@ class Request:
         headers: by lower-case name; the last of several wins.
         peer: who asks, for the log.
         control: whether the client may change something, and not only read.
+        local: whether it is at the Unix socket.
 
     """
 
@@ -102,6 +103,7 @@ class Request:
     body: bytes
     peer: str
     control: bool
+    local: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +147,7 @@ def json_response(value: object, status: int = 200) -> Response:
     return Response(json.dumps(value).encode("ascii") + b"\n", JSON, status)
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class HttpConnection:
     """Serves one client.
 
@@ -155,6 +157,11 @@ class HttpConnection:
         peer: who the client is, for the log.
         control: whether it may change something.
         bounds: what it may cost.
+        local: whether it is at the Unix socket.
+
+    Attributes:
+        asking_since: when it was first waited for to send its next request; None while it is not.
+        taking_since: when it was first waited for to take a piece of an answer; None likewise.
 
     """
 
@@ -163,6 +170,9 @@ class HttpConnection:
     peer: str
     control: bool
     bounds: Bounds
+    local: bool = False
+    asking_since: float | None = field(init=False, default=None)
+    taking_since: float | None = field(init=False, default=None)
     _http: h11.Connection = field(init=False)
     _wait_seconds: float = field(init=False)
 
@@ -189,6 +199,7 @@ class HttpConnection:
 
     async def _serve_request(self) -> bool:
         """Answer one request; whether another one may follow."""
+        self.asking_since = trio.current_time()
         try:
             request = await self._read_request()
         except HttpError as error:
@@ -196,6 +207,7 @@ class HttpConnection:
             return False
         if request is None:
             return False
+        self.asking_since = None
         return await self._send(await self._answer(request), head=request.method == "HEAD")
 
     async def _read_request(self) -> Request | None:
@@ -223,7 +235,7 @@ class HttpConnection:
             raise HttpError(400, f'ask for a path, such as "/metrics", not for "{path}"')
         body = await self._receive_body(int(headers.get("content-length", "0")))
         method = event.method.decode("ascii")
-        return Request(method, path, query, headers, body, self.peer, self.control)
+        return Request(method, path, query, headers, body, self.peer, self.control, self.local)
 
     async def _receive_body(self, announced: int) -> bytes:
         limit = self.bounds.body_bytes
@@ -322,7 +334,9 @@ class HttpConnection:
     async def _send_event(self, event: h11.Event) -> None:
         data = self._http.send(event)
         if data:
+            self.taking_since = trio.current_time()
             await self.stream.send_all(data)
+            self.taking_since = None
 
     async def _linger(self) -> None:
         """Close in stages: a close with bytes unread becomes RST, which eats our answer.

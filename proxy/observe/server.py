@@ -3,8 +3,11 @@
 Strategy: one task a listening socket accepts; one task a connection serves. Who connects to a Unix
 socket has passed its file permissions and may change things; who connects by TCP may only read.
 
-Invariants: a listener serves ``Bounds.connections`` clients at once, the next are closed and
-counted; accepting survives the named errors of a process that is out of descriptors or memory, and
+Invariants: a listener serves ``Bounds.connections`` clients at once. When there are as many, a new
+one takes the place of whoever has kept us waiting longest, for a request or to take an answer, so
+that a thousand who say nothing keep nobody out; if nobody does that, the new one is closed. Both
+are counted.
+Accepting survives the named errors of a process that is out of descriptors or memory, and
 no others; a client's fault never ends the server.
 """
 
@@ -13,8 +16,8 @@ from __future__ import annotations
 import errno
 import socket
 import struct
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
 from typing import Final
 
 import structlog
@@ -22,13 +25,17 @@ import trio
 
 from proxy.core.address import format_address
 from proxy.engine.port import RelayPort, StewardPort
-from proxy.observe.api import Api
+from proxy.observe.api import NOBODY_ELSE, Api
 from proxy.observe.http import Bounds, HttpConnection
+from proxy.observe.trust import Trust
 
 ACCEPT_PAUSES: Final = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM})
 """What accept(2) says when the process or the host has run out; the connection stays queued."""
 
 PAUSE_SECONDS: Final = 0.2
+
+TAKING_SECONDS: Final = 1.0
+"""For a piece of an answer, while others want the place; the pieces are of tens of kilobytes."""
 
 DEFAULT_BOUNDS: Final = Bounds()
 
@@ -41,6 +48,7 @@ async def serve_admin(
     listeners: Sequence[trio.SocketListener],
     *,
     log_dropped: Callable[[], int] = lambda: 0,
+    trust: Trust = NOBODY_ELSE,
     max_series: int = 1000,
     bounds: Bounds = DEFAULT_BOUNDS,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
@@ -53,6 +61,7 @@ async def serve_admin(
         listeners: sockets that listen; a Unix socket gives full control, TCP is read-only.
         log_dropped: log lines that the log sink has thrown away so far, for the metrics.
         max_series: flows that ``/metrics/flows`` shows at most.
+        trust: which names are our own, and who may change something at the Unix socket.
         bounds: what a client may cost.
         task_status: started when everything accepts.
 
@@ -60,11 +69,11 @@ async def serve_admin(
     whoever made it.
 
     """
-    api = Api(port, steward, log_dropped, max_series)
+    api = Api(port, steward, log_dropped, max_series, trust)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(api.hub.run)
         for listener in listeners:
-            nursery.start_soon(_Entrance(listener, api, bounds).accept_forever)
+            nursery.start_soon(_Entrance(listener, api, bounds, trust).accept_forever)
         task_status.started()
 
 
@@ -75,7 +84,8 @@ class _Entrance:
     listener: trio.SocketListener
     api: Api
     bounds: Bounds
-    inside: int = 0
+    trust: Trust
+    inside: dict[HttpConnection, trio.CancelScope] = field(default_factory=dict)
     full: bool = False  # the last client was refused; so that a flood is one log line
     paused: bool = False
 
@@ -83,12 +93,14 @@ class _Entrance:
         async with self.listener, trio.open_nursery() as nursery:
             while True:
                 stream = await self._accept()
-                if self.inside < self.bounds.connections:
-                    self.full = False
-                    self.inside += 1
-                    nursery.start_soon(self._serve, stream)
-                else:
-                    await self._refuse(stream)
+                inside = len(self.inside)
+                self.full = self.full and inside > self.bounds.connections // 2
+                if inside >= self.bounds.connections and not self._make_room():
+                    await trio.aclose_forcefully(stream)
+                    continue
+                connection = self._connection(stream)
+                self.inside[connection] = trio.CancelScope()
+                nursery.start_soon(self._serve, connection)
 
     async def _accept(self) -> trio.SocketStream:
         while True:
@@ -105,27 +117,55 @@ class _Entrance:
                 self.paused = False
                 return stream
 
-    async def _serve(self, stream: trio.SocketStream) -> None:
-        control = stream.socket.family == socket.AF_UNIX
-        peer = _credentials(stream) if control else _remote(stream)
-        try:
-            await HttpConnection(stream, self.api, peer, control, self.bounds).serve()
-        finally:
-            self.inside -= 1
+    def _connection(self, stream: trio.SocketStream) -> HttpConnection:
+        if stream.socket.family != socket.AF_UNIX:
+            return HttpConnection(stream, self.api, _remote(stream), False, self.bounds)
+        pid, uid = _credentials(stream)
+        control = self.trust.may_change(uid)
+        peer = f"pid {pid} uid {uid}"
+        return HttpConnection(stream, self.api, peer, control, self.bounds, local=True)
 
-    async def _refuse(self, stream: trio.SocketStream) -> None:
+    async def _serve(self, connection: HttpConnection) -> None:
+        try:
+            with self.inside[connection]:
+                await connection.serve()
+        finally:
+            self.inside.pop(connection, None)
+
+    def _make_room(self) -> bool:
+        """End whoever has kept us waiting longest; false if nobody does."""
         self.api.admin_refused += 1
         if not self.full:
             log.warning("admin_connections_full", limit=self.bounds.connections)
         self.full = True
-        await trio.aclose_forcefully(stream)
+        idlest = longest_waited_for(self.inside, trio.current_time())
+        if idlest is not None:
+            self.inside.pop(idlest).cancel()
+        return idlest is not None
 
 
-def _credentials(stream: trio.SocketStream) -> str:
-    """Who opened the Unix connection, as the kernel knows it (SO_PEERCRED, unix(7))."""
+def longest_waited_for(connections: Iterable[HttpConnection], now: float) -> HttpConnection | None:
+    """Who keeps us waiting longest; None if nobody does.
+
+    Taking a piece of an answer keeps nobody waiting before ``TAKING_SECONDS`` are over.
+    """
+    since: dict[HttpConnection, float] = {}
+    for each in connections:
+        if each.asking_since is not None:
+            since[each] = each.asking_since
+        elif each.taking_since is not None and now - each.taking_since >= TAKING_SECONDS:
+            since[each] = each.taking_since
+    return min(since, key=since.__getitem__, default=None)
+
+
+def _credentials(stream: trio.SocketStream) -> tuple[int, int]:
+    """The process and user that opened the Unix connection, as the kernel knows them.
+
+    SO_PEERCRED, unix(7).
+    """
     raw = stream.socket.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
     pid, uid, _gid = struct.unpack("3i", raw)
-    return f"pid {pid} uid {uid}"
+    return pid, uid
 
 
 def _remote(stream: trio.SocketStream) -> str:

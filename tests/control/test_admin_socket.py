@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from proxy.config.load import parse
+from proxy.control.house import open_house
 from proxy.control.listen import BindError, bind_admin_socket
 
 
@@ -55,3 +57,38 @@ def test_a_socket_that_is_served_names_the_command_that_tells_by_whom(tmp_path: 
 )
 def test_remedies_fit_the_kind_of_socket(place: str, value: str, number: int, words: str) -> None:
     assert words in str(BindError(place, value, OSError(number, os.strerror(number))))
+
+
+def test_its_mode_and_group_are_as_wanted(tmp_path: Path) -> None:
+    path = tmp_path / "admin.sock"
+    with bind_admin_socket(str(path), 0o606, str(os.getgid())):
+        status = path.stat()
+        assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o606, os.getgid())
+
+
+def test_a_group_that_is_not_there_is_named(tmp_path: Path) -> None:
+    with pytest.raises(BindError) as caught:
+        bind_admin_socket(str(tmp_path / "admin.sock"), 0o660, "no-such-group")
+    assert 'there is no group "no-such-group"' in str(caught.value)
+
+
+async def test_users_that_are_not_there_are_named(tmp_path: Path) -> None:
+    text = f"""
+[admin]
+socket = "{tmp_path}/admin.sock"
+http = ""
+users = ["root", "no-such-user"]
+[listener.web]
+listen = "tcp://127.0.0.1:0"
+upstream = "web"
+[upstream.web]
+endpoints = ["127.0.0.1:9"]
+"""
+    with pytest.raises(BindError) as caught:
+        await open_house(parse(text, "f"))
+    said = 'admin.users: cannot admit root, no-such-user: there is no user "no-such-user"'
+    assert str(caught.value) == said
+    with await open_house(parse(text.replace("no-such-user", "daemon"), "f")) as house:
+        assert house.admin_users is not None
+        assert house.admin_users >= {0, os.getuid()}
+        await house.worker.finish()

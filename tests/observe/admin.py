@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import h11
 import trio
 
+from proxy.observe.api import NOBODY_ELSE
 from proxy.observe.http import Bounds
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from proxy.engine.port import RelayPort, StewardPort
+    from proxy.observe.trust import Trust
 
 
 class Answer(NamedTuple):
@@ -63,6 +65,7 @@ async def admin_server(
     folder: Path,
     bounds: Bounds | None = None,
     steward: StewardPort | None = None,
+    trust: Trust = NOBODY_ELSE,
 ) -> AsyncIterator[Admin]:
     path = str(folder / "admin.sock")
     tcp = (await trio.open_tcp_listeners(0, host="127.0.0.1"))[0]
@@ -70,7 +73,9 @@ async def admin_server(
         listeners = [tcp, unix_listener(path)]
         address = tcp.socket.getsockname()
         asked = steward or FakeSteward()
-        await nursery.start(lambda **kwargs: _serve(relay, asked, listeners, bounds, kwargs))
+        await nursery.start(
+            lambda **kwargs: _serve(relay, asked, listeners, bounds, {**kwargs, "trust": trust})
+        )
         with trio.fail_after(PATIENCE):
             yield Admin(address, path)
         nursery.cancel_scope.cancel()

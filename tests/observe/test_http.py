@@ -12,12 +12,14 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.observe import server
 from proxy.observe.api import Api
 from proxy.observe.http import PIECE_BYTES, Bounds, HttpConnection, Request, Response
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
 from tests.observe.admin import admin_server, ask, read_all
 from tests.observe.fake_relay import FakeRelay, FakeSteward
+from tests.observe.slowloris import Slowloris
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -153,7 +155,7 @@ async def test_the_body_is_asked_for_when_the_client_waits(tmp_path: Path) -> No
         assert (await stream.receive_some()).startswith(b"HTTP/1.1 405 ")
 
 
-async def test_too_many_connections_are_refused_and_counted(tmp_path: Path) -> None:
+async def test_whoever_keeps_us_waiting_longest_makes_room(tmp_path: Path) -> None:
     bounds = replace(Bounds(), connections=2)
     with structlog.testing.capture_logs() as logs:
         async with (
@@ -161,14 +163,68 @@ async def test_too_many_connections_are_refused_and_counted(tmp_path: Path) -> N
             await admin.by_tcp() as one,
             await admin.by_tcp() as two,
         ):
-            for stream in (one, two):
+            for stream in (two, one):
                 assert (await ask(stream, "GET", "/healthz")).status == 200
-            assert await admin.raw(b"") == b""
-            assert await admin.raw(b"") == b""
+            assert (await admin.get("/healthz")).status == 200
+            assert await read_all(two) == b""
             answer = await ask(one, "GET", "/metrics")
-            assert b"sockpair_admin_connections_refused_total 2.0" in answer.body
+            assert b"sockpair_admin_connections_refused_total 1.0" in answer.body
             assert (await admin.control("GET", "/healthz")).status == 200  # its own bound
     assert [entry["event"] for entry in logs] == ["admin_connections_full"]
+
+
+async def test_who_is_being_answered_makes_no_room(tmp_path: Path) -> None:
+    bounds = replace(Bounds(), connections=2)
+    with structlog.testing.capture_logs():
+        async with (
+            admin_server(FakeRelay(), tmp_path, bounds) as admin,
+            await admin.by_tcp() as one,
+            await admin.by_tcp() as two,
+        ):
+            for stream in (one, two):
+                await stream.send_all(b"GET /api/v1/events HTTP/1.1\r\n" + HEAD + b"\r\n")
+                assert status_of(await stream.receive_some()) == 200
+            assert await admin.raw(b"") == b""
+            assert await admin.raw(b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n") == b""
+
+
+async def test_who_takes_no_answer_makes_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TAKING_SECONDS", 0.05)
+    relay, bounds = FakeRelay(), replace(Bounds(), connections=1)
+    for port in range(1, 12_000):
+        relay.open_tcp(("192.0.2.7", port))
+    with structlog.testing.capture_logs():
+        async with admin_server(relay, tmp_path, bounds) as admin, await admin.by_tcp() as slow:
+            await slow.send_all(b"GET /api/v1/flows HTTP/1.1\r\n" + HEAD + b"\r\n")
+            while not (await admin.raw(b"GET /healthz HTTP/1.0\r\n\r\n")).endswith(b"ok\n"):
+                await trio.sleep(0.01)
+
+
+async def test_a_thousand_who_say_little_keep_nobody_out(tmp_path: Path) -> None:
+    with structlog.testing.capture_logs() as logs:
+        async with admin_server(FakeRelay(), tmp_path) as admin:
+            with Slowloris(admin.tcp, 1000) as crowd:
+                for _ in range(5):
+                    assert (await admin.get("/metrics")).status == 200
+                    crowd.say_a_byte()
+            assert crowd.thrown_out
+    assert [entry["event"] for entry in logs] == ["admin_connections_full"]
+
+
+def test_who_waits_longest_is_found() -> None:
+    def waiting(asking: float | None, taking: float | None = None) -> HttpConnection:
+        made = connection(None, Response(b""), QUICK)  # type: ignore[arg-type]
+        made.asking_since, made.taking_since = asking, taking
+        return made
+
+    busy, late, early = waiting(None), waiting(9.0), waiting(8.0)
+    taking, stuck = waiting(None, 9.5), waiting(None, 7.0)
+    assert server.longest_waited_for([], 10.0) is None
+    assert server.longest_waited_for([busy, taking], 10.0) is None
+    assert server.longest_waited_for([busy, late, early, taking], 10.0) is early
+    assert server.longest_waited_for([busy, late, early, stuck], 10.0) is stuck
 
 
 async def test_a_fault_is_one_500_and_one_record(tmp_path: Path) -> None:
