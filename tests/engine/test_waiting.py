@@ -45,6 +45,7 @@ LONG = WaitLimits(time=3600.0, flows=10)
 def _no_last_resort(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever is to be served is to be served for a reason, and not because a second is over."""
     monkeypatch.setattr("proxy.engine.waiting.LONGEST_ALARM", 3600.0)
+    monkeypatch.setattr("proxy.core.waiting.REST", 3600.0)
 
 
 async def number(lab: Lab, what: str) -> int:
@@ -146,14 +147,24 @@ async def test_when_as_many_wait_as_may_the_next_is_refused() -> None:
         assert await number(lab, "waiting") == 2
 
 
-@pytest.mark.parametrize("how", ["reset", "close"])
-async def test_who_goes_away_is_forgotten(how: str) -> None:
+@pytest.mark.parametrize(
+    ("how", "said"), [("close", b""), ("end", b""), ("reset", b""), ("reset", b"words")]
+)
+async def test_who_goes_away_is_forgotten(how: str, said: bytes) -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()], admission=ONE_FLOW, waiting=LONG) as lab:
         await pair(lab, endpoint)
         client = await connect(lab.address)
+        await client.send(said)
         await wait_waiting(lab, 1)
-        reset(client) if how == "reset" else client.close()
+        match how:
+            case "reset":
+                reset(client)
+            case "close":
+                client.close()
+            case "end":
+                client.shutdown(SHUT_WR)
+                assert await is_reset(client)
         await wait_waiting(lab, 0)
         assert await number(lab, "abandoned") == 1
         assert await counts(lab) == {}
@@ -205,6 +216,20 @@ async def test_a_reload_to_refusal_or_less_time_refuses_who_waits(
         assert await is_reset(client)
         assert await counts(lab) == {"listener_flows": 1}
         assert await number(lab, "waiting") == 0
+
+
+async def test_a_reload_bounds_how_many_wait_from_then_on() -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()], admission=ONE_FLOW, waiting=LONG) as lab:
+        await pair(lab, endpoint)
+        for _ in range(2):
+            await connect(lab.address)
+        await wait_waiting(lab, 2)
+        fewer = WaitLimits(time=3600.0, flows=1)
+        await become(lab, endpoint, admission=ONE_FLOW, waiting=fewer)
+        assert await number(lab, "waiting") == 2  # who waits already stays
+        assert await is_refused(lab.address)
+        assert await counts(lab) == {"listener_flows": 1}
 
 
 async def test_a_reload_counts_the_time_that_has_been_waited() -> None:
@@ -478,3 +503,18 @@ async def test_a_socket_that_closes_takes_nobody_along_who_came_by_another() -> 
         assert await number(lab, "waiting") == 1
         reset(first)
         await accept(endpoint)
+
+
+async def test_a_tick_finds_the_place_that_another_worker_has_freed() -> None:
+    endpoint = listening()
+    two = AdmissionLimits(flows=2)
+    async with relaying([endpoint.getsockname()], admission=two, waiting=LONG, slot=0) as lab:
+        await pair(lab, endpoint)
+        others = Elsewhere()
+        gate_of(lab).join(others)
+        await connect(lab.address)
+        await wait_waiting(lab, 1)
+        others.live = 0
+        lab.worker._roster.look_around(monotonic())
+        await accept(endpoint)
+        assert await number(lab, "waiting") == 0

@@ -201,6 +201,16 @@ def test_of_many_lines_those_that_find_no_room_are_dropped() -> None:
     assert lines.dropped == 3
 
 
+def test_there_is_room_again_for_what_has_been_written(pipe: tuple[int, int]) -> None:
+    lines = sink.LogSink(pipe[1], str, limit=5)
+    for _ in range(4):
+        lines.put_lines(Lines(b"1\n2\n3\n", 3))
+        lines.put("4")
+        lines.flush()
+        assert left_in(pipe[0]) == b"1\n2\n3\n4\n"
+    assert lines.dropped == 0
+
+
 async def test_the_sink_writes_in_order_and_flushes_at_the_end(pipe: tuple[int, int]) -> None:
     lines = FlowSink(pipe[1], JsonFormat())
     async with trio.open_nursery() as nursery:
