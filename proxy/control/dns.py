@@ -30,6 +30,7 @@ import trio
 
 from proxy.core.hosts import HOSTS_MAX, hosts_of, parse_hosts
 from proxy.core.names import TARGETS_MAX, Answer, Failure, Target
+from proxy.core.printable import printable
 
 if TYPE_CHECKING:
     from proxy.core.address import Address, HostPort
@@ -47,6 +48,9 @@ ASKED_AT_ONCE: Final = 32
 """Questions under way; more wait. A start with thousands of names must not flood the servers."""
 
 FAMILIES: Final = ("A", "AAAA")
+
+SAID_MAX: Final = 100
+"""Characters of what a server said that are shown."""
 
 Content = TypeVar("Content")
 
@@ -222,7 +226,7 @@ def _last_error(error: dns.resolver.NoNameservers) -> str:
     """What the server said that was asked last."""
     errors = error.kwargs.get("errors") or [("", False, 0, "", None)]
     server, _, _, said, _ = errors[-1]
-    return f"{_server(server)} says: {said}" if said else ""
+    return f"{_server(server)} says: {printable(str(said))[:SAID_MAX]}" if said else ""
 
 
 def _ttl(found: dns.resolver.Answer) -> float:

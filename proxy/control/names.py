@@ -30,6 +30,13 @@ if TYPE_CHECKING:
     from proxy.core.address import HostPort
     from proxy.engine.port import NameRow
 
+ROUND: Final = 0.05
+"""Seconds from one look at what is due to the next: with thousands of names there is always some,
+and each look costs as much as there are names."""
+
+ROUTES: Final = 10.0
+"""Seconds until addresses are gone through again though none has changed, since routes may have."""
+
 LOGGED_MAX: Final = 20
 """Addresses in one line of the log."""
 
@@ -56,12 +63,14 @@ class Names:
         self._known: dict[NameKey, Resolution] = {}
         self._busy = set[NameKey]()
         self._woken = trio.Event()
+        self._changed = False
 
     async def look_up(self, config: Config) -> None:
         """Look all names of a configuration up at the same time."""
         async with trio.open_nursery() as nursery:
             for key in names_of(config):
                 nursery.start_soon(self._look_up, key, config)
+        self.wake()
 
     def of(self, endpoint: HostPort) -> Resolution | None:
         """What is known of an endpoint's name; None if it has none."""
@@ -85,21 +94,27 @@ class Names:
 
         Args:
             work: the configuration at work.
-            adopt: called after look-ups; they may have changed something.
+            adopt: called when addresses, or the ways to them, may be others.
 
         """
+        config: Config | None = None
+        adopted_at = 0.0
         async with trio.open_nursery() as nursery:
             while True:
                 self._woken = trio.Event()
-                config = work()
-                names = names_of(config)
-                self._forget(names)
-                await adopt()
+                if config is not work():
+                    config = work()
+                    names = names_of(config)
+                    self._forget(names)
+                if self._changed or monotonic() - adopted_at > ROUTES:
+                    self._changed, adopted_at = False, monotonic()
+                    await adopt()
                 for key in self._due(names):
                     self._busy.add(key)
                     nursery.start_soon(self._refresh, key, config)
                 with trio.move_on_after(self._pause(names)):
                     await self._woken.wait()
+                await trio.sleep(ROUND)
 
     def rows(self, config: Config) -> list[NameRow]:
         """What is known of the names of a configuration, for people; times are Unix seconds."""
@@ -127,6 +142,7 @@ class Names:
         before, trouble = resolution.targets, resolution.reason
         bounds = TtlBounds(settings.ttl_min, settings.ttl_max)
         resolution.learn(found, monotonic(), bounds, random.random())  # noqa: S311 - of no value
+        self._changed = self._changed or before != resolution.targets
         _tell(key, resolution, before, trouble)
 
     def _forget(self, names: set[NameKey]) -> None:

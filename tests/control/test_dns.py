@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import random
+import socket
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -10,9 +13,11 @@ import trio
 
 from proxy.config.values import parse_endpoint
 from proxy.control.dns import Asking, Resolver
+from proxy.core.address import HostPort
 from proxy.core.names import Answer, Failure, Parts, Target
 from tests.e2e.patience import PATIENCE
 from tests.e2e.peers import ZONE
+from tests.e2e.program import free_port
 from tests.e2e.zone import Zone, zone
 
 RECORDS = f"""
@@ -195,3 +200,60 @@ def answer(parts: Parts | Failure, key: str) -> Answer:
     part = parts[key]
     assert isinstance(part, Answer), part
     return part
+
+
+@pytest.mark.parametrize("seed", range(20))
+async def test_whatever_a_server_sends_is_a_result(
+    nursery: trio.Nursery, files: Files, seed: int
+) -> None:
+    """Answers of any bytes, or right ones with some bytes changed, by UDP and TCP."""
+    dice = random.Random(seed)
+    with trio.socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as server:
+        address = ("127.0.0.1", free_port())
+        await server.bind(address)
+        listening = trio.socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        await listening.bind(address)
+        listening.listen()
+        nursery.start_soon(garble_datagrams, server, dice)
+        nursery.start_soon(
+            trio.serve_listeners, partial(garble, dice), [trio.SocketListener(listening)]
+        )
+        asked = Asking((HostPort(*address),), timeout=0.1)
+        for look_up in (files.resolver.host, files.resolver.service):
+            found = await look_up("web.example", asked)
+            parts = [found] if isinstance(found, Failure) else list(found.values())
+            assert all(isinstance(part, Failure | Answer) for part in parts)
+        nursery.cancel_scope.cancel()
+
+
+async def garble_datagrams(server: trio.socket.SocketType, dice: random.Random) -> None:
+    while True:
+        query, sender = await server.recvfrom(65535)
+        await server.sendto(garbled(query, dice), sender)
+
+
+async def garble(dice: random.Random, stream: trio.SocketStream) -> None:
+    try:
+        query = await stream.receive_some(65535)
+        data = garbled(query[2:], dice)
+        await stream.send_all(len(data).to_bytes(2, "big") + data)
+        await stream.aclose()
+    except trio.BrokenResourceError:
+        return
+
+
+def garbled(query: bytes, dice: random.Random) -> bytes:
+    """An answer to a query, or to anything."""
+    if dice.random() < 0.2:
+        return dice.randbytes(dice.randrange(600))
+    if len(query) < 12:
+        return query
+    kind = query[-4:-2]
+    rdata = {b"\0\x01": b"\xc0\0\2\1", b"\0\x1c": bytes(16)}.get(kind, b"\0\1\0\1\0\x50\xc0\x0c")
+    record = b"\xc0\x0c" + kind + b"\0\1\0\0\0\1" + len(rdata).to_bytes(2, "big") + rdata
+    flags = b"\x87\x80" if dice.random() < 0.2 else b"\x85\x80"  # truncated, or not
+    head = query[:2] + flags + b"\0\1\0\1\0\0\0\0"
+    answer = bytearray(head + query[12:] + record)
+    for _ in range(dice.randrange(4)):
+        answer[dice.randrange(2, len(answer))] = dice.randrange(256)
+    return bytes(answer[: dice.randrange(len(answer))] if dice.random() < 0.2 else answer)
