@@ -120,9 +120,9 @@ class Checks:
                 await self._forget()
                 for key, plan in self._plans.items():
                     if key not in self._scopes:
-                        self._states.setdefault(key, Checked())
+                        state = self._states.setdefault(key, Checked())
                         scope = self._scopes[key] = trio.CancelScope()
-                        nursery.start_soon(self._watch, key, plan, scope)
+                        nursery.start_soon(self._watch, key, plan, state, scope)
                 await self._woken.wait()
 
     def rows(self) -> list[CheckRow]:
@@ -138,8 +138,9 @@ class Checks:
         if gone:
             await self._report([HealthReport(*key, Health.UNKNOWN, "") for key in gone])
 
-    async def _watch(self, key: CheckKey, plan: CheckPlan, scope: trio.CancelScope) -> None:
-        state = self._states[key]
+    async def _watch(
+        self, key: CheckKey, plan: CheckPlan, state: Checked, scope: trio.CancelScope
+    ) -> None:
         with scope:
             while True:
                 async with self._turns:

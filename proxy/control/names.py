@@ -62,13 +62,19 @@ class Names:
         self._resolver = resolver or Resolver()
         self._known: dict[NameKey, Resolution] = {}
         self._busy = set[NameKey]()
+        self._at_work = set[NameKey]()
         self._woken = trio.Event()
         self._changed = False
 
     async def look_up(self, config: Config) -> None:
-        """Look all names of a configuration up at the same time."""
+        """Look all names of a configuration up at the same time.
+
+        Those of another that was looked up, and not put to work, are forgotten.
+        """
+        names = names_of(config)
+        self._forget(names | self._at_work)
         async with trio.open_nursery() as nursery:
-            for key in names_of(config):
+            for key in names:
                 nursery.start_soon(self._look_up, key, config)
         self.wake()
 
@@ -86,7 +92,8 @@ class Names:
         return tuple(each._replace(address=_with_port(each, endpoint.port)) for each in found)
 
     def wake(self) -> None:
-        """Know that the configuration may be another."""
+        """Know that the configuration, or what is known of names, may be another."""
+        self._changed = True
         self._woken.set()
 
     async def keep(self, work: Callable[[], Config], adopt: Callable[[], Awaitable[None]]) -> None:
@@ -104,7 +111,7 @@ class Names:
                 self._woken = trio.Event()
                 if config is not work():
                     config = work()
-                    names = names_of(config)
+                    names = self._at_work = names_of(config)
                     self._forget(names)
                 if self._changed or monotonic() - adopted_at > ROUTES:
                     self._changed, adopted_at = False, monotonic()

@@ -202,3 +202,19 @@ def test_another_way_is_another_plan() -> None:
     marked = plans('check = "tcp"', spec=replace(spec, marks=Marks(mark=7)))
     sourced = plans('check = "tcp"', spec=replace(spec, source=SourceSpec((), range(1, 9))))
     assert plain != marked != sourced != plain
+
+
+async def test_plans_that_change_faster_than_checks_begin(nursery: trio.Nursery) -> None:
+    heard, puppet = Heard(), Puppet()
+    checks = Checks(heard)
+    nursery.start_soon(checks.run)
+    for _ in range(50):
+        checks.become({key(): plan(puppet)})
+        await trio.lowlevel.checkpoint()
+        checks.become({})
+        await trio.lowlevel.checkpoint()
+    checks.become({key(): plan(puppet)})
+    await wait_all_tasks_blocked(0.002)
+    assert puppet.under_way == 1
+    await puppet.end(FAILED)
+    assert heard.reports[-1] == ("e", Health.DOWN, "ill")

@@ -106,3 +106,16 @@ async def test_another_configuration_is_noticed_at_once_and_former_names_are_for
     await until(lambda: oracle.asked["b.example"] == 1)
     assert len(names.rows(after)[0]["addresses"]) == 1
     assert names.rows(before)[0]["addresses"] == []
+
+
+async def test_names_that_were_never_put_to_work_are_forgotten(nursery: trio.Nursery) -> None:
+    oracle = Oracle()
+    oracle.ttl = 3600.0
+    names, asked = Names(oracle), config("a.example")
+    await names.look_up(asked)
+    nursery.start_soon(names.keep, lambda: asked, Adopted())
+    await wait_all_tasks_blocked(0.1)
+    for number in range(10):
+        await names.look_up(config(f"n{number}.example"))
+    assert len(names._known) == 2
+    assert names.rows(asked)[0]["addresses"]
