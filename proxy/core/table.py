@@ -94,7 +94,7 @@ class FlowTable:
     def add(self, flow: Flow) -> None:
         """Enter a flow that was admitted; the caller has seen that the table is not full."""
         assert flow.id not in self._by_id, flow.id
-        assert not self.full, self.limit
+        assert len(self._by_id) < self.limit, self.limit
         self._by_id[flow.id] = flow
         self._by_client.add(flow.client_remote, flow)
         if self._pressure is not None or len(self._by_id) >= self._nearly:

@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from proxy.engine.terms import Terms
 
 ACCEPTS_PER_TURN: Final = 16
+"""Rejected: to accept as many as were there in the last turn, which spares the call that finds
+nothing. The round that tells of the others costs more than that."""
 
 LAST_TURNS: Final = 4096
 """Turns in which a listener that closes accepts who has connected already: any backlog."""

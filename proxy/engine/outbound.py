@@ -31,7 +31,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from proxy.engine.copied import CopiedWay
 from proxy.engine.marks import UNMARKED, MarkError, Marks
-from proxy.engine.options import SocketOptions, set_options
+from proxy.engine.options import SocketOptions
 from proxy.engine.sockaddr import family_of
 from proxy.engine.tcp import CLOSED
 
@@ -123,7 +123,8 @@ class _Maker:
         """
         socket = Socket(family, self._kind)
         try:
-            set_options(socket, self._options[family])
+            for level, name, value in self._options[family]:
+                socket.setsockopt(level, name, value)
         except OSError:  # ENODEV: the interface has gone
             socket.close()
             return None
