@@ -34,9 +34,11 @@ def listener_faults(
     elif upstream.get("endpoints") in (["original"], [{"address": "original"}]):
         message = "hides the destination that its upstream goes to; name endpoints there"
         yield (*path, "proxy_from"), message
-    if transport.is_datagram and "send_proxy" in upstream:
-        message = "sends PROXY headers, which are for streams; name another upstream"
+    if transport.is_datagram and upstream.get("send_proxy") == "v1":
+        message = 'sends PROXY headers of version 1, which datagrams cannot have; send "v2" there'
         yield (*path, "upstream"), message
+    if transport.is_datagram and listener.get("proxy_from") and listener.get("transparent") is True:
+        yield (*path, "proxy_from"), "has no effect on a transparent UDP listener; remove it"
 
 
 def upstream_faults(name: str, upstream: Table) -> Iterator[Fault]:

@@ -297,12 +297,12 @@ class Listener(Table):
     )
     proxy_from: Prefixes = key(
         [],
-        "Proxies that must begin with a PROXY protocol header, and are believed who the client "
-        "is. TCP.",
+        "Proxies that must begin with a PROXY protocol header, over UDP each datagram with one of "
+        "version 2, and are believed who the client is.",
         example=["10.0.0.0/8"],
-        only=TCP_ALONE,
+        only=IP_SOCKETS,
     )
-    proxy_only: bool = key(False, "Refuse who is not in proxy_from. TCP.", only=TCP_ALONE)
+    proxy_only: bool = key(False, "Refuse who is not in proxy_from.", only=IP_SOCKETS)
     proxy_timeout: Timeout = key(
         "5s", "How long a PROXY protocol header may take. TCP.", only=TCP_ALONE
     )

@@ -23,11 +23,13 @@ import structlog
 from proxy.core.events import EventKind
 from proxy.core.expiry import FlowLimits, deadline_of, next_look
 from proxy.core.flow import CloseReason, CloseSide, Direction, Drop, Flow, State
+from proxy.core.proxy_protocol import write_header
 from proxy.core.unix import UnixAddress
 from proxy.engine.connect import count_failure, side_of, source_for
 from proxy.engine.datagram_options import set_pmtu
 from proxy.engine.drops import drop_of, kernel_drops
 from proxy.engine.group import Answers, is_group, open_group
+from proxy.engine.headed import unix_with_header, with_header
 from proxy.engine.icmp import ask_for_errors, take_errors
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED
@@ -36,6 +38,7 @@ from proxy.engine.unix import UnixDatagramSocket
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
+    from proxy.core.proxy_protocol import HeaderStyle
     from proxy.core.responders import Responders
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Choice, Endpoint
@@ -332,7 +335,11 @@ class DatagramFlow(Flow):
         return 0
 
     def _open_unix(self, endpoint: Endpoint, address: UnixAddress) -> int:
-        socket = UnixDatagramSocket(address)
+        style = self.listener.terms.style
+        if style is None:
+            socket = UnixDatagramSocket(address)
+        else:
+            socket = unix_with_header(address, self._header(style))
         error = socket.reach()
         if error:
             socket.close()
@@ -343,7 +350,14 @@ class DatagramFlow(Flow):
     def _use(self, socket: Socket, endpoint: Endpoint) -> None:
         ask_for_errors(socket)
         set_pmtu(socket, self.listener.options.pmtu)
+        style = self.listener.terms.style
+        if style is not None:
+            socket = with_header(socket, self._header(style))
         self._take(socket, endpoint)
+
+    def _header(self, style: HeaderStyle) -> bytes:
+        client, local = self.client_remote, self.client_local
+        return write_header(style, client, local, self.id, datagrams=True)
 
     def _take(self, socket: Socket, endpoint: Endpoint) -> None:
         relay = self.listener.relay

@@ -16,9 +16,11 @@ import structlog
 
 from proxy.core.address import WILDCARDS, same_address
 from proxy.core.flow import Drop, Refusal
+from proxy.core.identity import Arrival, Identity, kept_tlvs
 from proxy.engine.copied import CLASS_SPACE, CopiedWay, dscp_of_datagram, tell_class
 from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
+from proxy.engine.declared import DeclaredFlow, DeclaredReader
 from proxy.engine.drops import kernel_drops
 from proxy.engine.mmsg import CONTROL_LENGTH, LARGEST_DATAGRAM, LENGTH, DatagramBatch
 from proxy.engine.outbound import PLAIN
@@ -39,8 +41,10 @@ from proxy.engine.trains import ask_for_trains, pass_train
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.proxy_header import Header
     from proxy.core.upstream import Upstream
     from proxy.engine.outbound import Connect
+    from proxy.engine.pump import Handler
     from proxy.engine.relay import Relay
     from proxy.engine.terms import Terms
 
@@ -106,7 +110,7 @@ class DatagramListener:
         self.serve(counters, terms, upstream, options, kind, connect)
         relay.own(self.address)
         relay.files.set_aside(1)
-        relay.pump.register(self.fd, self, EPOLLIN)
+        relay.pump.register(self.fd, self._reader(), EPOLLIN)
 
     def serve(
         self,
@@ -126,8 +130,10 @@ class DatagramListener:
         self._copied = connect if isinstance(connect, CopiedWay) else None
         self._local_key = self._local_reader()
         self._kind = kind
-        # Others, and orders, look at each datagram.
-        self.trains = kind is DatagramFlow and can_segment() and not self.relay.orders
+        self.relay.pump.hand_over(self.fd, self._reader())
+        # Others, orders and headers look at each datagram.
+        each = self.relay.orders or terms.proxied is not None or terms.style is not None
+        self.trains = kind is DatagramFlow and can_segment() and not each
         ask_for_trains(self.socket, wanted=self.trains)
         set_pmtu(self.socket, options.pmtu)
         self._tell_classes()
@@ -179,6 +185,19 @@ class DatagramListener:
             key += self._local_key(batch.control(index))
         return self.flows.get(key) or self._admit(key, index, now)
 
+    def declared_flow(self, index: int, header: Header, now: float) -> DatagramFlow | None:
+        """The flow of a client that a datagram declares; answers go to where that came from."""
+        key = b"%r" % (header[1:3],)
+        flow = self.flows.get(key)
+        if flow is None:
+            return self._open(key, index, now, header)
+        name = self.batch.name(index)
+        if flow.name != name:
+            flow.name = name
+        if self._wildcard:
+            flow.control = answer_from(hit_of(self.batch.control(index)))
+        return flow
+
     def way_of(self, index: int) -> Connect:
         """The way to endpoints for the client who has sent a datagram in the batch."""
         if self._copied is None:
@@ -213,6 +232,11 @@ class DatagramListener:
         """Report a fault of ours; the listener lives on."""
         log.error("receive_crashed", listener=self.counters.listener, exc_info=error)
 
+    def _reader(self) -> Handler:
+        """What serves the socket."""
+        proxied = self.terms.proxied
+        return self if proxied is None else DeclaredReader(self, proxied)
+
     def _local_reader(self) -> Callable[[memoryview], bytes]:
         """What reads the local part of a flow's key from the control messages of a datagram."""
         return local_of
@@ -226,6 +250,12 @@ class DatagramListener:
 
     def _admit(self, key: bytes, index: int, now: float) -> DatagramFlow | None:
         """Open a flow for an unknown client, or refuse it and return None."""
+        return self._open(key, index, now)
+
+    def _open(
+        self, key: bytes, index: int, now: float, header: Header | None = None
+    ) -> DatagramFlow | None:
+        """Open a flow for whoever sent a datagram, or for whom its header declares."""
         refusal = self._room(now)
         if refusal is not None:  # first, because it costs least: a flood ends here
             self.counters.refused[refusal] += 1
@@ -240,16 +270,24 @@ class DatagramListener:
             control = answer_from(hit)
         if self._mapped:
             remote, local = unmapped(remote), unmapped(local)
+        arrival = Arrival(remote, local)
+        if header is not None:
+            assert header.source is not None
+            assert header.destination is not None
+            remote, local = header.source, header.destination
         source = self.counters.gate.key(remote[0])
         refusal = (
-            self._refusal(remote, local, hit)
+            self._refusal(remote, arrival, hit)
             or self.relay.orders.refusal(self.counters, remote)
             or self.counters.ceiling(source, now)
         )
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
-        flow = self._kind(self, key, name, control, remote, local, now, source)
+        kind = self._kind if header is None else DeclaredFlow
+        flow = kind(self, key, name, control, remote, local, now, source)
+        if isinstance(flow, DeclaredFlow) and header is not None:
+            flow.identity = Identity(arrival, kept_tlvs(header.tlvs))
         if not flow.start(self.upstream, self.way_of(index), now):
             return None
         if self.relay.orders:
@@ -263,11 +301,12 @@ class DatagramListener:
             return self.relay.press(FILES_PER_FLOW, None, now)
         return refusal
 
-    def _refusal(self, remote: Address, local: Address, hit: Hit | None) -> Refusal | None:
+    def _refusal(self, client: Address, arrival: Arrival, hit: Hit | None) -> Refusal | None:
         if self.draining:
             return Refusal.DRAINING
-        if not self.terms.access.admits(remote[0]):
+        if not self.terms.access.admits(client[0]):
             return Refusal.ACCESS
+        remote, local = arrival
         if remote[1] == 0 or same_address(remote, local) or self.relay.is_own(remote):
             return Refusal.LOOP
         if self.relay.table.comes_round(self.counters, remote, local):

@@ -220,7 +220,7 @@ class Roster:
         terms = replace(terms, style=self._routes[spec.upstream].spec.style)
         if spec.transport.is_datagram:
             policing = self._policing(known.policing if known else None, spec, now)
-            return replace(terms, policing=policing)
+            return replace(terms, policing=policing, proxied=spec.proxied)
         bandwidth = self._bandwidth(known.bandwidth if known else None, spec, now)
         waiting = self._waiting(known.waiting if known else None, spec)
         prefaces = self._prefaces(known.prefaces if known else None, spec)

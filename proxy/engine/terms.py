@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from proxy.core.expiry import FlowLimits
     from proxy.core.proxy_protocol import HeaderStyle
     from proxy.engine.limited import Policing
-    from proxy.engine.preface import PrefaceRoom
+    from proxy.engine.preface import PrefaceRoom, ProxyTerms
     from proxy.engine.routed import Routes
     from proxy.engine.throttle import Bandwidth
     from proxy.engine.waiting import WaitingRoom
@@ -28,6 +28,7 @@ class Terms:
         policing: the same of datagrams; None if nothing is limited of them.
         priority: of packets to clients of streams (SO_PRIORITY); None leaves it to the kernel.
         prefaces: where who speaks for others waits until it has said so; None if nobody does.
+        proxied: who must say for whom each datagram is; None if nobody must.
         routes: where flows of streams go by what they say first; None if all go the same way.
         style: of the headers to endpoints; None if there are none.
         waiting: where who may not come in waits; None if nobody does.
@@ -40,6 +41,7 @@ class Terms:
     policing: Policing | None = None
     priority: int | None = None
     prefaces: PrefaceRoom | None = None
+    proxied: ProxyTerms | None = None
     routes: Routes | None = None
     style: HeaderStyle | None = None
     waiting: WaitingRoom | None = None

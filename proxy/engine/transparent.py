@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import Transport
 from proxy.core.flow import Refusal
+from proxy.core.identity import Arrival
 from proxy.core.upstream import OriginalUpstream
 from proxy.engine.accept import EXHAUSTED
 from proxy.engine.copied import CLASS_SPACE
@@ -106,7 +107,7 @@ class TransparentListener(DatagramListener):
             return Refusal.LOOP
         if ip_address(local[0]).is_multicast:
             return Refusal.BROADCAST
-        return self._refusal(remote, local, None) or self._room(now)
+        return self._refusal(remote, Arrival(remote, local), None) or self._room(now)
 
 
 def _hit(local: Address, *, mapped: bool) -> Hit:

@@ -62,13 +62,15 @@ def test_what_does_not_go_together() -> None:
     trusted = 'proxy_from = ["10.0.0.0/8"]'
     assert "there is no proxy_from" in problem(listener="proxy_only = true")
     assert "hides the destination" in problem(listener=trusted, to="original")
-    assert "only on tcp" in problem(listener=trusted, listen="udp://127.0.0.1:1")
-    assert "only on tcp" in problem(listener=trusted, listen="unix:///run/x")
+    transparent = f"{trusted}\ntransparent = true"
+    assert "on a transparent UDP" in problem(listener=transparent, listen="udp://127.0.0.1:1")
+    assert "only on tcp and udp" in problem(listener=trusted, listen="unix:///run/x")
     for upstream in ("", 'send_proxy = "v1"'):
         found = problem(upstream=f"{upstream}\nsend_proxy_crc32c = true")
         assert 'needs send_proxy = "v2"' in found
-    found = problem(upstream='send_proxy = "v2"', listen="udp://127.0.0.1:1")
-    assert "headers, which are for streams" in found
+    found = problem(upstream='send_proxy = "v1"', listen="udp://127.0.0.1:1")
+    assert "version 1, which datagrams cannot have" in found
+    config(listener=trusted, upstream='send_proxy = "v2"', listen="udp://127.0.0.1:1")
 
 
 ROUTES = """[listener.a.routes]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import ipaddress
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
 from typing import Any
 
@@ -22,8 +23,10 @@ from proxy.core.waiting import WaitLimits
 from proxy.engine import preface
 from proxy.engine.preface import ProxyTerms
 from tests.engine.lab import (
+    UPSTREAMS,
     Lab,
     accept,
+    change,
     connect,
     is_refused,
     is_reset,
@@ -282,6 +285,23 @@ async def test_a_proxy_that_is_ourselves_is_refused() -> None:
         await client.send(LINE)
         assert await is_reset(client)
         assert await refused(lab) == {"loop": 1}
+
+
+async def test_a_reload_may_begin_and_end_it() -> None:
+    endpoint = listening()
+    async with proxied(endpoint) as lab:
+        spec = lab.worker._roster._specs["lab"]
+        waits = await connect(lab.address)
+        while not waiting(lab):
+            await trio.sleep(0.002)
+        for terms, said in ((None, LINE + b"x"), (LOOPBACK, b"x")):
+            changed = (replace(spec, proxied=terms),)
+            await lab.worker.apply(change(*UPSTREAMS[lab.worker].values(), changed=changed))
+            client = await connect(lab.address)
+            await client.send(LINE + b"x")
+            assert await receive_exactly(await accept(endpoint), len(said)) == said
+        await waits.send(LINE + b"late")
+        assert await receive_exactly(await accept(endpoint), 4) == b"late"
 
 
 async def test_other_listeners_pay_nothing() -> None:
