@@ -25,6 +25,7 @@ COMMANDS: Final = {
     "demo": "proxy.cli.demo",
     "flows": "proxy.cli.table",
     "find": "proxy.cli.table",
+    "top": "proxy.cli.top",
     "events": "proxy.cli.events",
     "kill": "proxy.cli.table",
     "status": "proxy.cli.table",
