@@ -38,6 +38,9 @@ LEASE_MAX: Final = 1 << 20
 LEASES_A_BURST: Final = 4
 """A lease is no more than so much of a burst: what is booked late, all at once, is no more."""
 
+CALM: Final = 0.75
+"""Of a burst; while a policer has so much, nobody wants too much, and nothing is noted."""
+
 
 def piece_of(per_second: float) -> float:
     """How many bytes are worth a wake-up at this rate.
@@ -91,6 +94,9 @@ class Ceiling:
         first_lease: the same of a new bucket, which holds a piece.
         new: what a new bucket owes.
         at_lease: what a bucket owes that holds a lease.
+        calm_lease: bytes that may pass a policer before they are booked; half of what is above
+            ``CALM``, so that who stays below the ceiling has a lease always.
+        at_calm: what a bucket owes that is calm still when all of that has passed.
         at_piece: what a bucket owes that holds a piece.
         at_least: what a bucket owes that holds the least.
         at_most: what a bucket owes that holds the largest grant; -inf if none does.
@@ -98,11 +104,13 @@ class Ceiling:
     """
 
     __slots__ = (
+        "at_calm",
         "at_lease",
         "at_least",
         "at_most",
         "at_piece",
         "burst",
+        "calm_lease",
         "cost",
         "first_lease",
         "lease",
@@ -126,9 +134,9 @@ class Ceiling:
         """
         self.rate = rate
         self.per_second = self.burst = self.whole = inf
-        self.at_piece = self.at_least = self.at_most = self.at_lease = inf
+        self.at_piece = self.at_least = self.at_most = self.at_lease = self.at_calm = inf
         self.cost = self.new = 0.0
-        self.lease = self.first_lease = LEASE_MAX
+        self.lease = self.first_lease = self.calm_lease = LEASE_MAX
         self.piece, self.quantum, self.least = inf, float(GRANT_MIN), 0.0
         if rate is None:
             return
@@ -146,6 +154,9 @@ class Ceiling:
         self.lease = int(min(LEASE_MAX, rate.burst / LEASES_A_BURST))
         self.first_lease = int(min(self.lease, self.piece))
         self.at_lease = (rate.burst - self.lease) * self.cost
+        spare = (1 - CALM) * rate.burst
+        self.calm_lease = int(min(LEASE_MAX, spare / 2))
+        self.at_calm = (spare - self.calm_lease) * self.cost
 
     def fresh(self, now: float) -> float:
         """When a new bucket is full, which holds a piece.

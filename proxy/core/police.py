@@ -16,6 +16,8 @@ a slot, demands of one slot say little about the next, and what changes is seen 
 Invariants: in any span of ``t`` seconds each ceiling passes at most ``burst + per_second * t``,
 where a datagram beyond the burst needs a full bucket and leaves a debt. Dropped ones cost nothing.
 
+Far from all ceilings datagrams pass by *leases* and are booked later, see ``core.lease``.
+
 The parts are even where the bucket has room for some datagrams of each who wants too much: the
 burst should be that of several. Buckets begin full, because who is dropped does not just wait.
 
@@ -30,16 +32,13 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
-from typing import Final
 
 from proxy.core.admission import Limit
-from proxy.core.ceiling import Ceiling, ShapeRates
+from proxy.core.ceiling import CALM, Ceiling, ShapeRates
 from proxy.core.fair import Fluid, Part
 from proxy.core.kept import Kept
+from proxy.core.lease import Lease
 from proxy.core.rate import Rate
-
-CALM: Final = 0.75
-"""Of a burst; while so much is there nobody wants too much, and nothing is noted."""
 
 
 class _Source(Part):
@@ -49,35 +48,60 @@ class _Source(Part):
         key: of the source.
         members: its flows.
         full_at: its bucket.
+        left: of its lease.
+        lent: the same when it was last looked at.
         inside: divides between its flows what it drains.
         noted: what it had outstanding when that was last done.
 
     """
 
-    __slots__ = ("full_at", "inside", "key", "members", "noted")
+    __slots__ = ("common", "full_at", "inside", "key", "left", "lent", "members", "noted")
 
-    def __init__(self, key: Hashable, weight: float, now: float, numbers: Iterator[int]) -> None:
+    def __init__(
+        self, key: Hashable, weight: float, common: Ceiling, now: float, numbers: Iterator[int]
+    ) -> None:
         super().__init__(weight)
         self.key = key
         self.members = 0
+        self.common = common
         self.full_at = now
+        self.left = self.lent = 0
         self.inside = Fluid(numbers)
         self.noted = 0.0
 
     def owes(self, now: float) -> bool:
         """Whether its bucket is not full, or something outstanding."""
+        self.book(now)
         return self.full_at > now or self.busy
+
+    def book(self, now: float) -> None:
+        """Book what passed by its lease."""
+        moved = self.lent - self.left
+        if moved:
+            self.full_at = max(self.full_at, now) + moved * self.common.cost
+            self.lent = self.left
 
 
 class Policed(Part):
-    """One direction of a flow, as the policer sees it. Made by ``Policer.join``."""
+    """One direction of a flow, as the policer sees it. Made by ``Policer.join``.
 
-    __slots__ = ("_common", "ceiling", "full_at", "source")
+    Attributes:
+        left: of its lease.
+        lent: the same when it was last looked at.
+        whole: the lease of the listener.
 
-    def __init__(self, source: _Source, common: Ceiling, rate: Rate | None, now: float) -> None:
+    """
+
+    __slots__ = ("_common", "ceiling", "full_at", "left", "lent", "source", "whole")
+
+    def __init__(
+        self, source: _Source, common: Ceiling, rate: Rate | None, whole: Lease, now: float
+    ) -> None:
         super().__init__()
         self.source = source
+        self.whole = whole
         self.full_at = now
+        self.left = self.lent = 0
         self._common = common
         self.ceiling = common if rate is None else Ceiling(rate)
 
@@ -89,6 +113,19 @@ class Policed(Part):
     @rate.setter
     def rate(self, rate: Rate | None) -> None:
         self.ceiling = self._common if rate is None else Ceiling(rate)
+        self.call_in()
+
+    def book(self, now: float) -> None:
+        """Book what passed by its lease."""
+        moved = self.lent - self.left
+        if moved:
+            self.full_at = max(self.full_at, now) + moved * self.ceiling.cost
+            self.lent = self.left
+
+    def call_in(self) -> None:
+        """Have no lease any more; what passed by it is booked when it is next looked at."""
+        self.lent -= self.left
+        self.left = 0
 
 
 class Policer:
@@ -109,6 +146,7 @@ class Policer:
         "_numbers",
         "_source",
         "_sources",
+        "_whole",
     )
 
     def __init__(self, rates: ShapeRates, now: float) -> None:
@@ -119,9 +157,17 @@ class Policer:
         self._numbers = count()
         self._fluid = Fluid(self._numbers)
         self._sources: Kept[_Source] = Kept()
+        self._whole = Lease(0)
 
     def become(self, rates: ShapeRates) -> None:
-        """Have other ceilings, for the flows that exist too; O(1)."""
+        """Have other ceilings, for the flows that exist too; O(1).
+
+        Nobody passes by a lease of the old ones: each goes by the listener's lease that it knows,
+        and that has nothing left.
+        """
+        before = self._whole
+        self._whole = Lease(0, before.lent - before.left)
+        before.left = 0
         self._listener.become(rates.listener)
         self._source.become(rates.source)
         self._flow.become(rates.flow)
@@ -133,10 +179,10 @@ class Policer:
         self._drain(now)  # so that it is known who may be forgotten
         sources = self._sources
         source = sources.join(source_key, now) or sources.enter(
-            _Source(source_key, weight, now, self._numbers), now
+            _Source(source_key, weight, self._source, now, self._numbers), now
         )
         self._fluid.weigh(source, weight)
-        return Policed(source, self._flow, flow_rate, now)
+        return Policed(source, self._flow, flow_rate, self._whole, now)
 
     def weigh(self, flow: Policed, weight: float, now: float) -> None:
         """Give a flow's source another weight, from now on."""
@@ -150,6 +196,9 @@ class Policer:
     def passes(self, flow: Policed, size: int, now: float) -> Limit | None:
         """Decide about a datagram: None, it passes and is booked; else the limit that drops it."""
         source, own, whole = flow.source, self._source, self._listener
+        flow.book(now)
+        source.book(now)
+        self._book_whole(now)
         if flow.ceiling.tokens(flow.full_at - now) < min(size, flow.ceiling.burst):
             return Limit.FLOW_BANDWIDTH
         own_room = own.tokens(source.full_at - now)
@@ -166,12 +215,35 @@ class Policer:
         flow.full_at = max(flow.full_at, now) + size * flow.ceiling.cost
         source.full_at = max(source.full_at, now) + size * own.cost
         self._full_at = max(self._full_at, now) + size * whole.cost
+        self._lend(flow, now)
         return None
 
     def waiting(self, now: float) -> float:
         """The weight of the sources that have had more than their part; they would wait."""
         self._drain(now)
         return self._fluid.weight
+
+    def _lend(self, flow: Policed, now: float) -> None:
+        """Lend at each level what it can spare."""
+        source, whole = flow.source, self._whole
+        ceiling = flow.ceiling
+        calm = flow.full_at - now <= ceiling.at_calm
+        flow.left = flow.lent = ceiling.calm_lease if calm else 0
+        flow.whole = whole
+        ceiling = self._source
+        calm = source.full_at - now <= ceiling.at_calm
+        source.left = source.lent = ceiling.calm_lease if calm else 0
+        ceiling = self._listener
+        calm = self._full_at - now <= ceiling.at_calm
+        whole.left = whole.lent = ceiling.calm_lease if calm else 0
+
+    def _book_whole(self, now: float) -> None:
+        """Book what passed by the lease of the listener."""
+        whole = self._whole
+        moved = whole.lent - whole.left
+        if moved:
+            self._full_at = max(self._full_at, now) + moved * self._listener.cost
+            whole.lent = whole.left
 
     def _note(self, flow: Policed, size: int) -> None:
         source = flow.source

@@ -22,18 +22,8 @@ a fraction of a millisecond, and what it was due by then would be lost each time
 stream had 1.4 to 1.9 times as much as its neighbours where its weight said 2. It is no more than
 who stays in line may be behind, and is given once, because only what is served raises a tag.
 
-Leases. A listener that is far from its ceilings need not be asked for every move. So while nobody
-waits, each of the three levels has a *lease*: so many bytes may be moved of it before they are
-booked. Who has something left at all three moves without asking and takes it from there (``left``);
-who has not asks, and then what was moved is booked. A lease belongs to a level and to nobody below
-it, so nobody hoards; it is lent only while the bucket holds it and a move more, and it ends when
-somebody has to wait. So the ceilings are kept to the byte. That it is booked late, as if it were
-moved then, takes from whoever stays below a ceiling nothing that is felt, since it is a part of the
-burst only; who reaches a ceiling has no lease.
-
-Rejected: leases of flows, in advance. What idle ones hold is missing elsewhere, so they have to be
-recalled, and that takes a list of them; and a lease that is spent in advance and moved later lets
-more through than the burst.
+While nobody waits, moves go by *leases* and are booked later; see ``core.lease``. A level lends
+what its bucket holds, up to a part of its burst, and nothing while somebody waits below it.
 
 Rejected: deficit round robin, which is served in O(1) where this is O(log n) with a small constant.
 A turn comes once in a round; with many sources that takes longer than a bucket holds, and one with
@@ -58,45 +48,14 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
-from typing import Any, Final
+from typing import Any
 
 from proxy.core.admission import Limit
-from proxy.core.ceiling import GRANT_MAX, LEASE_MAX, PAUSE, SLACK, Ceiling, ShapeRates
+from proxy.core.ceiling import GRANT_MAX, PAUSE, SLACK, Ceiling, ShapeRates
 from proxy.core.kept import Kept
+from proxy.core.lease import Lease
 from proxy.core.line import Line, Waiter
 from proxy.core.rate import Rate
-
-
-class Lease:
-    """What may be moved at one level before it is booked.
-
-    Attributes:
-        left: bytes that may be moved yet; below 0 by one move at most.
-        lent: what was left when it was last looked at.
-
-    """
-
-    __slots__ = ("left", "lent")
-
-    def __init__(self, left: int, unbooked: int = 0) -> None:
-        self.left = left
-        self.lent = left + unbooked
-
-
-ENDLESS: Final = Lease(1 << 62)
-"""Of a level that has no ceiling: more than any process moves."""
-
-
-class BudgetLease(Lease):
-    """What one flow's direction may move before anybody looks at the flow's budget again."""
-
-    __slots__ = ()
-
-    source = ENDLESS
-    whole = ENDLESS
-
-    def __init__(self) -> None:
-        super().__init__(LEASE_MAX)
 
 
 class _Node(Waiter):

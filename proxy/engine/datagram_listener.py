@@ -70,6 +70,7 @@ class DatagramListener:
         connect: makes the sockets to endpoints.
 
     Attributes:
+        counts: whether its flows end, or are spent, by number; see ``counted``.
         live: its flows, those included that have left the index.
         draining: whether it opens no more; then it closes with the last one.
 
@@ -126,6 +127,7 @@ class DatagramListener:
         self.terms = terms
         self.upstream = upstream
         self.options = options
+        self.counts = bool(options.responses or options.datagrams)
         self.connect = connect
         self._copied = connect if isinstance(connect, CopiedWay) else None
         self._local_key = self._local_reader()

@@ -14,7 +14,7 @@ as urgent data again, after what stood before it and before what follows.
 Two kinds of legs are served *apart* from this plain way. Bulk goes through a pipe (see ``splice``)
 by the same rules. And a leg that is limited asks its meter (see ``throttle``), or looks at what is
 left of its bytes, before it receives; it then moves once what it may, and no more. Far from all
-limits it has a *lease* (see ``core.shaper``) and moves in the ordinary ways until that is used up.
+limits it has a *lease* (see ``core.lease``) and moves in the ordinary ways until that is used up.
 Where the meter is asked each time a request costs half as much again as without limits.
 
 That is why this file is longer than most: what receives, holds back, splices and is held back must
@@ -35,15 +35,15 @@ from typing import TYPE_CHECKING, Any, Final
 
 import structlog
 
-from proxy.core.ceiling import LEASE_MAX
 from proxy.core.flow import Direction
-from proxy.core.shaper import BudgetLease, Share
+from proxy.core.lease import BUDGET_ROOM, BudgetLease
 from proxy.core.stalls import Stalls
 from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
 if TYPE_CHECKING:
     from proxy.core.counters import DirectionCounters
+    from proxy.core.shaper import Share
     from proxy.engine.stream import StreamFlow
     from proxy.engine.throttle import Meter
 
@@ -84,9 +84,6 @@ HELD_BACK: Final = memoryview(b"")
 
 IN_PIPE: Final = memoryview(b"pipe")
 """Pending, and not here: the pipe holds it."""
-
-BUDGET_ROOM: Final = 2 * LEASE_MAX
-"""Bytes; as long as a flow may move so many, both legs may go by a lease."""
 
 log = structlog.get_logger()
 

@@ -12,10 +12,13 @@ A reload, or an order, may limit a flow that lives already: then it becomes one 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from math import inf
+from typing import TYPE_CHECKING, Final
 
 from proxy.core.admission import Limit
+from proxy.core.ceiling import LEASES_A_BURST
 from proxy.core.flow import CloseReason, CloseSide, Drop, State
+from proxy.core.lease import BUDGET_ROOM
 from proxy.core.live_limit import FREE
 from proxy.core.police import Policer
 from proxy.engine.counted import CountedFlow
@@ -27,13 +30,17 @@ from proxy.engine.trains import ask_for_trains
 if TYPE_CHECKING:
     from proxy.core.live_limit import Restraint
     from proxy.core.police import Policed
+    from proxy.core.rate import Rate
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Choice
     from proxy.engine.outbound import Connect
     from proxy.engine.specs import BandwidthLimits
     from proxy.engine.terms import Terms
 
-ASSURED = State.ASSURED
+ASSURED: Final = State.ASSURED
+
+LEASE_DATAGRAMS: Final = 1024
+"""At most; a look at the limits for so many costs nothing that could be measured."""
 
 
 class Policing:
@@ -119,9 +126,12 @@ class Allowance:
     """What one flow may still do.
 
     Attributes:
+        original: its client's part of the bandwidth, and its lease.
+        reply: the same of its answers.
+        free: whether it may go by these leases: nothing else needs to be looked at just now.
+        left: datagrams of its client that may pass before they are counted; 0 if it is not free.
         ordered: what orders allow; None if none is for it.
-        full_at: its bucket of datagrams; see ``Rate``.
-        answered: bytes that went out to its client.
+        answered: bytes that went out to its client until it was proven.
         proven: whether the client has spoken again after it was answered.
 
     Args:
@@ -133,7 +143,18 @@ class Allowance:
 
     """
 
-    __slots__ = ("_original", "_policing", "_reply", "answered", "full_at", "ordered", "proven")
+    __slots__ = (
+        "_full_at",
+        "_lent",
+        "_policing",
+        "answered",
+        "free",
+        "left",
+        "ordered",
+        "original",
+        "proven",
+        "reply",
+    )
 
     def __init__(
         self,
@@ -144,44 +165,91 @@ class Allowance:
         before: Allowance | None = None,
     ) -> None:
         self._policing = policing
-        self._original: Policed = policing.original.join(source, now, weight)
-        self._reply: Policed = policing.reply.join(source, now, weight)
+        self.original: Policed = policing.original.join(source, now, weight)
+        self.reply: Policed = policing.reply.join(source, now, weight)
         self.ordered: Ordered | None = None
-        self.full_at = now
+        self.free = False
+        self.left = self._lent = 0
+        self._full_at = now  # its bucket of datagrams; see ``Rate``
         self.answered = 0
         self.proven = False
         if before is not None:
-            self.full_at, self.answered = before.full_at, before.answered
+            self._full_at, self.answered = before._full_at, before.answered
+            self.left, self._lent = before.left, before._lent
             self.proven = before.proven
+            self.call_in()
             before.leave()
 
     def is_of(self, policing: Policing) -> bool:
         """Whether the bandwidth is shared there."""
         return self._policing is policing
 
-    def passes_original(self, size: int, now: float) -> Limit | None:
-        """Which bandwidth drops a client's datagram; or None, and it is booked."""
-        return self._policing.original.passes(self._original, size, now)
+    def passes_original(self, size: int, rate: Rate | None, now: float) -> Limit | None:
+        """Which limit drops a client's datagram; or None, and it is booked.
+
+        Args:
+            size: of the datagram.
+            rate: of datagrams.
+            now: monotonic seconds.
+
+        """
+        if rate is None:
+            return self._policing.original.passes(self.original, size, now)
+        passed = self._lent - self.left
+        if passed:
+            self._full_at = rate.spend(self._full_at, passed, now)
+            self._lent = self.left
+        if not rate.allows(self._full_at, 1, now):
+            return Limit.DATAGRAM_RATE
+        limit = self._policing.original.passes(self.original, size, now)
+        if limit is None:
+            self._full_at = rate.spend(self._full_at, 1, now)
+        return limit
 
     def passes_reply(self, size: int, now: float) -> Limit | None:
         """Which bandwidth drops an answer; or None, and it is booked."""
-        return self._policing.reply.passes(self._reply, size, now)
+        return self._policing.reply.passes(self.reply, size, now)
+
+    def lend(self, flow: LimitedFlow, now: float) -> None:
+        """Have a flow go by leases while all else that it is held to is far away.
+
+        For the datagram rate there is a lease too, in datagrams.
+        """
+        limits, rate = flow.limits, flow.limits.datagrams
+        self.free = (
+            self.ordered is None
+            and (self.proven or limits.amplification == inf)
+            and limits.bytes - flow.bytes >= BUDGET_ROOM
+            and not flow.listener.counts
+        )
+        most = LEASE_DATAGRAMS
+        if rate is not None:
+            most = min(most, int(rate.burst / LEASES_A_BURST))
+            if rate.tokens(self._full_at, now) < most:
+                most = 0
+        self.left = self._lent = most if self.free else 0
+
+    def call_in(self) -> None:
+        """Look at everything again from the next datagram on."""
+        self.free = False
+        self._lent -= self.left
+        self.left = 0
 
     def weigh(self, weight: int, now: float) -> None:
         """Have the flow's source weigh so much from now on."""
-        self._policing.original.weigh(self._original, weight, now)
-        self._policing.reply.weigh(self._reply, weight, now)
+        self._policing.original.weigh(self.original, weight, now)
+        self._policing.reply.weigh(self.reply, weight, now)
 
     def leave(self) -> None:
         """The flow has ended."""
-        self._policing.original.leave(self._original)
-        self._policing.reply.leave(self._reply)
+        self._policing.original.leave(self.original)
+        self._policing.reply.leave(self.reply)
         if self.ordered is not None:
             self.ordered.leave()
 
 
 class LimitedFlow(CountedFlow):
-    """A datagram flow that looks at its limits for every datagram.
+    """A datagram flow that looks at its limits for every datagram, unless it goes by leases.
 
     Its class may be given to a flow that exists, so it has no slots of its own.
     """
@@ -203,7 +271,7 @@ class LimitedFlow(CountedFlow):
             source = source_key_of(self, self.counters.gate.limits)
             self.allowance = Allowance(policing, source, weight, now, before)
         else:
-            before.weigh(weight, now)
+            before.weigh(weight, now)  # other ceilings have ended its leases
 
     def ready(self, mask: int, now: float) -> None:
         """Receive one answer, and pass it on if it may."""
@@ -212,6 +280,17 @@ class LimitedFlow(CountedFlow):
         except OSError as error:
             self.receive_failed(mask, error)
             return
+        allowance = self.allowance
+        if allowance is not None and allowance.free:
+            lease = allowance.reply
+            source, whole = lease.source, lease.whole
+            if lease.left > size and source.left > size and whole.left > size:
+                lease.left -= size
+                source.left -= size
+                whole.left -= size
+                self.count_reply(size)
+                self.listener.replies.put(self, size)
+                return
         self.take_reply(size, now)
 
     def take_reply(self, size: int, now: float) -> None:
@@ -231,6 +310,16 @@ class LimitedFlow(CountedFlow):
     def send(self, data: memoryview, now: float) -> None:
         """Pass a client's datagram on, if it may."""
         allowance, size = self.allowance, len(data)
+        if allowance is not None and allowance.left > 0:
+            lease = allowance.original
+            source, whole = lease.source, lease.whole
+            if lease.left > size and source.left > size and whole.left > size:
+                allowance.left -= 1
+                lease.left -= size
+                source.left -= size
+                whole.left -= size
+                DatagramFlow.send(self, data, now)
+                return
         limit = None if allowance is None else self._original_limit(allowance, size, now)
         if limit is not None and self.counters.strikes(limit):
             self._struck(limit)
@@ -262,14 +351,9 @@ class LimitedFlow(CountedFlow):
         allowance.proven = allowance.proven or self.state is ASSURED
         if ordered is not None and not ordered.passes_original(size, now):
             return Limit.ORDERED_BANDWIDTH
-        rate = limits.datagrams
-        if rate is None:
-            return allowance.passes_original(size, now)
-        if not rate.allows(allowance.full_at, 1, now):
-            return Limit.DATAGRAM_RATE
-        limit = allowance.passes_original(size, now)
+        limit = allowance.passes_original(size, limits.datagrams, now)
         if limit is None:
-            allowance.full_at = rate.spend(allowance.full_at, 1, now)
+            allowance.lend(self, now)
         return limit
 
     def _reply_limit(self, allowance: Allowance, size: int, now: float) -> Limit | None:
@@ -284,7 +368,10 @@ class LimitedFlow(CountedFlow):
                 return Limit.AMPLIFICATION
         if ordered is not None and not ordered.passes_reply(size, now):
             return Limit.ORDERED_BANDWIDTH
-        return allowance.passes_reply(size, now)
+        limit = allowance.passes_reply(size, now)
+        if allowance.free and limits.bytes - self.bytes < BUDGET_ROOM:
+            allowance.call_in()
+        return limit
 
     def _end_if_overdrawn(self, limit: Limit, now: float) -> None:
         if limit in {Limit.BYTE_BUDGET, Limit.ORDERED_BYTES}:
@@ -314,6 +401,7 @@ def order_live(
     assert flow.allowance is not None
     if flow.allowance.ordered is not None:
         flow.allowance.ordered.leave()
+    flow.allowance.call_in()
     flow.allowance.ordered = None if restraint == FREE else Ordered(restraint, parts)
 
 

@@ -27,6 +27,16 @@ BITS = 1 / 8
 SIZE = 1200
 
 
+def by_lease(flow: Policed, size: int) -> bool:
+    """Pass as a flow does: without asking, if that is left at each level."""
+    levels = flow, flow.source, flow.whole
+    if min(level.left for level in levels) <= size:
+        return False
+    for level in levels:
+        level.left -= size
+    return True
+
+
 class Lab:
     """A policer with flows that send at constant speeds, in bytes a second."""
 
@@ -40,6 +50,7 @@ class Lab:
         self.offered: Counter[Policed] = Counter()
         self.dropped: Counter[Limit] = Counter()
         self.gauges: list[tuple[Gauge, Hashable]] = []
+        self.leased = 0
 
     def join(
         self,
@@ -71,7 +82,11 @@ class Lab:
     def send(self, flow: Policed) -> None:
         size = self.sizes[flow]
         self.offered[flow] += size
-        limit = self.policer.passes(flow, size, self.now)
+        limit = None
+        if by_lease(flow, size):
+            self.leased += 1
+        else:
+            limit = self.policer.passes(flow, size, self.now)
         if limit is not None:
             self.dropped[limit] += 1
             return
@@ -296,3 +311,64 @@ def test_without_ceilings_everything_passes() -> None:
     policer = Policer(ShapeRates(), BEGIN)
     flow = policer.join("one", BEGIN)
     assert {policer.passes(flow, 65507, BEGIN) for _ in range(1000)} == {None}
+
+
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+def test_by_leases_too_nothing_passes_that_a_ceiling_does_not_let_through(level: str) -> None:
+    lab = Lab(ShapeRates(**{level: speed(10e6)}))
+    flows = [lab.join(n // 2, 0) for n in range(4)]
+    watched = {"listener": [None], "source": [0, 1], "flow": flows}[level]
+    for whose in watched:
+        lab.watch(speed(10e6), whose)
+    for _ in range(5):
+        for demand in (1e6, 30e6, 0.0):  # below, beyond, and a rest
+            lab.speeds = dict.fromkeys(flows, demand * BITS)
+            lab.run(0.3)
+    assert lab.leased > 200
+    assert lab.dropped
+
+
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+def test_who_stays_below_a_ceiling_loses_nothing_to_what_was_booked_late(level: str) -> None:
+    lab = Lab(ShapeRates(**{level: speed(10e6)}))
+    flow = lab.join("one", 0.95 * 10e6 * BITS)
+    lab.run(10)
+    assert not lab.dropped
+    lab.speeds[flow] = 0.5 * 10e6 * BITS
+    lab.run(1)
+    lab.passed.clear()
+    lab.leased = 0
+    lab.run(5)
+    assert not lab.dropped
+    assert lab.leased > 0.7 * lab.passed[flow] / SIZE
+
+
+def test_what_passed_by_a_lease_is_not_forgotten() -> None:
+    """Neither by other ceilings, nor when the last flow of a source goes and comes again."""
+    rate = speed(10e6)
+    policer = Policer(ShapeRates(listener=rate, source=rate), BEGIN)
+    flow = policer.join("one", BEGIN)
+    policer.passes(flow, 1, BEGIN)
+    assert by_lease(flow, 5000)
+    policer.become(ShapeRates(listener=rate, source=rate))
+    assert not by_lease(flow, 1)
+    policer.leave(flow)
+    soon = BEGIN + 0.001
+    policer.leave(policer.join("other", soon))
+    again = policer.join("one", soon)
+    assert again.source is flow.source
+    policer.passes(again, 0, soon)
+    debt = pytest.approx(5000 / rate.per_second)  # as if it had passed now
+    assert policer._full_at - soon == debt
+    assert again.source.full_at - soon == debt
+
+
+def test_another_ceiling_of_a_flow_ends_its_lease() -> None:
+    policer = Policer(ShapeRates(), BEGIN)
+    flow = policer.join("one", BEGIN)
+    policer.passes(flow, 1, BEGIN)
+    assert by_lease(flow, 1000)
+    flow.rate = speed(1e6)
+    assert not by_lease(flow, 1)
+    policer.passes(flow, 0, BEGIN)
+    assert flow.full_at - BEGIN == pytest.approx(1000 / speed(1e6).per_second)

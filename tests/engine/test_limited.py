@@ -7,15 +7,17 @@ from time import monotonic
 from typing import Any
 
 import pytest
+import trio
 
 from proxy.core.address import Transport
 from proxy.core.admission import AdmissionLimits
 from proxy.core.ceiling import ShapeRates
 from proxy.core.expiry import FlowLimits
+from proxy.core.lease import BUDGET_ROOM
 from proxy.core.longest import LongestMatch
 from proxy.core.rate import Rate
 from proxy.engine.datagram_options import DatagramOptions
-from proxy.engine.limited import LimitedFlow
+from proxy.engine.limited import Allowance, LimitedFlow
 from proxy.engine.specs import UNRESTRICTED, BandwidthLimits
 from tests.engine.lab import Lab, datagram_socket, listening, pair, relaying
 from tests.engine.test_admission import become, counts
@@ -226,3 +228,112 @@ async def test_a_reload_gives_the_sources_of_live_flows_other_weights(dry_run: b
         weights = LongestMatch({ip_network("127.0.0.0/8"): 7})
         await become(lab, endpoint, bandwidth=limits._replace(weights=weights), **parts)
         assert source.weight == 7
+
+
+def allowance_of(lab: Lab) -> Allowance:
+    (flow,) = lab.worker._relay.table
+    assert isinstance(flow, LimitedFlow)
+    assert flow.allowance is not None
+    return flow.allowance
+
+
+async def test_who_is_far_from_all_limits_goes_by_leases_once_it_is_proven() -> None:
+    endpoint = datagram_socket()
+    far = ShapeRates(listener=Rate(1e9, 1e9), source=Rate(1e9, 1e9), flow=Rate(1e9, 1e9))
+    limits = FlowLimits(bytes=1 << 40, datagram_rate=1e4, amplification=10)
+    bounds = BandwidthLimits(far, far)
+    async with relaying([endpoint.getsockname()], UDP, limits=limits, bandwidth=bounds) as lab:
+        client = await client_of(lab)
+        await exchange(client, endpoint, b"x" * 100)
+        allowance = allowance_of(lab)
+        assert not allowance.free
+        await exchange(client, endpoint, b"x" * 100)
+        leases = [
+            lease
+            for part in (allowance.original, allowance.reply)
+            for lease in (part, part.source, part.whole)
+        ]
+        there, before = allowance.left, [lease.left for lease in leases]
+        assert allowance.free
+        for _ in range(5):
+            await exchange(client, endpoint, b"x" * 100)
+        assert allowance.left == there - 5
+        assert [lease.left for lease in leases] == [left - 500 for left in before]
+        assert (await lab.wait_live("assured"))["reply"] == {"bytes": 700, "packets": 7}
+
+
+async def test_a_datagram_rate_is_kept_by_leases_too() -> None:
+    endpoint = datagram_socket()
+    limits = FlowLimits(datagram_rate=100.0)
+    async with relaying([endpoint.getsockname()], UDP, limits=limits) as lab:
+        client = await client_of(lab)
+        began = monotonic()
+        for _ in range(300):
+            await client.send(b"x")
+        await lab.wait_counter(
+            lambda read: read["listeners"][0]["original"]["packets_received"], 300
+        )
+        most = 100 + 100 * (monotonic() - began)
+        (books,) = (await lab.counters())["listeners"]
+        assert 100 <= books["original"]["packets_sent"] <= most + 1
+
+
+async def test_a_budget_is_kept_to_the_byte_by_leases_too() -> None:
+    endpoint = datagram_socket()
+    size, budget = 50_000, BUDGET_ROOM + 10 * 50_000
+    async with relaying([endpoint.getsockname()], UDP, limits=FlowLimits(bytes=budget)) as lab:
+        client = await client_of(lab)
+        free = 0
+        while not await lab.ended():
+            await client.send(b"x" * size)
+            with trio.move_on_after(0.2) as waited:
+                _, outbound = await endpoint.recvfrom(size)
+                await endpoint.sendto(b"y" * size, outbound)
+                await client.recv(size)
+            if not waited.cancelled_caught:
+                free += allowance_of(lab).free
+        assert free >= 3
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == "byte_budget"
+        assert budget - 2 * size < ended["original"]["bytes"] + ended["reply"]["bytes"]
+        (books,) = (await lab.counters())["listeners"]
+        assert books["original"]["sent"] + books["reply"]["sent"] <= budget
+
+
+async def test_a_reload_ends_the_leases_of_flows_that_live() -> None:
+    endpoint = datagram_socket()
+    async with relaying([endpoint.getsockname()], UDP, limits=FlowLimits(bytes=1 << 40)) as lab:
+        client = await client_of(lab)
+        for _ in range(3):
+            await exchange(client, endpoint, b"hello")
+        assert allowance_of(lab).free
+        await become(lab, endpoint, limits=FlowLimits(datagram_rate=1 / 3600, bytes=1 << 40))
+        await client.send(b"one")
+        await client.send(b"two")
+        await dropped(lab, 1)
+
+
+async def test_answers_alone_do_not_exceed_a_budget_by_leases() -> None:
+    endpoint = datagram_socket()
+    size, budget = 50_000, BUDGET_ROOM + (3 << 19)
+    async with relaying([endpoint.getsockname()], UDP, limits=FlowLimits(bytes=budget)) as lab:
+        client = await client_of(lab)
+        outbound = await exchange(client, endpoint, b"x" * 100)
+        for _ in range(budget // size):
+            await endpoint.sendto(b"y" * size, outbound)
+            assert len(await client.recv(size)) == size
+        await endpoint.sendto(b"y" * size, outbound)
+        (ended,) = await lab.wait_ended()
+        assert ended["close_reason"] == "byte_budget"
+        (books,) = (await lab.counters())["listeners"]
+        assert books["original"]["sent"] + books["reply"]["sent"] <= budget
+
+
+async def test_datagrams_are_counted_beside_limits_that_are_far_away() -> None:
+    endpoint = datagram_socket()
+    options = DatagramOptions(datagrams=5)
+    limits = FlowLimits(bytes=1 << 40)
+    async with relaying([endpoint.getsockname()], UDP, datagrams=options, limits=limits) as lab:
+        client = await client_of(lab)
+        outbound = [await exchange(client, endpoint, b"hello") for _ in range(10)]
+        assert [outbound.count(each) for each in (outbound[0], outbound[-1])] == [5, 5]
