@@ -86,9 +86,22 @@ def flow_columns(
         Column("ORIGINAL", lambda row: size(row["original"]["bytes"]), number=True),
         Column("REPLY", lambda row: size(row["reply"]["bytes"]), number=True),
         *(_end_columns() if recent else _age_columns(now)),
+        *(_farewell_columns(size) if wide and recent else []),
         *(INSIGHT if wide else []),
         *([CLASS] if evictable else []),
     ]
+
+
+def _half_closed(row: Any) -> str:
+    """How long one side had ended, of a flow that has."""
+    began, closed = row["half_closed"], row["closed"]
+    return "-" if began is None or closed is None else format_span(closed - began)
+
+
+def _unsent(row: Any, size: Callable[[int], str]) -> str:
+    """Bytes of both directions that did not arrive."""
+    unsent = row["unsent"]
+    return "-" if unsent is None else size(unsent["original"] + unsent["reply"])
 
 
 def _rtts(row: Any) -> str:
@@ -153,6 +166,14 @@ def _end_columns() -> list[Column]:
         Column("LIVED", lambda row: format_span(row["closed"] - row["opened"]), number=True),
         Column("REASON", lambda row: row["close_reason"] or "-", coloured=True),
         Column("SIDE", lambda row: row["close_side"] or "-"),
+    ]
+
+
+def _farewell_columns(size: Callable[[int], str]) -> list[Column]:
+    return [
+        Column("BY", lambda row: row["close_kind"] or "-"),
+        Column("HALF CLOSED", _half_closed, number=True),
+        Column("UNSENT", lambda row: _unsent(row, size), number=True),
     ]
 
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from proxy.core.admission import ORDERED, Gate, Limit
-from proxy.core.flow import CloseReason, Drop, Refusal, State
+from proxy.core.flow import CloseReason, CloseSide, Drop, Refusal, State
 from proxy.core.histogram import BYTES_BOUNDS, CONNECT_BOUNDS, DURATION_BOUNDS, Histogram
 from proxy.core.sample_counters import SampleCounters
 
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
     from proxy.core.sample_counters import SamplesSnapshot
     from proxy.core.sources import SourceKey
 
+BY_PROXY: Final = CloseSide.PROXY
+
 DOWN: Final = 10.0
 """Seconds an endpoint counts as down after a failed attempt; two scrapes see it."""
 
@@ -31,11 +33,20 @@ DOWN: Final = 10.0
 class DirectionCounters:
     """Payload of one direction (original or reply) of all flows of a listener."""
 
-    __slots__ = ("buffered", "discarded", "flow_bytes", "packets", "packets_discarded", "received")
+    __slots__ = (
+        "buffered",
+        "discarded",
+        "flow_bytes",
+        "packets",
+        "packets_discarded",
+        "received",
+        "unsent",
+    )
 
     def __init__(self) -> None:
         self.received = 0
         self.flow_bytes = Histogram(BYTES_BOUNDS)
+        self.unsent = 0  # received, and not arrived when its flow ended; the kernel's part too
         self.buffered = 0  # received, waiting in our buffers; may fall
         self.discarded = 0  # received, and thrown away when the flow ended or the datagram dropped
         self.packets = 0  # datagrams received; 0 for streams, whose packets the kernel hides
@@ -55,6 +66,7 @@ class DirectionCounters:
             "packets_received": self.packets,
             "packets_sent": self.packets - self.packets_discarded,
             "flow_bytes": self.flow_bytes.snapshot(),
+            "unsent": self.unsent,
         }
 
 
@@ -63,6 +75,8 @@ class ListenerCounters:
 
     Attributes:
         gate: knows how many flows there may be.
+        first: flows that ended, by who moved first.
+        half_closed: seconds in which one side of a flow had ended.
         hits: how often each limit struck.
         dry_run_hits: how often it would have.
         waiting: clients that wait now.
@@ -78,7 +92,9 @@ class ListenerCounters:
         "dropped",
         "dry_run_hits",
         "duration",
+        "first",
         "gate",
+        "half_closed",
         "hits",
         "listener",
         "live",
@@ -100,6 +116,8 @@ class ListenerCounters:
         self.live = dict.fromkeys(states_of(transport), 0)
         self.opened = 0
         self.closed = dict.fromkeys(CloseReason, 0)
+        self.first = dict.fromkeys(CloseSide, 0)
+        self.half_closed = 0.0
         self.refused = dict.fromkeys(Refusal, 0)
         self.dropped = dict.fromkeys(Drop, 0)
         self.gate = Gate()
@@ -162,6 +180,7 @@ class ListenerCounters:
         id, now = flow.id, flow.closed
         self.live[flow.state] -= 1
         self.closed[reason] += 1
+        self.first[flow.close_side or BY_PROXY] += 1
         self.duration.observe(now - flow.opened, id, now)
         self.original.flow_bytes.observe(flow.original.bytes, id, now)
         self.reply.flow_bytes.observe(flow.reply.bytes, id, now)
@@ -175,6 +194,8 @@ class ListenerCounters:
             "live": {state.value: count for state, count in self.live.items()},
             "opened": self.opened,
             "closed": {reason.value: count for reason, count in self.closed.items()},
+            "first": {side.value: count for side, count in self.first.items()},
+            "half_closed": self.half_closed,
             "refused": {reason.value: count for reason, count in self.refused.items()},
             "dropped": {reason.value: count for reason, count in self.dropped.items()},
             "hits": {limit.value: count for limit, count in self.hits.items()},
@@ -272,6 +293,7 @@ class DirectionSnapshot(TypedDict):
     packets_received: int
     packets_sent: int
     flow_bytes: HistogramSnapshot
+    unsent: int
 
 
 class ListenerSnapshot(TypedDict):
@@ -283,6 +305,8 @@ class ListenerSnapshot(TypedDict):
     live: dict[str, int]
     opened: int
     closed: dict[str, int]
+    first: dict[str, int]
+    half_closed: float
     refused: dict[str, int]
     dropped: dict[str, int]
     hits: dict[str, int]

@@ -105,6 +105,37 @@ class CloseSide(StrEnum):
     PROXY = "proxy"
 
 
+class CloseKind(StrEnum):
+    """By what a flow ended: what its reasons have in common."""
+
+    FIN = "fin"  # in order: both sides said that they were done, or all answers came
+    RST = "rst"  # one side cut it
+    TIMEOUT = "timeout"  # a clock of ours
+    LIMIT = "limit"  # it was too long, too large, or one too many
+    ORDER = "order"  # somebody wanted it
+    FAILURE = "failure"  # no way there, or a fault
+
+
+KINDS: Final[dict[CloseReason, CloseKind]] = {
+    CloseReason.FINISHED: CloseKind.FIN,
+    CloseReason.CLIENT_RESET: CloseKind.RST,
+    CloseReason.ENDPOINT_RESET: CloseKind.RST,
+    CloseReason.CONNECT_REFUSED: CloseKind.RST,
+    CloseReason.CONNECT_TIMEOUT: CloseKind.TIMEOUT,
+    CloseReason.UNREACHABLE: CloseKind.FAILURE,
+    CloseReason.NO_ENDPOINT: CloseKind.FAILURE,
+    CloseReason.NO_SOURCE: CloseKind.FAILURE,
+    CloseReason.IDLE_TIMEOUT: CloseKind.TIMEOUT,
+    CloseReason.HALF_CLOSED_TIMEOUT: CloseKind.TIMEOUT,
+    CloseReason.MAX_DURATION: CloseKind.LIMIT,
+    CloseReason.BYTE_BUDGET: CloseKind.LIMIT,
+    CloseReason.EVICTED: CloseKind.LIMIT,
+    CloseReason.KILLED: CloseKind.ORDER,
+    CloseReason.DRAINED: CloseKind.ORDER,
+    CloseReason.ENDPOINT_DOWN: CloseKind.FAILURE,
+    CloseReason.INTERNAL: CloseKind.FAILURE,
+}
+
 FIRST_STATES: Final = frozenset({State.CONNECTING, State.UNREPLIED})
 
 # What may follow what. A state that is missing here is the last one of its life.
@@ -212,6 +243,16 @@ class Flow:
     @property
     def identity(self) -> Identity | None:
         """What is known of the client beyond its address."""
+        return None
+
+    @property
+    def half_closed(self) -> float | None:
+        """When the first side ended its direction, where there are two to end."""
+        return None
+
+    @property
+    def unsent(self) -> tuple[int, int] | None:
+        """Bytes received and thrown away when it ended, each way, where that is known."""
         return None
 
     @property

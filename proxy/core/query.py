@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias, TypedDict
 
 from proxy.core.address import Network, Transport, format_address, same_address
+from proxy.core.flow import KINDS
 from proxy.core.identity import tlv_row
 from proxy.core.sample_row import insight_row
 from proxy.core.sources import source_text
@@ -156,6 +157,13 @@ class DirectionRow(TypedDict):
     packets: int | None
 
 
+class UnsentRow(TypedDict):
+    """Bytes that were received, and had not arrived on the other side when the flow ended."""
+
+    original: int
+    reply: int
+
+
 class CredentialsRow(TypedDict):
     """The client's process, where the kernel tells it: of a Unix socket."""
 
@@ -188,6 +196,9 @@ class FlowRow(HelloRow):
     reply: DirectionRow
     close_reason: str | None
     close_side: str | None
+    close_kind: str | None
+    half_closed: float | None
+    unsent: UnsentRow | None
     limits: dict[str, float]
     source: str
     credentials: CredentialsRow | None
@@ -233,6 +244,9 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "reply": _direction(flow.reply, datagrams),
         "close_reason": flow.close_reason,
         "close_side": flow.close_side,
+        "close_kind": None if flow.close_reason is None else KINDS[flow.close_reason],
+        "half_closed": _moment(flow.half_closed, wall_offset),
+        "unsent": _unsent(flow),
         "limits": limits,
         "source": source_of(flow),
         "credentials": None if flow.credentials is None else credentials_row(flow.credentials),
@@ -287,6 +301,15 @@ def credentials_row(credentials: Credentials) -> CredentialsRow:
 
 def _direction(direction: Direction, datagrams: bool) -> DirectionRow:
     return {"bytes": direction.bytes, "packets": direction.packets if datagrams else None}
+
+
+def _moment(now: float | None, wall_offset: float) -> float | None:
+    return None if now is None else round(now + wall_offset, 6)
+
+
+def _unsent(flow: Flow) -> UnsentRow | None:
+    unsent = flow.unsent
+    return None if unsent is None else {"original": unsent[0], "reply": unsent[1]}
 
 
 def _text(address: Address | None) -> str | None:

@@ -13,6 +13,7 @@ from functools import lru_cache
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.core.address import format_address
+from proxy.core.flow import KINDS
 from proxy.core.prefix import V4_BITS
 from proxy.core.query import (
     credentials_row,
@@ -105,6 +106,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         "null" if reason is None else time_text(flow.closed + wall_offset),
         write(flow.original),
         write(flow.reply),
+        _end_of(flow, wall_offset),
         _source(flow),
         "null" if credentials is None else _json(credentials_row(credentials)),
         "null" if responders is None else _json(responders.rows()),
@@ -116,6 +118,15 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
 def _identity(identity: Identity) -> str:
     """What is known of a client, as the row's further keys."""
     return "," + _json({"tlvs": tlv_rows(identity), **hello_row(identity)})[1:-1]
+
+
+def _end_of(flow: Flow, wall_offset: float) -> str:
+    """How its end came, as the row's further keys."""
+    half_closed, unsent = flow.half_closed, flow.unsent
+    began = "null" if half_closed is None else time_text(half_closed + wall_offset)
+    if unsent is None:
+        return f',"half_closed":{began},"unsent":null'
+    return f',"half_closed":{began},"unsent":{{"original":{unsent[0]},"reply":{unsent[1]}}}'
 
 
 def counts_json(flow: Flow, wall_offset: float) -> str:
@@ -155,7 +166,8 @@ def _layout(
         ',"client":{"local":\0s,"remote":\0s,"via":\0s}'
         ',"endpoint":{"local":\0s,"remote":\0s}'
         ',"opened":\0s,"last_active":\0s,"closed":\0s,"original":\0s,"reply":\0s'
-        f',"close_reason":{_word(reason)},"close_side":{_word(side)},"limits":{limits}'
+        f',"close_reason":{_word(reason)},"close_side":{_word(side)}'
+        f',"close_kind":{_word(None if reason is None else KINDS[reason])}\0s,"limits":{limits}'
         ',"source":\0s,"credentials":\0s,"responders":\0s\0s\0s}'
     )
     write = _datagrams if transport.is_datagram else _payload

@@ -37,6 +37,10 @@ QUIET_ENDS: Final = frozenset({CloseReason.FINISHED, CloseReason.KILLED, CloseRe
 """How a flow ends when all went well, or when the operator wanted it."""
 
 
+WORTH_A_WORD: Final = 1.0
+"""Seconds; half-closed for less is the ordinary end of a request."""
+
+
 @dataclass(frozen=True, slots=True)
 class Lines:
     """Finished lines of a log.
@@ -101,7 +105,22 @@ class FlowLog(NamedTuple):
             format_span(flow.duration),
             f"{paint(flow.reason, 'quiet' if quiet else 'warning')} {row['close_side']}",
         )
-        return " ".join(words)
+        remarks = ", ".join(_remarks(row, flow.closed))
+        return " ".join(words) + (f"; {remarks}" if remarks else "")
+
+
+def _remarks(row: FlowRow, closed: float) -> list[str]:
+    """What else there is to say of an end; nothing, as a rule."""
+    remarks = []
+    half_closed, unsent = row["half_closed"], row["unsent"]
+    if half_closed is not None and closed - half_closed >= WORTH_A_WORD:
+        remarks.append(f"half-closed {format_span(closed - half_closed)}")
+    if unsent is not None:
+        lost = {"original": unsent["original"], "reply": unsent["reply"]}
+        remarks += [f"{format_size(size)} of {way} unsent" for way, size in lost.items() if size]
+    if row["slowed_by"] is not None:
+        remarks.append(f"slowed by {row['slowed_by']}")
+    return remarks
 
 
 def is_quiet(reason: CloseReason, transport: Transport) -> bool:

@@ -123,6 +123,7 @@ class StreamLeg(Direction):
         unserved: events that came while the way was not free.
         chunk: bytes to ask for at a time.
         ended: nothing more will be received.
+        unsent: bytes of this direction that were received, and thrown away when the flow ended.
         stalls: how long this direction stood still; None if it never did.
         writable_watched: whether EPOLLOUT is asked for.
 
@@ -143,6 +144,7 @@ class StreamLeg(Direction):
         "send_flags",
         "socket",
         "stalls",
+        "unsent",
         "unserved",
         "writable_watched",
     )
@@ -165,6 +167,7 @@ class StreamLeg(Direction):
         self.unserved = 0
         self.chunk = SMALLEST_CHUNK
         self.ended = False
+        self.unsent = 0
         self.stalls: Stalls | None = None
         self.writable_watched = False
 
@@ -228,7 +231,7 @@ class StreamLeg(Direction):
         except BlockingIOError:
             sent = 0
         except OSError as error:
-            self.counters.discarded += size
+            self._discard(size)
             self.other_failed(error, now)
             return
         if sent < size:
@@ -288,10 +291,15 @@ class StreamLeg(Direction):
         if self.pending:
             held = self.pipe.held if self.pipe is not None else len(self.pending)
             self.counters.buffered -= held
-            self.counters.discarded += held
+            self._discard(held)
         self.pending = BLOCKED
         if self.pipe is not None:
             self._return_pipe()
+
+    def _discard(self, size: int) -> None:
+        """Know that bytes were received, and will not go on."""
+        self.counters.discarded += size
+        self.unsent += size
 
     def part(self) -> None:
         """Let go of the flow and of the other leg: the flow has ended.
@@ -492,7 +500,7 @@ class StreamLeg(Direction):
             self.send_flags = MSG_OOB | DONTWAIT
             return False
         except OSError as error:
-            self.counters.discarded += 1
+            self._discard(1)
             self.other_failed(error, now)
             return False
         return True

@@ -23,7 +23,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy import __version__
-from proxy.core.flow import CloseReason
+from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.histogram import add_histograms
 from proxy.core.sample_counters import add_samples
 from proxy.engine.drains import Phase
@@ -176,6 +176,8 @@ def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSn
         "live": _add_counts(one["live"], other["live"]),
         "opened": one["opened"] + other["opened"],
         "closed": _add_counts(one["closed"], other["closed"]),
+        "first": _add_counts(one["first"], other["first"]),
+        "half_closed": one["half_closed"] + other["half_closed"],
         "refused": _add_counts(one["refused"], other["refused"]),
         "dropped": _add_counts(one["dropped"], other["dropped"]),
         "hits": _add_counts(one["hits"], other["hits"]),
@@ -236,16 +238,18 @@ def _add_directions(one: DirectionSnapshot, other: DirectionSnapshot) -> Directi
         "buffered": one["buffered"] + other["buffered"],
         "packets_received": one["packets_received"] + other["packets_received"],
         "packets_sent": one["packets_sent"] + other["packets_sent"],
+        "unsent": one["unsent"] + other["unsent"],
         "flow_bytes": add_histograms(one["flow_bytes"], other["flow_bytes"]),
     }
 
 
 def _retire_listener(row: ListenerSnapshot) -> ListenerSnapshot:
-    lost = {CloseReason.INTERNAL.value: sum(row["live"].values())}
+    lost = sum(row["live"].values())
     return {
         **row,
         "live": dict.fromkeys(row["live"], 0),
-        "closed": _add_counts(row["closed"], lost),
+        "closed": _add_counts(row["closed"], {CloseReason.INTERNAL.value: lost}),
+        "first": _add_counts(row["first"], {CloseSide.PROXY.value: lost}),
         "waiting": 0,
         "original": {**row["original"], "buffered": 0},
         "reply": {**row["reply"], "buffered": 0},

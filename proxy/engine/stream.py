@@ -80,7 +80,17 @@ class StreamFlow(Flow):
 
     """
 
-    __slots__ = ("attempt", "broken", "limits", "owed", "relay", "sample", "slot", "verdict")
+    __slots__ = (
+        "attempt",
+        "broken",
+        "half_closed",
+        "limits",
+        "owed",
+        "relay",
+        "sample",
+        "slot",
+        "verdict",
+    )
 
     original: StreamLeg
     reply: StreamLeg
@@ -116,10 +126,18 @@ class StreamFlow(Flow):
         self.limits = limits
         self.attempt: Attempt | None = None
         self.broken: StreamLeg | None = None
+        self.half_closed: float | None = None
         self.sample: bytes | None = None
         self.owed = 0
         self.verdict: tuple[CloseReason, CloseSide] | None = None
         self.slot: Slot | None = None
+
+    @property
+    def unsent(self) -> tuple[int, int] | None:
+        """Bytes of both directions that had not arrived when it ended."""
+        if self.close_reason is None:
+            return None
+        return self.original.unsent, self.reply.unsent
 
     @property
     def insight(self) -> Insight | None:
@@ -187,6 +205,7 @@ class StreamFlow(Flow):
             first = BY_CLIENT if self.state is CLIENT_CLOSED else BY_ENDPOINT
             self._close(FINISHED, first, now)
             return
+        self.half_closed = now
         self.enter(CLIENT_CLOSED if leg is self.original else ENDPOINT_CLOSED)
         self.relay.table.moved(self)
         if self.relay.watch is not None:
@@ -205,6 +224,7 @@ class StreamFlow(Flow):
         self.verdict = (reason_of(error, side), side)
         leg.block()
         leg.other.block()
+        leg.other.unsent += unsent(leg.socket)
         self.relay.pump.bury(leg.socket)
         leg.socket = CLOSED
         self.owed = unsent(leg.other.socket)
@@ -229,8 +249,14 @@ class StreamFlow(Flow):
 
     def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
         """End the flow now and reset both sides, so that neither takes it for an ordinary end."""
+        if self.close_reason is not None:
+            return
         for leg in (self.original, self.reply):
+            leg.block()
+            leg.other.unsent += unsent(leg.socket)
             reset_on_close(leg.socket)
+        for leg in (self.original, self.reply):
+            leg.counters.unsent += leg.unsent
         self._close(reason, side, now)
 
     def overdrawn(self, now: float) -> bool:
@@ -305,6 +331,8 @@ class StreamFlow(Flow):
         relay = self.relay
         if not relay.end(self, reason, side, now):
             return
+        if self.half_closed is not None:
+            self.counters.half_closed += now - self.half_closed
         relay.wheel.cancel(self)
         relay.files.used -= FILES_PER_FLOW
         if self.attempt is not None:

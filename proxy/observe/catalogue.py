@@ -198,6 +198,10 @@ def _buffered(row: ListenerSnapshot) -> dict[str, int]:
     return {"original": row["original"]["buffered"], "reply": row["reply"]["buffered"]}
 
 
+def _unsent(row: ListenerSnapshot) -> dict[str, int]:
+    return {"original": row["original"]["unsent"], "reply": row["reply"]["unsent"]}
+
+
 def _flow_bytes(row: ListenerSnapshot) -> dict[str, HistogramSnapshot]:
     return {"original": row["original"]["flow_bytes"], "reply": row["reply"]["flow_bytes"]}
 
@@ -258,6 +262,27 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _REASON,
         'Flows that ended, by the first cause; reason="internal" is a fault of sockpair.',
         _listener_by(lambda row: row["closed"]),
+    ),
+    MetricEntry(
+        "sockpair_flows_closed_first_total",
+        "counter",
+        ("listener", "side"),
+        "Flows that ended, by who moved first.",
+        _listener_by(lambda row: row["first"]),
+    ),
+    MetricEntry(
+        "sockpair_half_closed_seconds_total",
+        "counter",
+        _LISTENER,
+        "Time that flows spent with one side ended, told when they end; stream listeners only.",
+        _listener(lambda row: row["half_closed"], STREAMS),
+    ),
+    MetricEntry(
+        "sockpair_unsent_bytes_total",
+        "counter",
+        ("listener", "direction"),
+        "Payload received that had not arrived when its flow was cut; stream listeners only.",
+        _listener_by(_unsent, STREAMS),
     ),
     MetricEntry(
         "sockpair_flows_refused_total",

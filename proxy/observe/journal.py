@@ -22,7 +22,10 @@ from typing import Final
 
 ADDRESS: Final = "/run/systemd/journal/stdout"
 
-HEADER: Final = b"sockpair\n\n6\n0\n0\n0\n0\n"
+HEADER: Final = b"sockpair\n\n6\n1\n0\n0\n0\n"
+
+PRIORITIES: Final = {"debug": 7, "info": 6, "warning": 4, "error": 3, "critical": 2}
+"""Of syslog(3), which journald takes off the head of a line (sd-daemon(3), SyslogLevelPrefix=)."""
 
 PATIENCE: Final = 0.5
 """Seconds to connect; it is done in the log's thread, so nobody else waits."""
@@ -35,6 +38,12 @@ def is_journal(fd: int, environ: Mapping[str, str]) -> bool:
     except OSError:  # it may have been closed before we began
         return False
     return environ.get("JOURNAL_STREAM") == f"{status.st_dev}:{status.st_ino}"
+
+
+def prefixed(text: str, level: str) -> str:
+    """A record with its priority, each line of it; lines without one are ``info``."""
+    mark = f"<{PRIORITIES[level]}>"
+    return "\n".join(mark + line for line in text.split("\n"))
 
 
 def reconnect(fd: int) -> None:

@@ -28,6 +28,7 @@ import trio
 
 from proxy.core.printable import printable
 from proxy.engine.flow_lines import FlowLog, iso, painted, plain, time_of_day
+from proxy.observe.journal import prefixed
 from proxy.observe.sink import LogSink
 
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def set_up(sink: FlowSink, format: LogKind, level: str, flows: FlowLogs = "all")
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.format_exc_info,
-            lambda _logger, _method, event: sink.format.event({"time": time.time(), **event}),
+            lambda _logger, _method, event: sink.written({"time": time.time(), **event}),
         ],
         wrapper_class=structlog.make_filtering_bound_logger(
             logging.getLevelNamesMapping()[level.upper()]
@@ -139,9 +140,15 @@ class FlowSink(LogSink):
         self.flow_log_changed.set()
         self.flow_log_changed = trio.Event()
 
+    def written(self, event: Event) -> str:
+        """An event as the record that it becomes here; for journald with its priority."""
+        level = event.get("level", "info")
+        text = self.format.event(event)
+        return prefixed(text, level) if self.is_journal else text
+
     def _tell_dropped(self, count: int) -> str:
         head = {"time": time.time(), "level": "warning", "event": "log_lines_dropped"}
-        return self.format.event({**head, "lines": count})
+        return self.written({**head, "lines": count})
 
 
 class JsonFormat:

@@ -87,6 +87,11 @@ class LogSink:
         self._journal = is_journal(fd, os.environ)
 
     @property
+    def is_journal(self) -> bool:
+        """Whether journald reads it, and so the priority at the head of a line."""
+        return self._journal
+
+    @property
     def dropped(self) -> int:
         """Lines thrown away so far."""
         return self._overflowed + self._lost

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.counters import DirectionCounters
-from proxy.core.flow import TRANSITIONS, CloseReason, CloseSide, Flow, State
+from proxy.core.flow import KINDS, TRANSITIONS, CloseKind, CloseReason, CloseSide, Flow, State
 from proxy.core.histogram import Histogram
 from tests.core.flows import tcp_counters, tcp_flow, udp_flow
 
@@ -64,6 +64,18 @@ def test_histogram_counts_each_observation_once(values: list[float]) -> None:
         for low, high in pairwise(edges)
     ]
     assert snapshot["exemplars"] == last
+
+
+def test_every_reason_has_its_kind() -> None:
+    assert KINDS.keys() == {*CloseReason}
+    assert {*KINDS.values()} == {*CloseKind}
+
+
+def test_who_moved_first_is_counted() -> None:
+    counters = tcp_counters()
+    for side in (CloseSide.CLIENT, CloseSide.CLIENT, CloseSide.PROXY):
+        tcp_flow(1, counters).end(CloseReason.KILLED, side, 5.0)
+    assert counters.snapshot()["first"] == {"client": 2, "endpoint": 0, "proxy": 1}
 
 
 def test_counters_are_shared_by_the_flows_of_a_listener() -> None:

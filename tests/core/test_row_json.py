@@ -39,6 +39,16 @@ class KnownFlow(Flow):
     answers: Responders | None = None
     said: Identity | None = None
     seen: Insight | None = None
+    fin: float | None = None
+    lost: tuple[int, int] | None = None
+
+    @property
+    def half_closed(self) -> float | None:
+        return self.fin
+
+    @property
+    def unsent(self) -> tuple[int, int] | None:
+        return self.lost
 
     @property
     def identity(self) -> Identity | None:
@@ -85,6 +95,8 @@ def flows(draw: st.DrawFn) -> KnownFlow:
     if draw(st.booleans()):
         flow.answers = Responders()
         flow.answers.count(draw(ADDRESSES), 7)
+    flow.fin = draw(st.none() | TIMES)
+    flow.lost = draw(st.none() | st.tuples(st.integers(0, 10**15), st.integers(0, 10**15)))
     flow.seen = draw(st.none() | st.builds(Insight, st.none() | samples, stalls, stalls))
     if draw(st.booleans()):
         flow.end(draw(st.sampled_from(CloseReason)), draw(st.sampled_from(CloseSide)), draw(TIMES))

@@ -64,6 +64,17 @@ async def test_text_shows_both_pairs() -> None:
     )
 
 
+async def test_text_remarks_what_is_not_ordinary() -> None:
+    flow = closed(CloseReason.CLIENT_RESET)
+    row = json.loads(flow.row)
+    row |= {"half_closed": flow.closed - 1.5, "slowed_by": "client"}
+    row["unsent"] = {"original": 0, "reply": 98304}
+    line = line_of(flow._replace(row=json.dumps(row)), FlowLog(kind="text"))
+    assert line.endswith(
+        "client_reset client; half-closed 1s, 96KiB of reply unsent, slowed by client"
+    )
+
+
 async def test_text_without_an_endpoint() -> None:
     flow = closed(CloseReason.NO_ENDPOINT, reached=False)
     assert "| - -> - " in line_of(flow, FlowLog(kind="text"))

@@ -23,6 +23,7 @@ from proxy.core.flow import (
     Refusal,
     State,
 )
+from proxy.core.sample import Waits
 from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
 from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
 
@@ -65,6 +66,14 @@ class Books:
                 reason = reasons[event.size % len(reasons)]
                 here.pop().end(reason, CloseSide.PROXY, now + event.size / 4)
                 self.closed += 1
+            case "sample":
+                listener.samples.taken += 1
+                listener.samples.client.observe(event.size / 64, event.size, now)
+                listener.samples.client_retransmits += event.size
+                listener.samples.add(Waits(*(event.size / weight for weight in (1, 2, 4, 8, 16))))
+            case "linger":
+                listener.half_closed += event.size / 4
+                direction.unsent += event.size
             case "receive":
                 direction.received += event.size
                 direction.packets += 1
@@ -113,7 +122,7 @@ class Event(NamedTuple):
     size: int
 
 
-MOVES = ["receive", "buffer", "send", "discard"]
+MOVES = ["receive", "buffer", "send", "discard", "sample", "linger"]
 HAPPENINGS = ["open", "open", "move", "close", *MOVES, "fail", "answer", "refuse", "die"]
 events = st.builds(
     Event,
@@ -159,7 +168,7 @@ def counts(reading: RelayCounters) -> dict[tuple[str, ...], float]:
     for row in reading["listeners"]:
         name = row["listener"]
         found[name, "opened"] = row["opened"]
-        for words in ("closed", "refused", "dropped"):
+        for words in ("closed", "first", "refused", "dropped"):
             found |= {(name, words, word): count for word, count in row[words].items()}
         for side in ("original", "reply"):
             for key, count in row[side].items():
@@ -170,7 +179,13 @@ def counts(reading: RelayCounters) -> dict[tuple[str, ...], float]:
             "connect_duration": row["connect_duration"],
             "original bytes": row["original"]["flow_bytes"],
             "reply bytes": row["reply"]["flow_bytes"],
+            "round trips": row["samples"]["rtt"]["client"],
         }
+        found[name, "half_closed"] = row["half_closed"]
+        found[name, "samples"] = row["samples"]["taken"]
+        found |= {(name, "waits", who): wait for who, wait in row["samples"]["waits"].items()}
+        retransmits = row["samples"]["retransmits"]
+        found |= {(name, "retransmits", leg): count for leg, count in retransmits.items()}
         for what, histogram in histograms.items():
             found[name, what] = histogram["sum"]
             for bound, count in enumerate(histogram["counts"]):
@@ -197,6 +212,7 @@ def balanced(reading: RelayCounters) -> bool:
     """Whether every flow is live or closed, and nothing was sent that was not received."""
     return all(
         row["opened"] == sum(row["closed"].values()) + sum(row["live"].values())
+        and sum(row["first"].values()) == sum(row["closed"].values())
         and all(
             0 <= row[side]["sent"] <= row[side]["received"] - row[side]["buffered"]
             for side in ("original", "reply")
@@ -242,7 +258,8 @@ def test_retired_has_counts_and_no_levels(last: RelayCounters) -> None:
     before, after = counts(last), counts(retired)
     lost = {key: after[key] - before[key] for key in before if after[key] != before[key]}
     live = {row["listener"]: sum(row["live"].values()) for row in last["listeners"]}
-    assert lost == {(name, "closed", "internal"): count for name, count in live.items() if count}
+    words = (("closed", "internal"), ("first", "proxy"))
+    assert lost == {(name, *word): count for name, count in live.items() if count for word in words}
     assert all(row["up"] for row in retired["endpoints"])
     assert retire_counters(retired) == retired
 

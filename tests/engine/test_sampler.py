@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import ctypes
+import random
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from itertools import pairwise
@@ -14,9 +16,9 @@ import trio
 from trio.socket import SocketType
 
 from proxy.core.query import FlowQuery, FlowRow
-from proxy.core.sample import PATIENCE, Culprit, unpack
+from proxy.core.sample import PATIENCE, Culprit, TcpInfo, unpack
 from proxy.core.unix import UnixAddress
-from proxy.engine.sampler import ROUND, TICK, Sampler
+from proxy.engine.sampler import INFO, ROUND, TICK, Sampler
 from proxy.engine.stream import StreamFlow
 from tests.engine.lab import (
     Lab,
@@ -72,6 +74,60 @@ async def test_both_legs_are_told() -> None:
         (row,) = (await lab.counters())["listeners"]
         for side in ("client", "endpoint"):
             assert sum(row["samples"]["rtt"][side]["counts"]) == row["samples"]["taken"] > 0
+
+
+FIELDS = [
+    *(
+        (name, ctypes.c_uint8)
+        for name in ("state", "ca_state", "retransmits", "probes", "backoff", "options", "x", "y")
+    ),
+    *(
+        (name, ctypes.c_uint32)
+        for name in (
+            *("rto", "ato", "snd_mss", "rcv_mss", "unacked", "sacked", "lost", "retrans"),
+            *("fackets", "last_data_sent", "last_ack_sent", "last_data_recv", "last_ack_recv"),
+            *("pmtu", "rcv_ssthresh", "rtt", "rttvar", "snd_ssthresh", "snd_cwnd", "advmss"),
+            *("reordering", "rcv_rtt", "rcv_space", "total_retrans"),
+        )
+    ),
+    *(
+        (name, ctypes.c_uint64)
+        for name in ("pacing_rate", "max_pacing_rate", "bytes_acked", "bytes_received")
+    ),
+    *(
+        (name, ctypes.c_uint32)
+        for name in (
+            *("segs_out", "segs_in", "notsent_bytes", "min_rtt", "data_segs_in", "data_segs_out"),
+        )
+    ),
+    *(
+        (name, ctypes.c_uint64)
+        for name in ("delivery_rate", "busy_time", "rwnd_limited", "sndbuf_limited")
+    ),
+]
+
+
+class KernelInfo(ctypes.Structure):
+    """struct tcp_info of linux/tcp.h, by its fields."""
+
+    _fields_ = FIELDS
+
+
+async def test_every_field_is_read_from_its_place() -> None:
+    raw = bytes(random.Random(7).randrange(256) for _ in range(ctypes.sizeof(KernelInfo)))
+    named, read = KernelInfo.from_buffer_copy(raw), TcpInfo._make(INFO.unpack(raw))
+    assert read == TcpInfo(
+        named.unacked,
+        named.last_data_sent,
+        named.last_data_recv,
+        named.rtt,
+        named.total_retrans,
+        named.min_rtt,
+        named.delivery_rate,
+        named.busy_time,
+        named.rwnd_limited,
+        named.sndbuf_limited,
+    )
 
 
 async def slow_endpoint(client: SocketType, server: SocketType) -> None:

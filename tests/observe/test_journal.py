@@ -7,9 +7,11 @@ import socket
 from pathlib import Path
 
 import pytest
+import structlog
 
 from proxy.observe import journal
 from proxy.observe.journal import is_journal
+from proxy.observe.log import configure
 from proxy.observe.sink import LogSink
 
 
@@ -40,6 +42,40 @@ def test_a_stream_that_has_ended_is_made_anew(
         came, _ = journald.accept()
         with came:
             assert came.recv(1000) == journal.HEADER + b"again\n2 lost\n"
+
+
+def test_events_for_journald_have_their_priority(monkeypatch: pytest.MonkeyPatch) -> None:
+    before = structlog.get_config()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        stream_of(monkeypatch, ours.fileno())
+        for format in ("json", "text"):
+            sink = configure(format, "debug", fd=ours.fileno())
+            log = structlog.get_logger()
+            for level in ("debug", "info", "warning", "error", "critical"):
+                getattr(log, level)("it_happened")
+            try:
+                raise ValueError
+            except ValueError:
+                log.exception("it_crashed")
+            sink.put("a flow")
+            sink.flush()
+            lines = theirs.recv(100_000).decode().splitlines()
+            assert [line[:3] for line in lines[:5]] == ["<7>", "<6>", "<4>", "<3>", "<2>"]
+            assert {line[:3] for line in lines[5:-1]} == {"<3>"}
+            assert lines[-1] == "a flow"
+    structlog.configure(**before)
+
+
+def test_whoever_is_no_journald_gets_no_priorities() -> None:
+    before = structlog.get_config()
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        sink = configure("json", "debug", fd=ours.fileno())
+        structlog.get_logger().warning("it_happened")
+        sink.flush()
+        assert theirs.recv(1000).startswith(b"{")
+    structlog.configure(**before)
 
 
 def test_a_socket_that_is_no_journal_is_left_alone(
