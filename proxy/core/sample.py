@@ -267,7 +267,10 @@ def _awaited(before: Sample, after: Sample, rest: float) -> tuple[Culprit | None
         return (Culprit.ENDPOINT if after.endpoint.last_received < PAUSE * 1000 else None), rest
     if asked and not after.reply:  # it only uploads, and as slowly as that
         return (Culprit.CLIENT if heard < PAUSE else None), rest
-    if heard >= told:
+    if heard == told:  # within one tick of the kernel's clock, 1 to 10 ms; who has yet to confirm?
+        unconfirmed = Culprit.CLIENT if after.client.unacked else None
+        return (Culprit.ENDPOINT if after.endpoint.unacked else unconfirmed), rest
+    if heard > told:
         return (Culprit.CLIENT if told < PAUSE and after.reply else None), rest
     # The client has spoken, and has not been answered. If it has only just spoken, the time before
     # was its own.

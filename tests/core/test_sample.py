@@ -130,16 +130,22 @@ def test_nobody_is_waited_for_longer_than_it_took(one: Sample, other: Sample, be
 
 
 def moved(
-    client: TcpInfo, *, before: tuple[int, int], after: tuple[int, int], endpoint: int = 0
+    client: TcpInfo,
+    *,
+    before: tuple[int, int],
+    after: tuple[int, int],
+    endpoint: int = 0,
+    unacked: int = 0,
 ) -> Waits:
     """A second in which so much moved and nothing stood still."""
     one = Sample(0.0, *before, STILL, STILL, TcpInfo(), TcpInfo())
-    info = TcpInfo(last_received=endpoint)
+    info = TcpInfo(unacked, last_received=endpoint)
     return waits_between(one, Sample(1.0, *after, STILL, STILL, client, info), behind=False)
 
 
 ASKED = TcpInfo(last_received=100, last_sent=300)
 ANSWERED = TcpInfo(last_received=300, last_sent=100)
+TIED = TcpInfo(last_received=100, last_sent=100)
 PAUSED = TcpInfo(last_received=int(PAUSE * 1000), last_sent=int(PAUSE * 1000))
 GIVEN_UP = TcpInfo(last_received=int(PATIENCE * 1000), last_sent=int(PATIENCE * 1000) + 1)
 
@@ -154,6 +160,10 @@ GIVEN_UP = TcpInfo(last_received=int(PATIENCE * 1000), last_sent=int(PATIENCE * 
         (moved(ANSWERED, before=(5, 5), after=(5, 5)), Waits(client=1.0)),
         (moved(PAUSED, before=(5, 5), after=(5, 5)), Waits(nobody=1.0)),
         (moved(GIVEN_UP, before=(5, 5), after=(5, 5)), Waits(nobody=1.0)),
+        # in the same tick
+        (moved(TIED, before=(5, 5), after=(9, 9)), Waits(nobody=1.0)),
+        (moved(TIED._replace(unacked=1), before=(5, 5), after=(9, 9)), Waits(client=1.0)),
+        (moved(TIED, before=(5, 5), after=(9, 9), unacked=1), Waits(endpoint=1.0)),
         # one that only uploads, and one that only downloads
         (moved(ASKED, before=(5, 0), after=(9, 0)), Waits(client=1.0)),
         (moved(PAUSED, before=(5, 0), after=(9, 0)), Waits(nobody=1.0)),

@@ -41,14 +41,19 @@ async def flow_of(**parts: Any) -> AsyncIterator[tuple[Lab, SocketType, SocketTy
         yield lab, client, server
 
 
+JIFFY = 0.01
+"""Seconds; the tick of the kernel's clock is nowhere longer."""
+
+
 async def look(lab: Lab, id: int = 1) -> FlowRow:
     """The row of a flow, of which whoever asks for one gets the latest."""
     return (await lab.worker.flows(FlowQuery(id=id)))["rows"][0]
 
 
-async def converse(client: SocketType, server: SocketType, think: float = 0.0) -> None:
-    """A question and an answer, again and again."""
+async def converse(client: SocketType, server: SocketType, think: float) -> None:
+    """A question and an answer, again and again; the client thinks for some ticks of the kernel."""
     while True:
+        await trio.sleep(3 * JIFFY)
         await send_all(client, b"question")
         await receive_exactly(server, 8)
         await trio.sleep(think)
