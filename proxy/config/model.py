@@ -145,7 +145,9 @@ BURST_KEY: Final = key(
 class PerFlow(Table):
     """Limits of each flow."""
 
-    connect: Timeout = key("5s", "How long the endpoint may take to accept. TCP.", only=STREAMS)
+    connect: Timeout = key(
+        "5s", "How long endpoints may take to accept, all attempts together. TCP.", only=STREAMS
+    )
     idle: Timeout | None = key(
         None,
         "How long without payload, either way. Default: 124m for TCP, 5m for UDP.",

@@ -28,6 +28,8 @@ from proxy.config.values import (
     EndpointAddress,
     NameFamily,
     SendProxy,
+    Timeout,
+    WhenFull,
     as_array,
 )
 from proxy.core.upstream import WEIGHT_MAX
@@ -38,6 +40,9 @@ class Endpoint(Table):
 
     address: EndpointAddress = key(REQUIRED, "host:port, or a Unix socket.", example="10.0.0.1:80")
     weight: int = key(1, "Its part of the new flows, beside the others'.", ge=1, le=WEIGHT_MAX)
+    flows: int | None = key(
+        None, "Flows it may have at once. Default: no ceiling.", example=100, ge=1, le=10_000_000
+    )
     backup: bool = key(False, "Take new flows only while no other endpoint can.")
 
     def __str__(self) -> str:
@@ -85,6 +90,19 @@ class Upstream(Table):
         "better of two at random; the first that can; or for each source the same, by rendezvous "
         "(source) or by a table (maglev).",
     )
+    slow_start: Timeout | None = key(
+        None,
+        "How long an endpoint that comes back, or is new, takes to get its whole weight. "
+        "Default: it has it at once.",
+        example="30s",
+    )
+    when_full: WhenFull = key(
+        "refuse",
+        'What becomes of flows when every endpoint has all the flows it may have: "refuse" or '
+        '"wait". Only streams wait.',
+    )
+    wait: Timeout = key("5s", "How long flows that wait do so, and are then refused.")
+    wait_flows: int = key(1000, "How many wait at once; more are refused.", ge=1, le=1_000_000)
     multicast_interface: Interface | None = key(
         None,
         "Where datagrams to multicast and broadcast endpoints leave. Default: as routed.",

@@ -20,7 +20,7 @@ from typing import Annotated, Any, Final, TypeAlias, TypeVar, get_args, get_orig
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
-from proxy.config import identity, origins
+from proxy.config import balancing, identity, origins
 from proxy.config.ceilings import ceiling_faults
 from proxy.config.health_faults import health_faults
 from proxy.config.name_faults import names_faults
@@ -66,6 +66,7 @@ def faults(document: object, listener_model: type[BaseModel]) -> list[Fault]:
         yield from _address_faults(tables)
         for name, endpoints in tables.endpoints.items():
             yield from _repeated_endpoints(("upstream", name, "endpoints"), endpoints)
+            yield from balancing.upstream_faults(name, tables.upstreams[name])
             yield from origins.upstream_faults(name, tables.upstreams[name])
             yield from identity.upstream_faults(name, tables.upstreams[name])
             yield from health_faults(name, tables.upstreams[name])

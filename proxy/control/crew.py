@@ -154,7 +154,8 @@ class Crew:
                 known = (new.get(spec.name, spec) for spec in self._wanted.upstreams)
                 self._wanted = replace(self._wanted, upstreams=tuple(known))
             self._unsettled |= set(range(self.size))
-            await self._all(lambda remote: remote.readdress(upstreams))
+            divided = self._division.upstreams
+            await self._all(lambda each: each.readdress(divided(upstreams, each.index)))
 
     async def drain(self, order: DrainOrder) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""

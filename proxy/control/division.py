@@ -13,11 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from math import inf
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
 from proxy.engine.child import Hello
-from proxy.engine.specs import Change, DrainOrder, OpenListener
+from proxy.engine.specs import Change, DrainOrder, OpenListener, UpstreamSpec
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
@@ -62,11 +63,30 @@ class Division:
         ]
         return replace(
             change,
+            upstreams=self.upstreams(change.upstreams, index),
             opened=tuple(each for each in opened if each.sockets),
             pace=self._pace(change.pace),
             table_limit=self._share(change.table_limit, index),
             recent=self._share(change.recent, index),
         )
+
+    def upstreams(self, specs: Sequence[UpstreamSpec], index: int) -> tuple[UpstreamSpec, ...]:
+        """Upstreams as one worker has them: its part of each ceiling, and of those who may wait."""
+        return tuple(self._upstream(spec, index) for spec in specs)
+
+    def _upstream(self, spec: UpstreamSpec, index: int) -> UpstreamSpec:
+        endpoints = tuple(
+            each if each.ceiling == inf else each._replace(ceiling=self._some(each.ceiling, index))
+            for each in spec.endpoints
+        )
+        waiting = spec.waiting
+        if waiting is not None:
+            waiting = waiting._replace(flows=self._some(waiting.flows, index))
+        return replace(spec, endpoints=endpoints, waiting=waiting)
+
+    def _some(self, bound: float, index: int) -> int:
+        """A worker's part of a bound, and 1 where there is less than one for each."""
+        return max(1, self._share(int(bound), index))
 
     def order(self, order: DrainOrder) -> DrainOrder:
         """What of a drain is for each worker."""

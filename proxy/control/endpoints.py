@@ -12,6 +12,7 @@ priorities the lowest number is asked, and all others are backups.
 from __future__ import annotations
 
 from collections.abc import Iterable
+from math import inf
 from socket import SOCK_DGRAM
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -20,7 +21,7 @@ from proxy.config.service import ServiceEndpoint
 from proxy.config.unix import UnixEndpoint
 from proxy.control.names import name_of
 from proxy.control.outbound import copies_dscp, is_original, upstream_marks
-from proxy.control.specs import style_of
+from proxy.control.specs import style_of, waiting_of
 from proxy.core.address import parse_address
 from proxy.core.balance.ways import Balance
 from proxy.core.names import Outcome
@@ -99,6 +100,8 @@ def _upstream_spec(name: str, upstream: Upstream, names: Names) -> UpstreamSpec:
         ),
         original=original,
         balance=Balance(upstream.balance),
+        slow_start=upstream.slow_start or 0.0,
+        waiting=waiting_of(upstream),
         multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),
         marks=upstream_marks(upstream),
         copies_dscp=copies_dscp(upstream),
@@ -110,12 +113,13 @@ def _upstream_spec(name: str, upstream: Upstream, names: Names) -> UpstreamSpec:
 def _endpoint_specs(endpoint: Endpoint, upstream: Upstream, names: Names) -> Iterable[EndpointSpec]:
     """An endpoint of the configuration as one spec for each of its addresses."""
     text, weight, backup = str(endpoint.address), endpoint.weight, endpoint.backup
+    ceiling = inf if endpoint.flows is None else endpoint.flows
     if name_of(endpoint.address) is None:
         address = _fixed(endpoint.address)
-        return [] if address is None else [EndpointSpec(text, address, weight, backup)]
+        return [] if address is None else [EndpointSpec(text, address, weight, backup, ceiling)]
     targets = _wanted(names.targets(endpoint.address), upstream)
     if not isinstance(endpoint.address, ServiceEndpoint):
-        return [EndpointSpec(text, each.address, weight, backup) for each in targets]
+        return [EndpointSpec(text, each.address, weight, backup, ceiling) for each in targets]
     first = min((each.priority for each in targets), default=0)
     scale = min(1.0, WEIGHT_MAX / max([1, *(each.weight for each in targets)]))
     return [
@@ -124,6 +128,7 @@ def _endpoint_specs(endpoint: Endpoint, upstream: Upstream, names: Names) -> Ite
             each.address,
             max(1, round(each.weight * scale)),
             backup or each.priority > first,
+            ceiling,
         )
         for each in targets
     ]

@@ -112,8 +112,8 @@ def admission_of(limits: Limits) -> AdmissionLimits:
     )
 
 
-def waiting_of(limits: Limits) -> WaitLimits | None:
-    """How those wait who may not come in."""
+def waiting_of(limits: Limits | Upstream) -> WaitLimits | None:
+    """How those wait who may not come in, or find every endpoint full."""
     return WaitLimits(limits.wait, limits.wait_flows) if limits.when_full == "wait" else None
 
 

@@ -7,7 +7,7 @@ also a change of state; keep-alive probes are not.
 ====================================  ==================  ======================
 state                                 clock               reason
 ====================================  ==================  ======================
-connecting                            connect             connect_timeout
+connecting (all attempts together)    connect             connect_timeout
 established                           idle                idle_timeout
 client_closed, endpoint_closed,       half_closed         half_closed_timeout
 closing
@@ -49,7 +49,8 @@ class FlowLimits:
         amplification: bytes to the client for each one from it, until it is proven.
         datagrams: the datagram rate, with its burst.
         linger: how long a flow that was reset may be ``closing`` without any progress.
-        stream_look: the shortest clock a TCP flow can have, when to look at a new one first.
+        stream_look: the shortest clock a TCP flow can have, when to look at a new one first; the
+            first of several attempts to connect has half of its time.
         datagram_look: the same for UDP.
 
     """
@@ -74,7 +75,7 @@ class FlowLimits:
         rate = self.datagram_rate
         datagrams = None if rate == inf else Rate(rate, max(1, ceil(rate)))
         object.__setattr__(self, "datagrams", datagrams)
-        stream = min(self.connect, self.idle, self.half_closed, self.duration)
+        stream = min(self.connect / 2, self.idle, self.half_closed, self.duration)
         object.__setattr__(self, "stream_look", stream)
         datagram = min(self.unreplied, self.idle, self.duration)
         object.__setattr__(self, "datagram_look", datagram)
@@ -107,6 +108,12 @@ def next_look(flow: Flow, limits: FlowLimits, now: float) -> float:
     a state it may enter meanwhile could strike.
     """
     return min(deadline_of(flow, limits).when, now + _clock_to_come(flow.state, limits))
+
+
+def next_look_connecting(flow: Flow, limits: FlowLimits, until: float, now: float) -> float:
+    """The same for a TCP flow that is connecting, and gives its attempt up at ``until``."""
+    life = flow.opened + limits.duration
+    return min(until, life, now + _clock_to_come(State.CONNECTING, limits))
 
 
 @lru_cache(maxsize=1024)

@@ -7,11 +7,18 @@ the name and its counters, and have each their own condition and their own live 
 Who is asked for new flows is worked out when the condition of an endpoint changes, not when a flow
 comes: choosing costs the same whether all endpoints are well or none. Backups are usable only while
 nobody else is.
+
+Two things change all the time, and are looked at with each flow, but only in an upstream that has
+them. An endpoint that is full, as its flows have reached its *ceiling*, is passed over: it is still
+usable, so backups stay out, and tables stay as they are. And an endpoint that has become usable
+again starts slowly, if it shall: its share grows, in ``STEPS``, to its weight.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Collection, Sequence
+from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from proxy.core.balance.turns import Turns
@@ -33,6 +40,10 @@ WEIGHT_MAX: Final = 256
 """As much as one endpoint can be of another; more is better said by another upstream."""
 
 
+STEPS: Final = 20
+"""In which the share of an endpoint that starts slowly grows: from a twentieth, by a twentieth."""
+
+
 class Endpoint:
     """One address of an upstream, with its condition and its part of the flows.
 
@@ -46,6 +57,9 @@ class Endpoint:
         weight: its part of the flows beside others, as configured.
         share: the same, as it is now.
         backup: whether it is asked only while no other can be.
+        ceiling: flows that it may have at once.
+        kin: usable endpoints of its name that are of the other IP version.
+        warm_from: when it began to be usable, monotonic seconds; minus infinity if it always was.
         flows: live ones, of this address, and those that are being connected.
         administration: what operators want of it.
         health: what active checks say.
@@ -61,16 +75,19 @@ class Endpoint:
         "address",
         "administration",
         "backup",
+        "ceiling",
         "condition",
         "counters",
         "ejected",
         "flows",
         "health",
+        "kin",
         "name",
         "reason",
         "share",
         "since",
         "upstream",
+        "warm_from",
         "weight",
     )
 
@@ -86,6 +103,9 @@ class Endpoint:
         self.counters = counters or EndpointCounters(upstream, name)
         self.weight = self.share = 1
         self.backup = False
+        self.ceiling = inf
+        self.warm_from = -inf
+        self.kin: tuple[Endpoint, ...] = ()
         self.flows = 0
         self.administration = Administration.ENABLED
         self.health = Health.UNKNOWN
@@ -95,17 +115,27 @@ class Endpoint:
         self.since = 0.0
         self.upstream: Upstream | None = None
 
-    def become(self, weight: int, *, backup: bool) -> None:
-        """Be as configured from now on; ``Upstream.become`` follows, which sees to the shares."""
+    @property
+    def is_full(self) -> bool:
+        """Whether it has all the flows that it may have."""
+        return self.flows >= self.ceiling
+
+    def become(self, weight: int, *, backup: bool, ceiling: float = inf) -> None:
+        """Be as configured from now on; ``Upstream.become`` follows, which sees to the rest."""
         self.weight = self.share = weight
         self.backup = backup
+        self.ceiling = ceiling
 
     def take(self) -> None:
         """Have one flow more, which is being connected."""
         self.flows += 1
+        if self.flows == self.ceiling and self.upstream is not None:
+            self.upstream.filled(self)
 
     def leave(self, now: float) -> None:
         """Have one flow less: it has ended, or could not be connected."""
+        if self.flows == self.ceiling and self.upstream is not None:
+            self.upstream.freed(self)
         self.flows -= 1
 
     def administer(self, administration: Administration, now: float) -> None:
@@ -129,8 +159,10 @@ class Endpoint:
         if condition is not self.condition:
             before, self.condition = self.condition, condition
             self.since = now
-            if self.upstream is not None and before.is_usable is not condition.is_usable:
-                self.upstream.look_again()
+            if before.is_usable is not condition.is_usable:
+                self.warm_from = now if condition.is_usable else -inf
+                if self.upstream is not None:
+                    self.upstream.look_again(now)
 
 
 class MulticastPath(NamedTuple):
@@ -162,6 +194,43 @@ class OriginalCounters(EndpointCounters):
         self.failures[reason] += 1
 
 
+class Waiter(Protocol):
+    """A flow that waits for an endpoint."""
+
+    @property
+    def has_tried(self) -> bool:
+        """Whether some endpoint is out of the question, which others may wait for."""
+        ...
+
+    def resume(self, now: float) -> bool:
+        """Go on, if some endpoint has room; false if none has."""
+        ...
+
+    def give_up(self, now: float) -> None:
+        """Wait no more."""
+        ...
+
+
+class Queue(Protocol):
+    """Where flows wait for an endpoint that is full."""
+
+    def __len__(self) -> int:
+        """How many wait."""
+        ...
+
+    def join(self, waiter: Waiter, now: float) -> bool:
+        """Have a flow wait; false if too many do."""
+        ...
+
+    def leave(self, waiter: Waiter) -> None:
+        """Have a flow wait no more, if it does."""
+        ...
+
+    def room(self) -> None:
+        """Know that somebody may find an endpoint now."""
+        ...
+
+
 class Choice(Protocol):
     """What a flow asks of its upstream."""
 
@@ -180,6 +249,20 @@ class Choice(Protocol):
         """Chooses an endpoint for a flow; None if none is left."""
         ...
 
+    @property
+    def usable(self) -> tuple[Endpoint, ...]:
+        """Those who are asked."""
+        ...
+
+    @property
+    def queue(self) -> Queue | None:
+        """Where flows wait for an endpoint that is full."""
+        ...
+
+    def has_room_later(self, tried: Collection[Endpoint]) -> bool:
+        """Whether some endpoint was not picked only because it is full."""
+        ...
+
 
 class Upstream:
     """A named set of endpoints, and a way of choosing among them.
@@ -192,11 +275,26 @@ class Upstream:
         usable: those that new flows may go to.
         multicast: the way to those that are groups.
         by_source: whether the choice depends on the client's source.
-        pick: chooses an endpoint for a flow: the picker's own method, for one call less.
+        pick: chooses an endpoint for a flow: the picker's own method, for one call less, unless
+            there are ceilings, or somebody starts slowly.
+        slow_start: seconds until an endpoint that comes back has its whole share.
+        queue: where flows wait for an endpoint that is full; None lets none wait.
 
     """
 
-    __slots__ = ("_picker", "by_source", "endpoints", "multicast", "name", "pick", "usable")
+    __slots__ = (
+        "_full",
+        "_picker",
+        "_step_at",
+        "by_source",
+        "endpoints",
+        "multicast",
+        "name",
+        "pick",
+        "queue",
+        "slow_start",
+        "usable",
+    )
 
     def __init__(
         self,
@@ -207,7 +305,11 @@ class Upstream:
     ) -> None:
         self.name = name
         self.multicast = multicast
+        self.slow_start = 0.0
+        self.queue: Queue | None = None
         self._picker: Picker = picker or Turns()
+        self._full: tuple[Endpoint, ...] = ()
+        self._step_at = inf
         self.by_source = False
         self.pick: Pick
         self.endpoints: tuple[Endpoint, ...] = ()
@@ -215,29 +317,100 @@ class Upstream:
         self.become(endpoints, multicast)
 
     def become(
-        self, endpoints: Sequence[Endpoint], multicast: MulticastPath, picker: Picker | None = None
+        self,
+        endpoints: Sequence[Endpoint],
+        multicast: MulticastPath,
+        picker: Picker | None = None,
+        slow_start: float = 0.0,
+        now: float = -inf,
     ) -> None:
         """Have these endpoints from now on; the turn goes on where it is, unless the way is new."""
         for endpoint in self.endpoints:
             endpoint.upstream = None
-        self.endpoints = tuple(endpoints)
-        for endpoint in self.endpoints:
+        for endpoint in endpoints:
             endpoint.upstream = self
+            if endpoint not in self.endpoints and endpoint.condition.is_usable:
+                endpoint.warm_from = now
+        self.endpoints = tuple(endpoints)
         self.multicast = multicast
+        self.slow_start = slow_start
         self._picker = picker or self._picker
-        self.look_again()
+        self.look_again(now)
 
     def called(self, name: str) -> list[Endpoint]:
         """The endpoints of this name: as many as it has addresses."""
         return [each for each in self.endpoints if each.name == name]
 
-    def look_again(self) -> None:
-        """Find who is usable: what decides it has changed."""
+    def look_again(self, now: float) -> None:
+        """Find who is usable, and each one's share: what decides it has changed."""
         usable = [each for each in self.endpoints if each.condition.is_usable]
         self.usable = tuple([each for each in usable if not each.backup] or usable)
+        self._full = tuple(each for each in self.usable if each.is_full)
+        _find_kin(self.usable)
+        warming = self._share_out(now)
         self._picker.become(self.usable)
         self.by_source = self._picker.by_source
-        self.pick = self._picker.pick
+        watched = warming or any(each.ceiling < inf for each in self.usable)
+        self.pick = self._pick_watched if watched else self._picker.pick
+        self._tell_room()
+
+    def has_room_later(self, tried: Collection[Endpoint]) -> bool:
+        """Whether some endpoint was not picked only because it is full."""
+        return any(each not in tried for each in self._full)
+
+    def filled(self, endpoint: Endpoint) -> None:
+        """Know that an endpoint has all the flows it may have."""
+        if endpoint in self.usable:
+            self._full = (*self._full, endpoint)
+
+    def freed(self, endpoint: Endpoint) -> None:
+        """Know that an endpoint which was full is so no more."""
+        self._full = tuple(each for each in self._full if each is not endpoint)
+        self._tell_room()
+
+    def _tell_room(self) -> None:
+        if self.queue is not None:
+            self.queue.room()
+
+    def _pick_watched(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> Endpoint | None:
+        """Choose with regard to who is full, and to who starts slowly."""
+        if now >= self._step_at:
+            self.look_again(now)
+        if self._full:
+            tried = (*tried, *self._full)
+        return self._picker.pick(tried, source, now)
+
+    def _share_out(self, now: float) -> bool:
+        """Give each endpoint its share as it is now; tell whether any is still to grow."""
+        self._step_at = inf
+        scale = STEPS if self.slow_start else 1
+        for endpoint in self.usable:
+            age = now - endpoint.warm_from
+            step = scale
+            if self.slow_start and age < self.slow_start:
+                step = 1 + int(age / self.slow_start * (STEPS - 1))
+                self._step_at = min(self._step_at, now + self.slow_start / STEPS)
+            endpoint.share = endpoint.weight * step
+        return self._step_at < inf
+
+
+def _find_kin(endpoints: Sequence[Endpoint]) -> None:
+    """Have endpoints know those of their name that are of the other IP version."""
+    names = Counter(each.name for each in endpoints)
+    for endpoint in endpoints:
+        endpoint.kin = ()
+        if names[endpoint.name] > 1:
+            endpoint.kin = tuple(
+                each
+                for each in endpoints
+                if each.name == endpoint.name and _version(each) != _version(endpoint)
+            )
+
+
+def _version(endpoint: Endpoint) -> int:
+    return 6 if ":" in endpoint.address[0] else 4
 
 
 class OriginalUpstream(Upstream):
@@ -262,14 +435,19 @@ class SoleUpstream:
     and cycles are not collected often.
     """
 
-    __slots__ = ("_endpoint", "multicast")
+    __slots__ = ("multicast", "usable")
 
     by_source: Final = False
+    queue: Final = None
 
     def __init__(self, endpoint: Endpoint, multicast: MulticastPath) -> None:
-        self._endpoint = endpoint
+        self.usable = (endpoint,)
         self.multicast = multicast
 
     def pick(self, tried: Collection[Endpoint], source: SourceKey, now: float) -> Endpoint | None:
         """The endpoint, unless it has been tried."""
-        return None if tried else self._endpoint
+        return None if tried else self.usable[0]
+
+    def has_room_later(self, tried: Collection[Endpoint]) -> bool:
+        """It is never full."""
+        return False

@@ -2,14 +2,32 @@
 
 The pump serves the socket while it connects; when it has connected, the flow's leg takes its
 place. An endpoint that fails is left out for the rest of the flow, and the next one is tried at
-once. Each attempt has the whole connect timeout. When all have failed, the flow ends with the
-reason of the last.
+once. When all have failed, or the time is up, the flow ends with the reason of the last.
+
+All attempts together have the ``connect`` time of the flow, because that is what the client waits.
+So one that is not answered must leave some of it: it has half of what is left, unless nobody else
+is left to try, but at least ``ATTEMPT_MIN``, or a quarter of ``connect`` where that is less. Of 5 s
+the first has 2.5, the second 1.25, and the third the rest. A part of the time for each endpoint
+alike was rejected: with ten of them, no attempt would live to see its first SYN sent again.
+
+A name may have addresses of both IP versions, one of which leads nowhere. If an attempt at one has
+not succeeded within ``STAGGER``, another is begun beside it, to an address of the same name of the
+other version, and whichever connects first is taken (RFC 8305; see ``rival``).
+
+If nobody is left to try but endpoints that are full, the flow may wait for one; see ``queue``. That
+takes nothing from its time to connect.
+
+A client that resets while we connect ends the flow. One that only ends its side may wait for an
+answer; but if it has not said a word it has probably left, so it gets ``LEAVING`` more and no
+further attempt. To end the flow at once was rejected: who asks a service that speaks first by a
+bare connection and FIN would never get an answer, for the FIN is here before the endpoint accepts.
 """
 
 from __future__ import annotations
 
 import errno
 from functools import partial
+from math import inf
 from select import EPOLLERR, EPOLLHUP
 from typing import TYPE_CHECKING, Final
 
@@ -17,8 +35,9 @@ from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.unix import UNNAMED, UnixAddress
 from proxy.engine.leg import WATCH_BOTH
 from proxy.engine.outbound import NO_SOURCE
+from proxy.engine.rival import Rival
 from proxy.engine.sockaddr import canonical
-from proxy.engine.tcp import CLOSED, UNREACHABLE, take_error
+from proxy.engine.tcp import CLOSED, RESET_SINCE, UNREACHABLE, take_error
 from proxy.engine.unix import RETRY, BacklogWait, serve_unix_leg, stream_socket
 
 if TYPE_CHECKING:
@@ -28,18 +47,25 @@ if TYPE_CHECKING:
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Choice, Endpoint
+    from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.stream import StreamFlow
 
 UNDER_WAY: Final = frozenset({0, errno.EINPROGRESS})
 
-RESET_SINCE: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
-"""Errors of a connection that was made; a SYN that is refused gives ECONNREFUSED."""
-
 OUR_FAULTS: Final = frozenset(
     {errno.EMFILE, errno.ENFILE, errno.ENOBUFS, errno.ENOMEM, errno.EADDRNOTAVAIL, NO_SOURCE}
 )
 """This host has run out of something; the endpoint knows nothing of it."""
+
+ATTEMPT_MIN: Final = 1.2
+"""Seconds: a SYN is sent again after one (RFC 6298), and its answer takes a while."""
+
+STAGGER: Final = 0.25
+"""Seconds; the connection attempt delay of RFC 8305, section 5."""
+
+LEAVING: Final = 1.0
+"""Seconds that an endpoint has to accept whose client may have left."""
 
 NO_KEY: Final[SourceKey] = ""
 """Of a source that nobody asks for."""
@@ -49,12 +75,29 @@ SOURCE_LOST: Final = frozenset({NO_SOURCE, errno.EADDRNOTAVAIL})
 
 
 class ConnectAttempt:
-    """Attempts of one flow to reach any endpoint of its upstream.
+    """Attempts of one flow to reach any endpoint of its upstream; ``Timed``, for a rival.
 
-    Owns the connecting socket until ``StreamFlow.connected`` takes it.
+    Owns the connecting sockets until ``StreamFlow.connected`` takes one.
+
+    Attributes:
+        until: when the present attempt is given up, monotonic seconds; never while it waits.
+
     """
 
-    __slots__ = ("_connect", "_endpoint", "_flow", "_socket", "_tried", "_upstream")
+    __slots__ = (
+        "_connect",
+        "_deadline",
+        "_endpoint",
+        "_flow",
+        "_is_last",
+        "_is_waiting",
+        "_rival",
+        "_socket",
+        "_tried",
+        "_upstream",
+        "slot",
+        "until",
+    )
 
     def __init__(self, flow: StreamFlow, upstream: Choice, connect: Connect) -> None:
         self._flow = flow
@@ -63,31 +106,153 @@ class ConnectAttempt:
         self._endpoint: Endpoint | None = None
         self._socket = CLOSED
         self._tried: tuple[Endpoint, ...] = ()
+        self._rival: Rival | None = None
+        self._is_last = False
+        self._is_waiting = False
+        self._deadline = 0.0
+        self.until = inf
+        self.slot: Slot | None = None
 
-    def start(self, now: float, failure: CloseReason = CloseReason.NO_ENDPOINT) -> None:
-        """Connect to the next endpoint; if none is left, end the flow with ``failure``."""
+    @property
+    def has_tried(self) -> bool:
+        """Whether some endpoint is out of the question, which others may wait for."""
+        return bool(self._tried)
+
+    def start(self, now: float) -> None:
+        """Connect to an endpoint, behind those who wait for one."""
+        queue = self._upstream.queue
+        if queue:
+            self._is_waiting = queue.join(self, now)
+            queue.room()
+            if not self._is_waiting:
+                self.give_up(now)
+            return
+        self._deadline = now + self._flow.limits.connect
+        self._go_on(now, CloseReason.NO_ENDPOINT)
+
+    def resume(self, now: float) -> bool:
+        """Go on after a wait, if some endpoint has room; false if none has."""
         source = source_for(self._upstream, self._flow)
-        while (endpoint := self._upstream.pick(self._tried, source, now)) is not None:
-            self._tried += (endpoint,)
-            self._endpoint = endpoint
-            endpoint.counters.attempts += 1
-            endpoint.take()
-            error = self._begin(endpoint, now)
-            if error in UNDER_WAY:
-                return
-            failure = count_failure(endpoint, error, now)
-            self._leave(now)
-        self._flow.abort(failure, side_of(failure), now)
+        endpoint = self._upstream.pick(self._tried, source, now)
+        if endpoint is None and self._upstream.has_room_later(self._tried):
+            return False
+        self._end_wait()
+        self._deadline = now + self._flow.limits.connect
+        self._go_on(now, CloseReason.NO_ENDPOINT, endpoint)
+        if self._flow.attempt is self:
+            self._flow.relay.wheel.schedule(self._flow, self.until)
+        return True
+
+    def give_up(self, now: float) -> None:
+        """No endpoint had room in time."""
+        self._flow.abort(CloseReason.NO_ENDPOINT, CloseSide.PROXY, now)
 
     def ready(self, mask: int, now: float) -> None:
         """The kernel has an answer: hand the socket over, or go on to the next endpoint."""
         error = take_error(self._socket) if mask & (EPOLLERR | EPOLLHUP) else 0
         if error and error not in RESET_SINCE:
             self._failed(error, now)
+        else:
+            self._succeeded(error, mask, now)
+
+    def timed_out(self, now: float) -> None:
+        """The attempt's time is up."""
+        if self._is_last:
+            self._flow.abort(CloseReason.CLIENT_RESET, CloseSide.CLIENT, now)
+        else:
+            self._failed(errno.ETIMEDOUT, now)
+
+    def client_left(self, now: float) -> None:
+        """The client has ended its side without a word: it has probably left."""
+        if self._is_waiting:
+            self._flow.abort(CloseReason.CLIENT_RESET, CloseSide.CLIENT, now)
+        elif not self._is_last:
+            self._is_last = True
+            self.until = min(self.until, now + LEAVING)
+            self._flow.relay.wheel.schedule(self._flow, self.until)
+
+    def cancel(self, now: float) -> None:
+        """Give up: the flow has ended."""
+        self._end_wait()
+        self._leave(now)
+        self._drop_rival(now)
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """End the flow: a fault of ours."""
+        self._flow.crashed(error, now)
+
+    def expire(self, now: float) -> None:
+        """There is no answer after ``STAGGER``: try the other IP version beside it."""
+        if self._endpoint is None or self._rival is not None or self._is_last:
             return
+        for endpoint in self._endpoint.kin:
+            if endpoint not in self._tried and not endpoint.is_full:
+                self._begin_rival(endpoint, now)
+                return
+
+    def rival_succeeded(self, error: int, mask: int, now: float) -> None:
+        """The other IP version was faster."""
+        self._leave(now)
+        self._promote()
+        self._succeeded(error, mask, now)
+
+    def rival_failed(self, error: int, now: float) -> None:
+        """The other IP version has failed; the first goes on."""
+        assert self._rival is not None
+        count_failure(self._rival.endpoint, error, now)
+        self._drop_rival(now)
+
+    def _go_on(self, now: float, failure: CloseReason, endpoint: Endpoint | None = None) -> None:
+        """Try the next endpoint, or this one first; if none is left, end the flow."""
+        upstream, flow = self._upstream, self._flow
+        source = source_for(upstream, flow)
+        while now < self._deadline and not self._is_last:
+            endpoint = endpoint or upstream.pick(self._tried, source, now)
+            if endpoint is None:
+                break
+            self._tried += (endpoint,)
+            self._endpoint = endpoint
+            endpoint.counters.attempts += 1
+            endpoint.take()
+            self.until = self._time_of(now)
+            error = self._begin(endpoint, now)
+            if error in UNDER_WAY:
+                if endpoint.kin and flow.attempt is self:
+                    flow.relay.wheel.schedule(self, now + STAGGER)
+                return
+            failure = count_failure(endpoint, error, now)
+            self._leave(now)
+            endpoint = None
+        if not self._wait(now):
+            flow.abort(failure, side_of(failure), now)
+
+    def _time_of(self, now: float) -> float:
+        """When to give an attempt up that begins now."""
+        left = self._deadline - now
+        if len(self._upstream.usable) > len(self._tried):
+            least = min(ATTEMPT_MIN, self._flow.limits.connect / 4)
+            left = min(left, max(left / 2, least))
+        return now + left
+
+    def _wait(self, now: float) -> bool:
+        """Wait for an endpoint that is full; false if there is none, or no room to wait."""
+        upstream = self._upstream
+        if upstream.queue is None or self._is_last or not upstream.has_room_later(self._tried):
+            return False
+        self._is_waiting = upstream.queue.join(self, now)
+        self.until = inf
+        return self._is_waiting
+
+    def _end_wait(self) -> None:
+        if self._is_waiting and self._upstream.queue is not None:
+            self._upstream.queue.leave(self)
+        self._is_waiting = False
+
+    def _succeeded(self, error: int, mask: int, now: float) -> None:
         endpoint, socket = self._endpoint, self._socket
         assert endpoint is not None
         endpoint.counters.answered()
+        self._drop_rival(now)
         self._socket = CLOSED
         flow = self._flow
         if error:  # it accepted, perhaps spoke, and then reset; what it said comes first
@@ -95,17 +260,45 @@ class ConnectAttempt:
         flow.connected(socket, endpoint, now)
         flow.reply.ready(mask, now)  # the endpoint may have spoken already: the edge is here
 
-    def timed_out(self, now: float) -> None:
-        """The attempt's time is up."""
-        self._failed(errno.ETIMEDOUT, now)
+    def _begin_rival(self, endpoint: Endpoint, now: float) -> None:
+        relay = self._flow.relay
+        if not relay.files.has(1):
+            return
+        self._tried += (endpoint,)
+        endpoint.counters.attempts += 1
+        try:
+            socket, error = self._connect(endpoint.address, self._flow.client_remote)
+        except OSError as failure:  # EMFILE in spite of the reserve
+            count_failure(endpoint, failure.errno or errno.EMFILE, now)
+            return
+        if error not in UNDER_WAY:
+            count_failure(endpoint, error, now)
+            relay.pump.bury(socket)
+            return
+        endpoint.take()
+        relay.files.used += 1
+        self._rival = Rival(self, endpoint, socket)
+        relay.pump.register(socket.fileno(), self._rival, WATCH_BOTH)
 
-    def cancel(self, now: float) -> None:
-        """Give up: the flow has ended."""
-        self._leave(now)
+    def _promote(self) -> None:
+        """Have the rival be the attempt; the former one is over."""
+        rival, self._rival = self._rival, None
+        assert rival is not None
+        relay = self._flow.relay
+        relay.files.used -= 1
+        self._endpoint, self._socket = rival.endpoint, rival.socket
+        local = canonical(rival.socket.getsockname())
+        relay.table.set_endpoint(self._flow, local, rival.endpoint.address)
+        relay.pump.hand_over(rival.socket.fileno(), self)
 
-    def crashed(self, error: Exception, now: float) -> None:
-        """End the flow: a fault of ours."""
-        self._flow.crashed(error, now)
+    def _drop_rival(self, now: float) -> None:
+        if self.slot is not None:
+            self._flow.relay.wheel.cancel(self)
+        rival, self._rival = self._rival, None
+        if rival is not None:
+            rival.endpoint.leave(now)
+            self._flow.relay.files.used -= 1
+            self._flow.relay.pump.bury(rival.socket)
 
     def _begin(self, endpoint: Endpoint, now: float) -> int:
         """Start to connect; return 0, or the errno."""
@@ -168,7 +361,11 @@ class ConnectAttempt:
         assert self._endpoint is not None
         failure = count_failure(self._endpoint, error, now)
         self._leave(now)
-        self.start(now, failure)
+        if self._rival is not None:
+            self._promote()
+            self.until = self._deadline
+        else:
+            self._go_on(now, failure)
 
     def _leave(self, now: float) -> None:
         """Have nothing to do any more with the endpoint that was tried."""

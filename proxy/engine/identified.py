@@ -70,13 +70,14 @@ class IdentifiedUnixFlow(Identified, UnixFlow):
 class HeaderSend:
     """The rest of a header that an endpoint has not taken yet. Owns the socket meanwhile."""
 
-    __slots__ = ("_endpoint", "_flow", "_rest", "_socket")
+    __slots__ = ("_endpoint", "_flow", "_rest", "_socket", "until")
 
     def __init__(self, flow: Identified, socket: Socket, endpoint: Endpoint, rest: bytes) -> None:
         self._flow = flow
         self._socket = socket
         self._endpoint = endpoint
         self._rest = rest
+        self.until = flow.active + flow.limits.connect
 
     def ready(self, mask: int, now: float) -> None:
         """Send on, if the endpoint takes bytes."""
@@ -89,6 +90,9 @@ class HeaderSend:
     def timed_out(self, now: float) -> None:
         """The endpoint has not taken it in the time it had to accept."""
         self._flow.abort(CloseReason.CONNECT_TIMEOUT, CloseSide.ENDPOINT, now)
+
+    def client_left(self, now: float) -> None:
+        """Go on: the endpoint has accepted."""
 
     def cancel(self, now: float) -> None:
         """Give up: the flow has ended."""

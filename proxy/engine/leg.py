@@ -96,6 +96,9 @@ class _Ended:
     pending: memoryview | None = None
     writable_watched = True
 
+    def ended_unread(self, leg: StreamLeg, now: float) -> None:
+        """Act on the end of a peer that is not being read."""
+
     def failed_unread(self, leg: StreamLeg, now: float) -> None:
         """There is nothing left to end."""
 
@@ -464,6 +467,8 @@ class StreamLeg(Direction):
             self.unserved |= mask
             if mask & EPOLLERR:
                 self.flow.failed_unread(self, now)
+            elif mask & EPOLLRDHUP:
+                self.flow.ended_unread(self, now)
         elif mask & EPOLLERR:
             self.flow.failed(self, take_error(self.socket), now)
 

@@ -35,6 +35,7 @@ from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
 from proxy.engine.parts import BandwidthPart
 from proxy.engine.preface import PrefaceRoom
+from proxy.engine.queue import UpstreamQueue
 from proxy.engine.routed import Routes, Way
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
@@ -404,10 +405,26 @@ class Roster:
         ]
         if before is None or before.spec.original:
             upstream = Upstream(spec.name, endpoints, spec.multicast, _picker(spec))
+            upstream.slow_start = spec.slow_start
+            self._let_queue(upstream, spec, now)
             return _Route(spec, upstream, pool)
+        upstream = before.upstream
+        self._let_queue(upstream, spec, now)
         picker = None if _chooses(before.spec) == _chooses(spec) else _picker(spec)
-        before.upstream.become(endpoints, spec.multicast, picker)
-        return _Route(spec, before.upstream, pool)
+        upstream.become(endpoints, spec.multicast, picker, spec.slow_start, now)
+        return _Route(spec, upstream, pool)
+
+    def _let_queue(self, upstream: Upstream, spec: UpstreamSpec, now: float) -> None:
+        """Have flows wait for endpoints that are full as it is configured, or no longer."""
+        queue = upstream.queue
+        if spec.waiting is None:
+            upstream.queue = None
+            if isinstance(queue, UpstreamQueue):
+                queue.dissolve(now)
+        elif isinstance(queue, UpstreamQueue):
+            queue.limits = spec.waiting
+        else:
+            upstream.queue = UpstreamQueue(self._relay, spec.name, spec.waiting)
 
     def _endpoint(
         self,
@@ -421,7 +438,7 @@ class Roster:
         counters = self._endpoints[upstream, spec.name]
         counters.draining = order is Administration.DRAINING
         endpoint = before or Endpoint(upstream, spec.name, spec.address, counters)
-        endpoint.become(spec.weight, backup=spec.backup)
+        endpoint.become(spec.weight, backup=spec.backup, ceiling=spec.ceiling)
         endpoint.administer(order, now)
         return endpoint
 

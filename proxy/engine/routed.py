@@ -96,13 +96,14 @@ class RoutedFlow(IdentifiedFlow):
 class HelloWait:
     """A flow whose ClientHello is awaited; a ``Handler`` of its client's socket, and ``Timed``."""
 
-    __slots__ = ("_default", "_flow", "_reader", "_seen", "slot")
+    __slots__ = ("_default", "_flow", "_reader", "_seen", "slot", "until")
 
     def __init__(self, flow: RoutedFlow, default: Way) -> None:
         self._flow = flow
         self._default = default
         self._reader = HelloReader()
         self._seen = 0
+        self.until = flow.active + flow.limits.connect
         self.slot: Slot | None = None
 
     def start(self, now: float) -> None:
@@ -127,6 +128,9 @@ class HelloWait:
     def timed_out(self, now: float) -> None:
         """The time to connect is shorter than that for the ClientHello."""
         self._decide(NO_HELLO, now)
+
+    def client_left(self, now: float) -> None:
+        """Go on: ``ready`` sees it too, and decides."""
 
     def cancel(self, now: float) -> None:
         """Give up: the flow has ended."""

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import sys
 from dataclasses import dataclass
+from math import inf
 from socket import SOL_SOCKET
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -50,6 +51,7 @@ class EndpointSpec(NamedTuple):
     address: Address
     weight: int = 1
     backup: bool = False
+    ceiling: float = inf
 
 
 class HealthReport(NamedTuple):
@@ -78,6 +80,8 @@ class UpstreamSpec:
         endpoints: resolved; none where flows go to their original destination.
         original: whether they do.
         balance: how one is chosen.
+        slow_start: seconds until one that comes back has its whole share.
+        waiting: how flows wait for one that is full; None refuses them at once.
         multicast: the way to endpoints that are groups.
         marks: of the sockets to endpoints.
         copies_dscp: whether those have the DSCP of the client instead.
@@ -90,6 +94,8 @@ class UpstreamSpec:
     endpoints: tuple[EndpointSpec, ...] = ()
     original: bool = False
     balance: Balance = Balance.ROUND_ROBIN
+    slow_start: float = 0.0
+    waiting: WaitLimits | None = None
     multicast: MulticastPath = HOME
     marks: Marks = UNMARKED
     copies_dscp: bool = False

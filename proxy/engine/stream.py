@@ -19,12 +19,12 @@ import structlog
 
 from proxy.core.admission import Limit
 from proxy.core.events import EventKind
-from proxy.core.expiry import FlowLimits, deadline_of, next_look
+from proxy.core.expiry import FlowLimits, deadline_of, next_look, next_look_connecting
 from proxy.core.flow import CloseReason, CloseSide, Flow, State
 from proxy.core.sample import STILL, Insight, unpack
 from proxy.engine.connect import ConnectAttempt
 from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
-from proxy.engine.tcp import CLOSED, reason_of, reset_on_close, unsent
+from proxy.engine.tcp import CLOSED, has_data, reason_of, reset_on_close, unsent
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -57,8 +57,15 @@ log = structlog.get_logger()
 class Attempt(Protocol):
     """What a flow waits for while it is connecting."""
 
+    until: float
+    """When it is given up; infinite where something else sees to that."""
+
     def timed_out(self, now: float) -> None:
         """Its time to connect is up."""
+        ...
+
+    def client_left(self, now: float) -> None:
+        """The client has ended its side without a word."""
         ...
 
     def cancel(self, now: float) -> None:
@@ -247,6 +254,11 @@ class StreamFlow(Flow):
         elif self.state is State.CLOSING and leg.socket is not CLOSED:
             self._conclude(now)
 
+    def ended_unread(self, leg: StreamLeg, now: float) -> None:
+        """Know that a peer has ended its side, while it is not being read."""
+        if self.attempt is not None and leg is self.original and not has_data(leg.socket):
+            self.attempt.client_left(now)
+
     def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
         """End the flow now and reset both sides, so that neither takes it for an ordinary end."""
         if self.close_reason is not None:
@@ -287,22 +299,35 @@ class StreamFlow(Flow):
         if self.state is State.CLOSING:
             self._await_sent(now)
             return
+        if self.attempt is not None:
+            self._look_at(self.attempt, now)
+            return
         when, reason = deadline_of(self, self.limits)
         if when > now:
             self.relay.wheel.schedule(self, next_look(self, self.limits, now))
-        elif self.attempt is not None and reason is CloseReason.CONNECT_TIMEOUT:
-            self.attempt.timed_out(now)
-            if self.close_reason is None:
-                self.relay.wheel.schedule(self, next_look(self, self.limits, now))
         else:
             self.abort(reason, CloseSide.PROXY, now)
 
     def look_again(self, terms: Terms, now: float) -> None:
         """Have other limits from now on."""
-        limits = self.limits = terms.limits
+        self.limits = terms.limits
         self._use(terms.bandwidth, now)
         if self.state is not State.CLOSING:  # which is looked at all the time
-            self.relay.wheel.schedule(self, next_look(self, limits, now))
+            self.relay.wheel.schedule(self, self._next_look(now))
+
+    def _look_at(self, attempt: Attempt, now: float) -> None:
+        """Act on the deadline that has struck while the flow is connecting."""
+        if now >= self.opened + self.limits.duration:
+            self.abort(CloseReason.MAX_DURATION, CloseSide.PROXY, now)
+        elif now >= attempt.until:
+            attempt.timed_out(now)
+        if self.close_reason is None:
+            self.relay.wheel.schedule(self, self._next_look(now))
+
+    def _next_look(self, now: float) -> float:
+        if self.attempt is None:
+            return next_look(self, self.limits, now)
+        return next_look_connecting(self, self.limits, self.attempt.until, now)
 
     def _use(self, bandwidth: Bandwidth | None, now: float) -> None:
         """Have what limits bytes looked at, if anything does."""

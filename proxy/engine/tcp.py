@@ -6,7 +6,7 @@ import errno
 import struct
 from array import array
 from fcntl import ioctl
-from socket import MSG_DONTWAIT, MSG_OOB, SO_ERROR, SO_LINGER, SOL_SOCKET
+from socket import MSG_DONTWAIT, MSG_OOB, MSG_PEEK, SO_ERROR, SO_LINGER, SOL_SOCKET
 from socket import SocketType as Socket
 from termios import TIOCOUTQ
 from typing import Final
@@ -37,6 +37,10 @@ UNREACHABLE: Final = frozenset(
 )
 
 
+RESET_SINCE: Final = frozenset({errno.ECONNRESET, errno.EPIPE})
+"""Errors of a connection that was made; a SYN that is refused gives ECONNREFUSED."""
+
+
 def reset_on_close(socket: Socket) -> None:
     """Have the coming close send RST in place of FIN."""
     if socket is not CLOSED:
@@ -50,6 +54,16 @@ def unsent(socket: Socket) -> int:
     count = array("i", [0])
     ioctl(socket.fileno(), TIOCOUTQ, count)  # the same number as SIOCOUTQ
     return count[0]
+
+
+def has_data(socket: Socket) -> bool:
+    """Whether a socket holds bytes to read, or there is no news of it; false at its end."""
+    try:
+        return bool(socket.recv(1, MSG_PEEK | MSG_DONTWAIT))
+    except BlockingIOError:
+        return True
+    except OSError:
+        return False
 
 
 def at_urgent_mark(socket: Socket) -> bool:

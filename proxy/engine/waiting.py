@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from math import inf
 from select import EPOLLERR, EPOLLET, EPOLLRDHUP
-from socket import MSG_DONTWAIT, MSG_PEEK
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final
 
@@ -21,7 +20,7 @@ import structlog
 
 from proxy.core.flow import Refusal
 from proxy.core.waiting import WaitingLines, WaitLimits
-from proxy.engine.tcp import reset_on_close
+from proxy.engine.tcp import has_data, reset_on_close
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -104,7 +103,7 @@ class WaitingClient:
 
     def ready(self, mask: int, now: float) -> None:
         """See whether it has gone: who has sent something, and then ended, waits for an answer."""
-        if mask & EPOLLERR or not self._has_data():
+        if mask & EPOLLERR or not has_data(self.socket):
             self.room.abandoned(self)
 
     def expire(self, now: float) -> None:
@@ -115,14 +114,6 @@ class WaitingClient:
         """Report a fault of ours, and let it go."""
         log.error("waiting_crashed", listener=self.room.counters.listener, exc_info=error)
         self.room.refuse(self, self.room.counters.hit(self.limit))
-
-    def _has_data(self) -> bool:
-        try:
-            return bool(self.socket.recv(1, MSG_PEEK | MSG_DONTWAIT))
-        except BlockingIOError:
-            return True  # there is no news of it at all
-        except OSError:
-            return False
 
 
 class WaitingRoom:

@@ -73,3 +73,26 @@ def test_a_plan_says_what_changes_of_an_endpoint() -> None:
         "~ endpoint 10.0.0.1:80 of upstream web: backup false -> true",
         "- endpoint 10.0.0.2:80 of upstream web: no new flows, those it has live on",
     ]
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        (
+            'balance = "first"\nendpoints = [{ address = "a:1", weight = 2 }]',
+            'endpoints[0].weight: has no effect with balance = "first"',
+        ),
+        (
+            'balance = "maglev"\nslow_start = "5s"\nendpoints = ["a:1"]',
+            'web.slow_start: has no effect with balance = "maglev"',
+        ),
+        ('when_full = "wait"\nendpoints = ["a:1"]', "web.when_full: has no effect: no endpoint"),
+        (
+            'endpoints = [{ address = "original", weight = 2 }]',
+            'endpoints[0].weight: has no effect on "original"; remove it',
+        ),
+    ],
+)
+def test_keys_that_would_do_nothing_are_refused(keys: str, expected: str) -> None:
+    (problem,) = problems(keys)
+    assert expected in problem

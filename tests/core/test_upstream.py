@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from proxy.core.condition import CONDITIONS, Administration, Condition, Health
 from proxy.core.counters import DOWN
 from proxy.core.flow import CloseReason
-from proxy.core.upstream import HOME, Endpoint, OriginalUpstream, Upstream
+from proxy.core.upstream import HOME, STEPS, Endpoint, OriginalUpstream, Upstream
 
 
 def upstream_of(count: int, backups: int = 0) -> Upstream:
@@ -125,3 +125,92 @@ def test_a_failed_endpoint_is_down_for_a_while_or_until_it_answers() -> None:
     counters.answered()
     assert counters.snapshot(200.0)["up"]
     assert counters.snapshot(200.0)["failures"]["connect_refused"] == 2
+
+
+@given(
+    st.lists(st.integers(1, 4), min_size=1, max_size=4),
+    st.lists(st.tuples(st.integers(0, 3), st.booleans()), max_size=60),
+)
+def test_a_full_endpoint_is_passed_over_and_is_asked_again_when_it_has_room(
+    ceilings: list[int], events: list[tuple[int, bool]]
+) -> None:
+    upstream = upstream_of(len(ceilings))
+    for endpoint, ceiling in zip(upstream.endpoints, ceilings, strict=True):
+        endpoint.become(1, backup=False, ceiling=ceiling)
+    upstream.become(upstream.endpoints, HOME)
+    for index, takes in events:
+        endpoint = upstream.endpoints[index % len(ceilings)]
+        if takes and not endpoint.is_full:
+            endpoint.take()
+        elif not takes and endpoint.flows:
+            endpoint.leave(0.0)
+        free = [each for each in upstream.endpoints if each.flows < each.ceiling]
+        picked = upstream.pick((), "", 0.0)
+        assert picked in (free or [None])
+        assert upstream.has_room_later(free) == (len(free) < len(ceilings))
+
+
+def test_a_ceiling_below_what_is_live_is_reached_from_above() -> None:
+    upstream = upstream_of(1)
+    (endpoint,) = upstream.endpoints
+    for _ in range(4):
+        endpoint.take()
+    endpoint.become(1, backup=False, ceiling=2)
+    upstream.become([endpoint], HOME)
+    for _ in range(2):
+        assert upstream.pick((), "", 0.0) is None
+        endpoint.leave(0.0)
+    assert upstream.pick((), "", 0.0) is None
+    endpoint.leave(0.0)
+    assert upstream.pick((), "", 0.0) is endpoint
+
+
+def share_after(upstream: Upstream, endpoint: Endpoint, now: float) -> int:
+    taken = Counter(upstream.pick((), "", now) for _ in range(2000))
+    return taken[endpoint]
+
+
+def test_an_endpoint_that_comes_back_starts_slowly() -> None:
+    upstream = upstream_of(2)
+    back, other = upstream.endpoints
+    upstream.become(upstream.endpoints, HOME, slow_start=20.0)
+    assert share_after(upstream, back, 0.0) == 1000  # nobody is new at the start
+    back.set_health(Health.DOWN, "", 100.0)
+    assert share_after(upstream, back, 100.0) == 0
+    back.set_health(Health.UP, "", 200.0)
+    shares = [share_after(upstream, back, 200.0 + age) for age in range(26)]
+    assert shares == sorted(shares)
+    assert shares[0] < 150
+    assert 550 < shares[10] < 750  # half of the other's
+    assert shares[20:] == [1000] * 6
+    assert upstream.pick == upstream._picker.pick  # and costs no more than before
+    assert other.share == back.share
+
+
+def test_an_endpoint_that_is_new_starts_slowly_and_one_alone_takes_all() -> None:
+    upstream = upstream_of(1)
+    (old,) = upstream.endpoints
+    new = Endpoint("web", "new", ("192.0.2.9", 1))
+    upstream.become([old, new], HOME, slow_start=20.0, now=50.0)
+    assert share_after(upstream, new, 50.0) < 150
+    old.set_health(Health.DOWN, "", 51.0)
+    assert share_after(upstream, new, 51.0) == 2000
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.booleans(), st.floats(0, 5)), max_size=30))
+def test_shares_are_right_at_every_moment_of_a_slow_start(
+    events: list[tuple[int, bool, float]],
+) -> None:
+    upstream = upstream_of(4)
+    upstream.become(upstream.endpoints, HOME, slow_start=10.0)
+    now, began = 0.0, dict.fromkeys(upstream.endpoints, -100.0)
+    for index, up, pause in events:
+        now += pause
+        endpoint = upstream.endpoints[index]
+        if up and endpoint.health is Health.DOWN:
+            began[endpoint] = now
+        endpoint.set_health(Health.UP if up else Health.DOWN, "", now)
+        upstream.pick((), "", now)
+        for each in upstream.usable:
+            grown = min(1.0, (now - began[each]) / 10.0)
+            assert abs(each.share / STEPS - max(grown, 1 / STEPS)) <= 2 / STEPS

@@ -37,6 +37,7 @@ from tests.engine.lab import (
     change,
     closed_port,
     connect,
+    is_refused,
     is_reset,
     listening,
     receive_all,
@@ -231,7 +232,7 @@ async def test_who_is_silent_counts_as_a_flow() -> None:
     async with routing(admission=AdmissionLimits(source_flows=1)) as lab:
         await connect(lab.address)
         await lab.wait_live("connecting")
-        assert await is_reset(await connect(lab.address))
+        assert await is_refused(lab.address)
 
 
 async def test_a_silent_flow_can_be_killed() -> None:

@@ -51,13 +51,17 @@ class TwoChoices:
             bounds = _bounds(endpoints)
         if len(endpoints) < 2:
             return endpoints[0] if endpoints else None
-        first = bisect(bounds, self._random() * bounds[-1])
+        first = bisect(bounds, self._drawn(bounds[-1]))
         one = endpoints[first]
-        point = self._random() * (bounds[-1] - one.share)  # among the others
+        point = self._drawn(bounds[-1] - one.share)  # among the others
         if point >= bounds[first] - one.share:
             point += one.share
         other = endpoints[bisect(bounds, point)]
         return other if other.flows * one.share < one.flows * other.share else one
+
+    def _drawn(self, count: int) -> int:
+        """One of so many tickets; the product may be rounded up to their number."""
+        return min(int(self._random() * count), count - 1)
 
 
 def _bounds(endpoints: Sequence[Endpoint]) -> list[int]:

@@ -1,0 +1,117 @@
+"""Flows that wait for an endpoint which is full, in the order in which they came.
+
+A place comes when a flow ends, an endpoint is usable again, or its ceiling is raised. Who waits is
+served in the pump's next round, never inside the end of a flow, which is still being taken apart. A
+newcomer stands behind those who wait. One who has tried some endpoints already waits for the
+others only, and is passed by whoever has not.
+
+Bound: so many flows, each for so long; both as configured. All are in the flow table, connecting.
+"""
+
+from __future__ import annotations
+
+from itertools import islice
+from typing import TYPE_CHECKING, Final
+
+import structlog
+
+if TYPE_CHECKING:
+    from proxy.core.upstream import Waiter
+    from proxy.core.waiting import WaitLimits
+    from proxy.core.wheel import Slot
+    from proxy.engine.relay import Relay
+
+ENTRIES_PER_TURN: Final = 16
+"""Flows that are asked until the other sockets get their turn."""
+
+log = structlog.get_logger()
+
+
+class UpstreamQueue:
+    """The flows that wait at one upstream; a ``Handler`` without a socket.
+
+    Args:
+        relay: where flows live.
+        name: of the upstream, for the log.
+        limits: how many may wait, and how long.
+
+    Attributes:
+        waited: flows that had to wait.
+        turned_away: those for whom there was no room to wait.
+        expired: those that waited in vain.
+
+    """
+
+    def __init__(self, relay: Relay, name: str, limits: WaitLimits) -> None:
+        self.limits = limits
+        self.waited = 0
+        self.turned_away = 0
+        self.expired = 0
+        self._relay = relay
+        self._name = name
+        self._places: dict[Waiter, Place] = {}
+
+    def __len__(self) -> int:
+        return len(self._places)
+
+    def join(self, waiter: Waiter, now: float) -> bool:
+        """Have a flow wait; false if too many do."""
+        if len(self._places) >= self.limits.flows:
+            self.turned_away += 1
+            return False
+        self.waited += 1
+        place = self._places[waiter] = Place(self, waiter)
+        self._relay.wheel.schedule(place, now + self.limits.time)
+        return True
+
+    def leave(self, waiter: Waiter) -> None:
+        """Have a flow wait no more, if it does."""
+        place = self._places.pop(waiter, None)
+        if place is not None:
+            self._relay.wheel.cancel(place)
+
+    def room(self) -> None:
+        """Know that somebody may find an endpoint now."""
+        if self._places:
+            self._relay.pump.again(self, 0)
+
+    def ready(self, mask: int, now: float) -> None:
+        """Let those go on who find an endpoint."""
+        for waiter in list(islice(self._places, ENTRIES_PER_TURN)):
+            if waiter in self._places and not waiter.resume(now) and not waiter.has_tried:
+                return
+        if len(self._places) > ENTRIES_PER_TURN:
+            self.room()
+
+    def dissolve(self, now: float) -> None:
+        """Have nobody wait any more."""
+        for waiter in list(self._places):
+            waiter.give_up(now)
+
+    def expire(self, waiter: Waiter, now: float) -> None:
+        """Have a flow wait no more, whose time is over."""
+        self.expired += 1
+        waiter.give_up(now)
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Report a fault of ours, and go on with the next event."""
+        log.error("queue_crashed", upstream=self._name, exc_info=error)
+
+
+class Place:
+    """The place of a flow in a queue; ``Timed``."""
+
+    __slots__ = ("_queue", "_waiter", "slot")
+
+    def __init__(self, queue: UpstreamQueue, waiter: Waiter) -> None:
+        self._queue = queue
+        self._waiter = waiter
+        self.slot: Slot | None = None
+
+    def expire(self, now: float) -> None:
+        """The time is over."""
+        self._queue.expire(self._waiter, now)
+
+    def crashed(self, error: Exception, now: float) -> None:
+        """Report a fault of ours."""
+        self._queue.crashed(error, now)
