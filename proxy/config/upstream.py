@@ -27,6 +27,7 @@ from proxy.config.values import (
     Balance,
     EndpointAddress,
     NameFamily,
+    OnDown,
     SendProxy,
     Timeout,
     WhenFull,
@@ -72,6 +73,27 @@ Endpoints: TypeAlias = Annotated[
 ]
 
 
+class Ejection(Table):
+    """When an endpoint that fails flows gets no new ones for a while."""
+
+    failures: int = key(
+        5, "Failures of flows in a row that eject an endpoint; 0 is never.", ge=0, le=1_000_000
+    )
+    failure_percent: int = key(
+        0, "Part of the flows of a window whose failure ejects it; 0 is never.", ge=0, le=100
+    )
+    volume: int = key(
+        20, "Flows in a window, below which their part says nothing.", ge=1, le=1_000_000
+    )
+    window: Timeout = key("10s", "The window.")
+    time: Timeout = key("10s", "How long it is out; doubled if it is ejected again soon.")
+    time_max: Timeout = key("5m", "How long at most.")
+    most_percent: int = key(50, "Part of the endpoints that is ejected at most.", ge=0, le=100)
+    panic_percent: int = key(
+        30, "If a smaller part is usable, those that are ejected are used, too.", ge=0, le=100
+    )
+
+
 class Upstream(Table):
     """A named set of endpoints."""
 
@@ -90,6 +112,12 @@ class Upstream(Table):
         "better of two at random; the first that can; or for each source the same, by rendezvous "
         "(source) or by a table (maglev).",
     )
+    on_down: OnDown = key(
+        "keep",
+        'What becomes of the flows of an endpoint that is down or ejected: "keep" or "close". Next '
+        "datagrams go to another one either way.",
+    )
+    ejection: Ejection = key({}, "When an endpoint gets no new flows for what flows met with.")
     slow_start: Timeout | None = key(
         None,
         "How long an endpoint that comes back, or is new, takes to get its whole weight. "

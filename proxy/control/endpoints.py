@@ -24,6 +24,7 @@ from proxy.control.outbound import copies_dscp, is_original, upstream_marks
 from proxy.control.specs import style_of, waiting_of
 from proxy.core.address import parse_address
 from proxy.core.balance.ways import Balance
+from proxy.core.ejection import EjectionTerms
 from proxy.core.names import Outcome
 from proxy.core.source import ANY_PORT
 from proxy.core.unix import unix_address
@@ -100,6 +101,8 @@ def _upstream_spec(name: str, upstream: Upstream, names: Names) -> UpstreamSpec:
         ),
         original=original,
         balance=Balance(upstream.balance),
+        ejection=EjectionTerms(**upstream.ejection.model_dump()),
+        closes_fallen=upstream.on_down == "close",
         slow_start=upstream.slow_start or 0.0,
         waiting=waiting_of(upstream),
         multicast=MulticastPath(upstream.multicast_interface, upstream.multicast_ttl),

@@ -17,13 +17,14 @@ again starts slowly, if it shall: its share grows, in ``STEPS``, to its weight.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from proxy.core.balance.turns import Turns
-from proxy.core.condition import CONDITIONS, Administration, Condition, Health
+from proxy.core.condition import CONDITIONS, USABLE, Administration, Condition, Health
 from proxy.core.counters import EndpointCounters
+from proxy.core.ejection import EjectionTerms, Record
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -39,6 +40,8 @@ NOWHERE: Final = ("0.0.0.0", 0)  # noqa: S104 - nobody connects to it
 WEIGHT_MAX: Final = 256
 """As much as one endpoint can be of another; more is better said by another upstream."""
 
+
+ENABLED: Final = Administration.ENABLED
 
 STEPS: Final = 20
 """In which the share of an endpoint that starts slowly grows: from a twentieth, by a twentieth."""
@@ -65,6 +68,7 @@ class Endpoint:
         health: what active checks say.
         reason: why, in a few words.
         ejected: whether it is, for what flows met with.
+        record: of what flows met with; None if nobody asks.
         condition: what follows from these three.
         since: when it came into this condition, monotonic seconds; 0 if it was never in another.
         upstream: which is told of changes; None for an endpoint of a single flow.
@@ -84,6 +88,7 @@ class Endpoint:
         "kin",
         "name",
         "reason",
+        "record",
         "share",
         "since",
         "upstream",
@@ -111,6 +116,7 @@ class Endpoint:
         self.health = Health.UNKNOWN
         self.reason = ""
         self.ejected = False
+        self.record: Record | None = None
         self.condition = Condition.UNKNOWN
         self.since = 0.0
         self.upstream: Upstream | None = None
@@ -149,20 +155,43 @@ class Endpoint:
         self.reason = reason
         self._look_again(now)
 
+    def try_eject(self, reason: str, now: float) -> bool:
+        """Take no new flows for what flows met with; false if that may not be."""
+        if self.record is None or self.ejected or self.upstream is None:
+            return False
+        if not self.upstream.may_eject(self.record.terms.most_percent):
+            return False
+        self.record.eject(reason, now)
+        self.eject(now)
+        return True
+
     def eject(self, now: float, *, ejected: bool = True) -> None:
         """Take no new flows for what flows met with, or take them again."""
         self.ejected = ejected
         self._look_again(now)
 
+    def come_back(self, now: float) -> None:
+        """Be no longer ejected, if the time is over; the upstream looks again afterwards."""
+        if self.ejected and (self.record is None or now >= self.record.until):
+            self.ejected = False
+            if self.record is not None:
+                self.record.come_back()
+            self._settle(now)
+
     def _look_again(self, now: float) -> None:
+        if self._settle(now) and self.upstream is not None:
+            self.upstream.look_again(now)
+
+    def _settle(self, now: float) -> bool:
+        """Be in the condition that follows; tell whether it is another."""
         condition = CONDITIONS[self.administration, self.health, self.ejected]
-        if condition is not self.condition:
-            before, self.condition = self.condition, condition
-            self.since = now
-            if before.is_usable is not condition.is_usable:
-                self.warm_from = now if condition.is_usable else -inf
-                if self.upstream is not None:
-                    self.upstream.look_again(now)
+        if condition is self.condition:
+            return False
+        before, self.condition = self.condition, condition
+        self.since = now
+        if before.is_usable is not condition.is_usable:
+            self.warm_from = now if condition.is_usable else -inf
+        return True
 
 
 class MulticastPath(NamedTuple):
@@ -278,6 +307,9 @@ class Upstream:
         pick: chooses an endpoint for a flow: the picker's own method, for one call less, unless
             there are ceilings, or somebody starts slowly.
         slow_start: seconds until an endpoint that comes back has its whole share.
+        ejection: when endpoints are ejected; None is never.
+        closes_fallen: whether the flows of an endpoint that is down or ejected are closed.
+        on_change: called when some endpoint is in another condition than before.
         queue: where flows wait for an endpoint that is full; None lets none wait.
 
     """
@@ -287,9 +319,12 @@ class Upstream:
         "_picker",
         "_step_at",
         "by_source",
+        "closes_fallen",
+        "ejection",
         "endpoints",
         "multicast",
         "name",
+        "on_change",
         "pick",
         "queue",
         "slow_start",
@@ -307,6 +342,9 @@ class Upstream:
         self.multicast = multicast
         self.slow_start = 0.0
         self.queue: Queue | None = None
+        self.ejection: EjectionTerms | None = None
+        self.closes_fallen = False
+        self.on_change: Callable[[Upstream], None] | None = None
         self._picker: Picker = picker or Turns()
         self._full: tuple[Endpoint, ...] = ()
         self._step_at = inf
@@ -329,6 +367,7 @@ class Upstream:
             endpoint.upstream = None
         for endpoint in endpoints:
             endpoint.upstream = self
+            self._keep_record(endpoint)
             if endpoint not in self.endpoints and endpoint.condition.is_usable:
                 endpoint.warm_from = now
         self.endpoints = tuple(endpoints)
@@ -337,22 +376,61 @@ class Upstream:
         self._picker = picker or self._picker
         self.look_again(now)
 
+    def _keep_record(self, endpoint: Endpoint) -> None:
+        terms = self.ejection
+        if terms is None or not (terms.failures or terms.failure_percent):
+            endpoint.record = None
+        elif endpoint.record is None:
+            endpoint.record = Record(terms)
+        else:
+            endpoint.record.terms = terms
+
     def called(self, name: str) -> list[Endpoint]:
         """The endpoints of this name: as many as it has addresses."""
         return [each for each in self.endpoints if each.name == name]
 
+    def judge_by(self, terms: EjectionTerms | None) -> None:
+        """Eject endpoints by these terms from now on; ``become`` follows, which heeds it."""
+        self.ejection = terms
+
+    def may_eject(self, most_percent: int) -> bool:
+        """Whether one more endpoint may be ejected."""
+        enabled = [each for each in self.endpoints if each.administration is ENABLED]
+        ejected = sum(each.ejected for each in enabled)
+        return 100 * (ejected + 1) <= most_percent * len(enabled)
+
+    def refresh(self, now: float) -> None:
+        """Have those back whose ejection is over, though no flow has asked for them."""
+        if now >= self._step_at:
+            self.look_again(now)
+
     def look_again(self, now: float) -> None:
         """Find who is usable, and each one's share: what decides it has changed."""
-        usable = [each for each in self.endpoints if each.condition.is_usable]
+        for each in self.endpoints:
+            each.come_back(now)
+        usable = self._usable()
         self.usable = tuple([each for each in usable if not each.backup] or usable)
         self._full = tuple(each for each in self.usable if each.is_full)
         _find_kin(self.usable)
-        warming = self._share_out(now)
+        stepping = self._share_out(now)
         self._picker.become(self.usable)
         self.by_source = self._picker.by_source
-        watched = warming or any(each.ceiling < inf for each in self.usable)
+        watched = stepping or any(each.ceiling < inf for each in self.usable)
         self.pick = self._pick_watched if watched else self._picker.pick
         self._tell_room()
+        if self.on_change is not None:
+            self.on_change(self)
+
+    def _usable(self) -> list[Endpoint]:
+        """Those in a usable condition; and, if they are too few, those that are ejected."""
+        usable = [each for each in self.endpoints if each.condition.is_usable]
+        if self.ejection is None:
+            return usable
+        enabled = sum(each.administration is ENABLED for each in self.endpoints)
+        if 100 * len(usable) >= self.ejection.panic_percent * enabled:
+            return usable
+        heeded = USABLE | {Condition.EJECTED}
+        return [each for each in self.endpoints if each.condition in heeded]
 
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """Whether some endpoint was not picked only because it is full."""
@@ -383,8 +461,9 @@ class Upstream:
         return self._picker.pick(tried, source, now)
 
     def _share_out(self, now: float) -> bool:
-        """Give each endpoint its share as it is now; tell whether any is still to grow."""
-        self._step_at = inf
+        """Give each endpoint its share as it is now; tell whether anything changes by itself."""
+        ejected = (each.record.until for each in self.endpoints if each.ejected and each.record)
+        self._step_at = min(ejected, default=inf)
         scale = STEPS if self.slow_start else 1
         for endpoint in self.usable:
             age = now - endpoint.warm_from

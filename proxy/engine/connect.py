@@ -35,6 +35,7 @@ from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.unix import UNNAMED, UnixAddress
 from proxy.engine.leg import WATCH_BOTH
 from proxy.engine.outbound import NO_SOURCE
+from proxy.engine.passive import missed
 from proxy.engine.rival import Rival
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED, RESET_SINCE, UNREACHABLE, take_error
@@ -252,6 +253,8 @@ class ConnectAttempt:
         endpoint, socket = self._endpoint, self._socket
         assert endpoint is not None
         endpoint.counters.answered()
+        if endpoint.record is not None:
+            endpoint.record.reached(now)
         self._drop_rival(now)
         self._socket = CLOSED
         flow = self._flow
@@ -352,6 +355,8 @@ class ConnectAttempt:
         flow, socket = self._flow, self._socket
         self._socket = CLOSED
         endpoint.counters.answered()
+        if endpoint.record is not None:
+            endpoint.record.reached(now)
         flow.relay.pump.register(socket.fileno(), flow.reply, WATCH_BOTH)
         flow.connected(socket, endpoint, now)
         if flow.reply.socket is socket:
@@ -395,6 +400,7 @@ def count_failure(endpoint: Endpoint, error: int, now: float) -> CloseReason:
     failure = failure_of(error)
     if error not in OUR_FAULTS:
         endpoint.counters.attempt_failed(failure, now)
+        missed(endpoint, now)
     return failure
 
 

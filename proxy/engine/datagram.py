@@ -16,6 +16,7 @@ import errno
 from select import EPOLLERR, EPOLLIN
 from socket import AF_UNIX, MSG_DONTWAIT
 from socket import SocketType as Socket
+from time import monotonic
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -31,6 +32,7 @@ from proxy.engine.drops import drop_of, kernel_drops
 from proxy.engine.group import Answers, is_group, open_group
 from proxy.engine.headed import unix_with_header, with_header
 from proxy.engine.icmp import ask_for_errors, take_errors
+from proxy.engine.passive import ended, missed
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED
 from proxy.engine.trains import TrainReader
@@ -49,6 +51,9 @@ if TYPE_CHECKING:
     from proxy.engine.terms import Terms
 
 FILES_PER_FLOW: Final = 1
+
+GONE: Final = frozenset({Drop.REFUSED, Drop.HOST_UNREACHABLE, Drop.NET_UNREACHABLE})
+"""ICMP errors that say the endpoint is not there; the others are about single datagrams."""
 
 UNREPLIED: Final = State.UNREPLIED
 
@@ -233,6 +238,8 @@ class DatagramFlow(Flow):
         if self.fd != self.listener.fd:
             relay.exits.give_back(self.fd)
         if self.endpoint is not None:
+            if self.endpoint.record is not None:
+                ended(self, reason, now)
             self.endpoint.leave(now)
             self.endpoint.counters.flows -= 1
         if self.answers is not None:
@@ -270,6 +277,8 @@ class DatagramFlow(Flow):
         relay.table.moved(self)
         assert self.endpoint is not None
         self.endpoint.counters.answered()
+        if self.endpoint.record is not None:
+            self.endpoint.record.reached(self.active)
         if relay.watch is not None:
             relay.watch.note(EventKind.ASSURED, self)
 
@@ -288,6 +297,8 @@ class DatagramFlow(Flow):
         kinds = take_errors(self.socket)
         for kind in kinds:
             self.counters.dropped[kind] += 1
+        if self.endpoint is not None and not GONE.isdisjoint(kinds):
+            missed(self.endpoint, monotonic())
         return bool(kinds)
 
     def _connect(self, upstream: Choice, connect: Connect, now: float) -> CloseReason | None:

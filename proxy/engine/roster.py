@@ -31,6 +31,7 @@ from proxy.core.upstream import ORIGINAL, Endpoint, OriginalCounters, OriginalUp
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram_listener import DatagramListener
+from proxy.engine.downfall import Downfall
 from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
 from proxy.engine.parts import BandwidthPart
@@ -97,6 +98,7 @@ class Roster:
         self._parts: list[BandwidthPart] = []
         self._retired: list[Listener] = []  # datagram sockets that serve their last flows
         self._routes: dict[str, _Route] = {}
+        self._downfall = Downfall(relay)
         self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
             lambda key: ListenerCounters(*key, upstream="")
         )
@@ -405,14 +407,26 @@ class Roster:
         ]
         if before is None or before.spec.original:
             upstream = Upstream(spec.name, endpoints, spec.multicast, _picker(spec))
-            upstream.slow_start = spec.slow_start
-            self._let_queue(upstream, spec, now)
+            self._set_up(upstream, spec, now)
+            upstream.become(endpoints, spec.multicast, None, spec.slow_start)
             return _Route(spec, upstream, pool)
         upstream = before.upstream
-        self._let_queue(upstream, spec, now)
+        self._set_up(upstream, spec, now)
         picker = None if _chooses(before.spec) == _chooses(spec) else _picker(spec)
         upstream.become(endpoints, spec.multicast, picker, spec.slow_start, now)
         return _Route(spec, upstream, pool)
+
+    def _set_up(self, upstream: Upstream, spec: UpstreamSpec, now: float) -> None:
+        """Have an upstream what is configured, but for its endpoints and the way of choosing."""
+        upstream.judge_by(spec.ejection)
+        upstream.closes_fallen = spec.closes_fallen
+        upstream.on_change = self._downfall.look
+        self._let_queue(upstream, spec, now)
+
+    def refresh(self, now: float) -> None:
+        """Have endpoints back whose ejection is over."""
+        for route in self._routes.values():
+            route.upstream.refresh(now)
 
     def _let_queue(self, upstream: Upstream, spec: UpstreamSpec, now: float) -> None:
         """Have flows wait for endpoints that are full as it is configured, or no longer."""

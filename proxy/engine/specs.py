@@ -21,6 +21,7 @@ from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import UNLIMITED, AdmissionLimits
 from proxy.core.balance.ways import Balance
 from proxy.core.ceiling import ShapeRates
+from proxy.core.ejection import EjectionTerms
 from proxy.core.longest import LongestMatch
 from proxy.core.upstream import HOME, MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
@@ -80,6 +81,8 @@ class UpstreamSpec:
         endpoints: resolved; none where flows go to their original destination.
         original: whether they do.
         balance: how one is chosen.
+        ejection: when endpoints are ejected for what flows met with.
+        closes_fallen: whether the flows of one that is down or ejected are closed.
         slow_start: seconds until one that comes back has its whole share.
         waiting: how flows wait for one that is full; None refuses them at once.
         multicast: the way to endpoints that are groups.
@@ -94,6 +97,8 @@ class UpstreamSpec:
     endpoints: tuple[EndpointSpec, ...] = ()
     original: bool = False
     balance: Balance = Balance.ROUND_ROBIN
+    ejection: EjectionTerms | None = None
+    closes_fallen: bool = False
     slow_start: float = 0.0
     waiting: WaitLimits | None = None
     multicast: MulticastPath = HOME

@@ -24,6 +24,7 @@ from proxy.core.flow import CloseReason, CloseSide, Flow, State
 from proxy.core.sample import STILL, Insight, unpack
 from proxy.engine.connect import ConnectAttempt
 from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
+from proxy.engine.passive import ended
 from proxy.engine.tcp import CLOSED, has_data, reason_of, reset_on_close, unsent
 
 if TYPE_CHECKING:
@@ -364,6 +365,8 @@ class StreamFlow(Flow):
             self.attempt.cancel(now)
             self.attempt = None
         elif self.endpoint is not None:
+            if self.endpoint.record is not None:
+                ended(self, reason, now)
             self.endpoint.leave(now)
             self.endpoint.counters.flows -= 1
         bury = relay.pump.bury

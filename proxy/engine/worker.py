@@ -258,6 +258,7 @@ class Worker:
         await trio.lowlevel.checkpoint()
         relay, now = self._relay, monotonic()
         self._roster.count_kernel_drops()
+        self._roster.refresh(now)
         listeners, endpoints = self._roster.counters, self._roster.endpoint_counters
         if former:
             listeners, endpoints = self._roster.remembered
@@ -415,6 +416,7 @@ class Worker:
 
     def _not_ready(self) -> list[str]:
         now = monotonic()
+        self._roster.refresh(now)
         closed = [] if self._relay.draining else self._roster.closed_listeners()
         return [
             *(f'listener "{name}": drained; a reload opens it again' for name in closed),
