@@ -103,8 +103,10 @@ def tables(schema: dict[str, Any], table: dict[str, Any], name: str) -> Iterator
         path = f"{name}.{key}" if name else key
         if (found := table_of(schema, entry)) is not None:
             inner.append((path + found[0], found[1]))
-        else:
-            yield from terms([(key, key_text(key, entry, table))])
+            continue
+        yield from terms([(key, key_text(key, entry, table))])
+        if (found_row := row_of(schema, entry)) is not None:
+            inner.append((f"[{path}]", found_row))
     for path, found_table in inner:
         yield from tables(schema, found_table, path)
 
@@ -115,9 +117,18 @@ def table_of(schema: dict[str, Any], entry: dict[str, Any]) -> tuple[str, dict[s
         found = schema["$defs"][entry["$ref"].rpartition("/")[2]]
         return ("", found) if "properties" in found else None
     if entry.get("type") == "object":
-        (rule,) = entry["patternProperties"].values()
-        if "$ref" in rule:  # else it is a table of values, such as weights
-            return ".NAME", schema["$defs"][rule["$ref"].rpartition("/")[2]]
+        for rule in entry.get("patternProperties", {}).values():
+            if "$ref" in rule:  # else it is a table of values, such as weights or routes
+                return ".NAME", schema["$defs"][rule["$ref"].rpartition("/")[2]]
+    return None
+
+
+def row_of(schema: dict[str, Any], entry: dict[str, Any]) -> dict[str, Any] | None:
+    """The table that an item of an array may be, such as an endpoint; None for values alone."""
+    for rule in entry.get("items", {}).get("anyOf", ()):
+        if "$ref" in rule:
+            found: dict[str, Any] = schema["$defs"][rule["$ref"].rpartition("/")[2]]
+            return found
     return None
 
 
