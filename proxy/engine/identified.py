@@ -35,7 +35,7 @@ class Identified(StreamFlow):
 
     def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:
         """Send the header, if the upstream wants one, and relay from then on."""
-        rest = b"" if self.style is None or self.broken is not None else self._header(self.style)
+        rest = b"" if self.style is None else self._header(self.style)
         rest = send(socket, rest)
         if rest:
             self.attempt = HeaderSend(self, socket, endpoint, rest)

@@ -180,10 +180,11 @@ async def test_a_real_proxy_tells_the_client(stage: Stage, kind: str) -> None:
 
 
 @pytest.mark.peers("nginx", "curl")
-async def test_curl_tells_the_client(stage: Stage) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_curl_tells_the_client(stage: Stage, workers: int) -> None:
     async with receiver("nginx", folder_of(stage, "receiver")) as endpoint:
         web = Known("web", "tcp", [endpoint], listener=TRUSTED, upstream='send_proxy = "v1"')
-        sockpair = await stage.sockpair(web)
+        sockpair = await stage.sockpair(web, workers=workers)
         answer, local = await curl(web.text, "--haproxy-protocol")
         row = await ended(sockpair, "web")
     assert answer == f"{local} {web.text}"

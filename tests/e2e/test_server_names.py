@@ -61,7 +61,7 @@ async def tls_servers(folder: Path) -> AsyncIterator[dict[str, str]]:
 
 
 @asynccontextmanager
-async def routed(stage: Stage) -> AsyncIterator[tuple[Sockpair, Routed]]:
+async def routed(stage: Stage, workers: int = 1) -> AsyncIterator[tuple[Sockpair, Routed]]:
     async with tls_servers(folder_of(stage, "tls")) as servers:
         web = Routed(
             "web",
@@ -70,7 +70,7 @@ async def routed(stage: Stage) -> AsyncIterator[tuple[Sockpair, Routed]]:
             routes={"one.example": "one", "*.two.example": "two"},
             others={name: servers[name] for name in ("one", "two")},
         )
-        yield await stage.sockpair(web), web
+        yield await stage.sockpair(web, workers=workers), web
 
 
 async def last(sockpair: Sockpair) -> Row:
@@ -124,10 +124,11 @@ async def test_openssl(stage: Stage, version: str) -> None:
 
 
 @pytest.mark.peers("nginx", "openssl")
-async def test_python(stage: Stage) -> None:
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_python(stage: Stage, workers: int) -> None:
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
     context.check_hostname, context.verify_mode = False, ssl.CERT_NONE
-    async with routed(stage) as (sockpair, web):
+    async with routed(stage, workers) as (sockpair, web):
         stream = await trio.open_tcp_stream(*web.address)
         tls = trio.SSLStream(
             stream, context, server_hostname="x.two.example", https_compatible=True

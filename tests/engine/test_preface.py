@@ -13,7 +13,10 @@ import pytest
 import trio
 from trio.socket import SocketType
 
+from proxy.config.values import ListenAddress
+from proxy.control.listen import bind_socket
 from proxy.core.access import AccessList
+from proxy.core.address import Transport
 from proxy.core.admission import AdmissionLimits
 from proxy.core.proxy_block import AUTHORITY, LOCAL_BLOCK, NOOP, write_block
 from proxy.core.proxy_header import Tlv
@@ -31,6 +34,7 @@ from tests.engine.lab import (
     is_refused,
     is_reset,
     listening,
+    open_listener,
     pair,
     receive_all,
     receive_exactly,
@@ -160,7 +164,7 @@ async def test_a_wrong_header_is_refused_and_reaches_nobody(data: bytes) -> None
 
 @pytest.mark.parametrize("end", ["fin", "fin at once", "reset"])
 async def test_who_ends_before_its_header_is_refused(end: str) -> None:
-    async with proxied(listening()) as lab:
+    async with proxied(listening(), LOOPBACK._replace(time=60.0)) as lab:
         client = await connect(lab.address)
         if end != "fin at once":
             await client.send(LINE[:20])
@@ -302,6 +306,23 @@ async def test_a_reload_may_begin_and_end_it() -> None:
             assert await receive_exactly(await accept(endpoint), len(said)) == said
         await waits.send(LINE + b"late")
         assert await receive_exactly(await accept(endpoint), 4) == b"late"
+
+
+async def test_a_circle_through_a_listener_that_believes_us_ends() -> None:
+    """Its flows show as those of the client, who is none of ours."""
+    async with proxied(listening(), LOOPBACK._replace(time=60.0)) as lab:
+        socket = bind_socket(ListenAddress(Transport.TCP, "127.0.0.1", 0))
+        await open_listener(lab.worker, "first", socket, [lab.address])
+        routes = lab.worker._roster._routes
+        routes["lab"].upstream.endpoints[0].address = socket.getsockname()
+        terms = lab.worker._roster._terms
+        (first,) = lab.worker._roster._listeners["first"]
+        first.terms = replace(terms["first"], style=HeaderStyle(1))
+        client = await connect(socket.getsockname())
+        assert await is_reset(client)
+        assert len(await lab.wait_ended(2)) == 2
+        counters = (await lab.counters())["listeners"]
+        assert sum(each["refused"]["loop"] for each in counters) == 1
 
 
 async def test_other_listeners_pay_nothing() -> None:
