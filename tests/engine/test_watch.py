@@ -230,6 +230,18 @@ async def test_what_moved_is_told_until_it_is_still() -> None:
         assert (await lab.worker.moved_flows())["flows"] == []
 
 
+async def test_what_moved_while_nobody_wanted_to_know_is_not_told() -> None:
+    endpoint = listening()
+    async with watched(endpoint) as lab:
+        client, served = await pair(lab, endpoint)
+        await lab.worker.moved_flows()
+        await lab.worker.watch({})
+        await send_all(client, b"ask")
+        await receive_exactly(served, 3)
+        await lab.worker.watch(ALL)
+        assert (await lab.worker.moved_flows())["flows"] == []
+
+
 async def test_the_tally_tells_every_byte_in_the_end(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whatever does not fit is told later; flows come and go."""
     monkeypatch.setattr(tally_module, "MOVED_MAX", 2)

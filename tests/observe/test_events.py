@@ -142,6 +142,28 @@ async def test_filters_are_those_of_the_table(tmp_path: Path) -> None:
         assert (told["event"], told["flow"]["id"]) == ("closed", other.id)
 
 
+async def test_readers_are_told_their_own_and_nothing_twice(tmp_path: Path) -> None:
+    relay = FakeRelay()
+    web, dns = relay.open_tcp(), relay.open_udp()
+    async with (
+        admin_server(relay, tmp_path) as admin,
+        listening(admin, "&listener=web") as one,
+        listening(admin, "&listener=dns") as other,
+    ):
+        await one.until("live")
+        first = (await other.until("live"))[-1]["seq"]
+        for _ in range(60):
+            relay.happens(LIMITED, dns, "source_bandwidth")
+        relay.happens(LIMITED, web, "flow_bandwidth")
+        for _ in range(60):
+            relay.happens(LIMITED, dns, "source_bandwidth")
+        assert (await one.message())["seq"] == first + 61
+        told = await other.messages(120)
+        numbers = [*range(first + 1, first + 61), *range(first + 62, first + 122)]
+        assert [each["seq"] for each in told] == numbers
+        assert {each["flow"]["listener"] for each in told} == {"dns"}
+
+
 async def test_who_wants_no_snapshot_gets_none(tmp_path: Path) -> None:
     relay = FakeRelay()
     flow = relay.open_tcp()
@@ -237,6 +259,7 @@ async def test_what_flows_move_is_told_to_those_who_want_to_know(
     monkeypatch.setattr(events, "LOOK", 0.01)
     relay = FakeRelay()
     flow, quiet = relay.open_tcp(("192.0.2.7", 1)), relay.open_tcp(("192.0.2.8", 2))
+    relay.moved = [quiet]  # before anybody wanted to know, so that the snapshot has it
     async with (
         admin_server(relay, tmp_path) as admin,
         listening(admin, "&counters=true") as listener,
@@ -244,7 +267,7 @@ async def test_what_flows_move_is_told_to_those_who_want_to_know(
     ):
         await listener.until("live")
         flow.original.bytes = 100
-        relay.moved = [flow]
+        relay.moved.append(flow)
         told = await listener.message()
         assert told["event"] == "counters"
         (row,) = told["flows"]
@@ -277,7 +300,9 @@ async def test_nobody_is_watched_for_whom_nobody_reads(
             while relay.watched:
                 await trio.sleep(0.001)
         async with listening(admin, f"&after={number}") as listener:
-            assert (await listener.message())["reason"] == "unknown"
+            told = await listener.until("live")
+            assert told[0]["reason"] == "unknown"
+            assert told[-1]["seq"] > number  # what was kept is not kept any more
 
 
 async def test_there_are_only_so_many_readers(

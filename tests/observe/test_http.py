@@ -173,7 +173,10 @@ async def test_whoever_keeps_us_waiting_longest_makes_room(tmp_path: Path) -> No
     assert [entry["event"] for entry in logs] == ["admin_connections_full"]
 
 
-async def test_who_is_being_answered_makes_no_room(tmp_path: Path) -> None:
+async def test_who_is_being_answered_makes_no_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "TAKING_SECONDS", 0.0)
     bounds = replace(Bounds(), connections=2)
     with structlog.testing.capture_logs():
         async with (
@@ -183,7 +186,11 @@ async def test_who_is_being_answered_makes_no_room(tmp_path: Path) -> None:
         ):
             for stream in (one, two):
                 await stream.send_all(b"GET /api/v1/events HTTP/1.1\r\n" + HEAD + b"\r\n")
-                assert status_of(await stream.receive_some()) == 200
+                told = b""
+                while b"event: live" not in told:
+                    told += await stream.receive_some()
+                assert status_of(told) == 200
+            await trio.testing.wait_all_tasks_blocked()
             assert await admin.raw(b"") == b""
             assert await admin.raw(b"GET /healthz HTTP/1.1\r\n" + HEAD + b"\r\n") == b""
 
