@@ -6,19 +6,30 @@ from typing import TYPE_CHECKING, Final
 
 from grafana.frame import board, listeners, stack
 from grafana.panels import THIRD, heat, lines
-from grafana.queries import LISTENER, buckets, busy, each_second, now, quantiles, share
+from grafana.queries import (
+    LISTENER,
+    buckets,
+    busy,
+    each_second,
+    now,
+    quantile,
+    quantiles,
+    share,
+)
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
 
 FAILED: Final = f'{LISTENER},reason!~"finished|idle_timeout|drained|killed"'
 
+WAITING: Final = f'{LISTENER},party!="nobody"'
+
 
 def listener() -> Dashboard:
     """Build the dashboard."""
     about = "What comes in, what is refused, and how it ends."
     empty = board("listener", "listener", about).with_variable(listeners())
-    return _durations(_payload(_limits(_flows(empty))))
+    return _ends(_slowness(_durations(_payload(_limits(_flows(empty))))))
 
 
 def _flows(built: Dashboard) -> Dashboard:
@@ -85,4 +96,33 @@ def _durations(built: Dashboard) -> Dashboard:
         heat("Duration of flows", "Of those that ended.", "s", buckets("flow_duration_seconds")),
         heat("Bytes of flows", "Of those that ended, each direction by itself.", "bytes",
              buckets("flow_bytes")),
+    ))  # fmt: skip
+
+
+def _slowness(built: Dashboard) -> Dashboard:
+    return stack(built, "Why it is slow", (
+        lines("Flows that wait", "How many at a time, and for whom: a client or an endpoint, or "
+              "the path there; sockpair itself; a limit. As far as sampled.", "short",
+              {"for {{party}}": each_second("waits_seconds_total", "party", selector=WAITING)},
+              stacked=True),
+        lines("Round trips", "What 95 of 100 samples stay within; both legs of TCP flows.", "s",
+              {"to the {{leg}}": quantile(0.95, "rtt_seconds", "leg")}),
+        lines("Segments sent again", "A path that loses; as far as sampled.", "pps",
+              {"to the {{leg}}": each_second("retransmits_total", "leg")}),
+        lines("Samples", "How often the kernel was asked; at most engine.sample_rate in each "
+              "worker.", "cps", {"samples": each_second("samples_total")}),
+    ))  # fmt: skip
+
+
+def _ends(built: Dashboard) -> Dashboard:
+    return stack(built, "How it ends", (
+        lines("Who moved first", "Of flows that ended.", "cps",
+              {"{{side}}": each_second("flows_closed_first_total", "side")},
+              stacked=True, span=THIRD),
+        lines("Lost with the flow", "Received, and not arrived on the other side when it was cut.",
+              "Bps", {"{{direction}}": each_second("unsent_bytes_total", "direction")},
+              span=THIRD),
+        lines("Half closed", "How many of the flows that ended were so, at a time. Many: somebody "
+              "forgets to close.", "short",
+              {"half closed": each_second("half_closed_seconds_total")}, span=THIRD),
     ))  # fmt: skip

@@ -48,5 +48,11 @@ def quantiles(metric: str) -> dict[str, str]:
     return {f"{each:.0%}": f"histogram_quantile({each}, {rates}) >= 0" for each in SHARES}
 
 
+def quantile(part: float, metric: str, by: str) -> str:
+    """What a part of all stays within, by a label; only while there is something."""
+    rates = f"sum by (le, {by}) (rate({of(f'{metric}_bucket')}{OVER}))"
+    return f"histogram_quantile({part}, {rates}) >= 0"
+
+
 def _sum(by: tuple[str, ...]) -> str:
     return f"sum by ({', '.join(by)}) " if by else "sum"
