@@ -29,8 +29,11 @@ COMMANDS: Final = {
     "events": "proxy.cli.events",
     "kill": "proxy.cli.table",
     "status": "proxy.cli.table",
+    "upstreams": "proxy.cli.upstreams",
     "reload": "proxy.cli.reload",
     "drain": "proxy.cli.drain",
+    "disable": "proxy.cli.administer",
+    "enable": "proxy.cli.administer",
     "limit": "proxy.cli.limit",
     "limits": "proxy.cli.limit",
 }

@@ -29,6 +29,7 @@ from proxy.control.division import Division, whole
 from proxy.control.line_queue import LineQueue
 from proxy.control.remote import RemoteWorker, WorkerLostError
 from proxy.control.slots import Slots
+from proxy.core.condition import Administration
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
 from proxy.engine.merge import (
@@ -58,7 +59,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
-    from proxy.engine.specs import HealthReport, UpstreamSpec
+    from proxy.engine.specs import EndpointOrder, HealthReport, UpstreamSpec
 
 READING: Final = 0.5
 """Seconds between two readings of a worker: what may be unknown of one that was killed."""
@@ -100,6 +101,7 @@ class Crew:
         self._wanted: Change | None = None
         self._orders: tuple[LiveLimit, ...] = ()
         self._drains: dict[DrainTarget, DrainOrder] = {}
+        self._disabled: dict[DrainTarget, EndpointOrder] = {}
         self._health: dict[tuple[str, str, Address], HealthReport] = {}
         self._groups: list[tuple[Socket, ...]] = []
         self._in_use: list[set[int] | None] = [None] * size
@@ -166,6 +168,17 @@ class Crew:
             if not known and order.target != EVERYTHING:
                 del self._drains[order.target]
         return known or order.target == EVERYTHING
+
+    async def administer(self, order: EndpointOrder) -> bool:
+        """Disable or enable an endpoint in every worker, and in those to come."""
+        target = DrainTarget(upstream=order.upstream, endpoint=order.endpoint)
+        async with self._changing:
+            self._drains.pop(target, None)
+            self._disabled.pop(target, None)
+            known = any(await self._all(lambda remote: remote.administer(order)))
+            if known and order.administration is Administration.DISABLED:
+                self._disabled[target] = order
+        return known
 
     async def set_health(self, reports: Sequence[HealthReport]) -> None:
         """Have every worker know what active checks say, and those to come too."""
@@ -337,6 +350,8 @@ class Crew:
                     await remote.log_flows(self._flow_log)
                 if self._wanted is not None:
                     await self._apply(remote, self._wanted)
+                for each in self._disabled.values():
+                    await remote.administer(each)
                 if self._health:
                     await remote.set_health(tuple(self._health.values()))
                 if self._orders:

@@ -42,7 +42,7 @@ from proxy.engine.worker import Worker
 if TYPE_CHECKING:
     from proxy.config.model import Admin, Config, Engine
     from proxy.core.pace import Pace
-    from proxy.engine.specs import UpstreamSpec
+    from proxy.engine.specs import EndpointOrder, UpstreamSpec
 
 NOBODY: Final = Notifier()
 NOTHING: Final = Inheritance()
@@ -175,6 +175,13 @@ class House:
             self._store_sockets()
         elif target.upstream is not None and target.endpoint is not None:
             self.drained_endpoints.add((target.upstream, target.endpoint))
+        return True
+
+    async def administer(self, order: EndpointOrder) -> bool:
+        """Disable or enable an endpoint; false if there is none of this name."""
+        if not await self.worker.administer(order):
+            return False
+        self.drained_endpoints.discard((order.upstream, order.endpoint))
         return True
 
     def _store_sockets(self) -> None:

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
-    from proxy.engine.specs import Change, DrainOrder, HealthReport, UpstreamSpec
+    from proxy.engine.specs import Change, DrainOrder, EndpointOrder, HealthReport, UpstreamSpec
 
 LAST_WORDS: Final = 5.0
 """Seconds a process has to end by itself when its wire is closed; it has only to end its flows."""
@@ -151,6 +151,10 @@ class RemoteWorker:
     async def drain(self, drain_order: DrainOrder) -> bool:
         """Begin to drain."""
         return bool(await self._call("drain", drain_order))
+
+    async def administer(self, endpoint_order: EndpointOrder) -> bool:
+        """Disable or enable an endpoint."""
+        return bool(await self._call("administer", endpoint_order))
 
     async def set_health(self, reports: Sequence[HealthReport]) -> None:
         """Know what active checks say."""

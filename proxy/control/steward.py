@@ -26,7 +26,8 @@ from proxy.control.limits import LiveLimits
 from proxy.control.listen import BindError
 from proxy.control.outbound import OptionError
 from proxy.control.specs import pace_of
-from proxy.engine.specs import DrainTarget
+from proxy.core.condition import Administration
+from proxy.engine.specs import DrainTarget, EndpointOrder
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -143,6 +144,31 @@ class Steward:
         for target in draining:
             log.warning("drain_begun", **_named(target), timeout=pace.timeout, by=by)
         return {"draining": [_named(target) for target in draining], "timeout": pace.timeout}
+
+    async def administer(
+        self, endpoint: str, upstream: str | None, administration: Administration, by: str
+    ) -> list[dict[str, str]]:
+        """Disable or enable an endpoint.
+
+        Args:
+            endpoint: as the configuration writes it.
+            upstream: of which one; None is all that have it.
+            administration: what is wanted.
+            by: who asks, for the log.
+
+        """
+        orders = [
+            EndpointOrder(name, endpoint, administration)
+            for name, each in self._house.config.upstream.items()
+            if upstream in {None, name} and endpoint in map(str, each.endpoints)
+        ]
+        done = [order for order in orders if await self._house.administer(order)]
+        for upstream_name, name, wanted in done:
+            if wanted is Administration.DISABLED:
+                log.warning("endpoint_disabled", upstream=upstream_name, endpoint=name, by=by)
+            else:
+                log.warning("endpoint_enabled", upstream=upstream_name, endpoint=name, by=by)
+        return [{"upstream": order.upstream, "endpoint": order.endpoint} for order in done]
 
     async def keep_limits(self) -> None:
         """Lift limits whose time is over, until cancelled."""

@@ -10,6 +10,7 @@ only off the fast path, so a byte that passes straight through costs one additio
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import TYPE_CHECKING, Final, TypedDict
 
 from proxy.core.admission import ORDERED, Gate, Limit
@@ -251,8 +252,8 @@ class EndpointCounters:
         """Whether the endpoint can be expected to answer."""
         return now >= self.down_until
 
-    def snapshot(self, now: float) -> EndpointSnapshot:
-        """Return a copy as plain values."""
+    def snapshot(self, now: float, addresses: Iterable[AddressSnapshot] = ()) -> EndpointSnapshot:
+        """Return a copy as plain values, with these addresses."""
         return {
             "upstream": self.upstream,
             "endpoint": self.endpoint,
@@ -261,6 +262,7 @@ class EndpointCounters:
             "flows": self.flows,
             "attempts": self.attempts,
             "failures": {reason.value: count for reason, count in self.failures.items()},
+            "addresses": list(addresses),
         }
 
 
@@ -321,8 +323,28 @@ class ListenerSnapshot(TypedDict):
     samples: SamplesSnapshot
 
 
+class AddressSnapshot(TypedDict):
+    """One address of an endpoint: how it is, and since when (Unix seconds; None if ever).
+
+    ``reason`` is why, where it is ejected or down. ``share`` is its weight as it is now, in
+    per cent. ``ejections`` followed upon each other, the last of which has ``seconds_left``.
+    """
+
+    address: str
+    condition: str
+    since: float | None
+    reason: str
+    weight: int
+    share: int
+    backup: bool
+    flows: int
+    ceiling: int | None
+    ejections: int
+    seconds_left: float | None
+
+
 class EndpointSnapshot(TypedDict):
-    """``EndpointCounters`` as plain values."""
+    """``EndpointCounters`` as plain values, with the addresses that the endpoint has now."""
 
     upstream: str
     endpoint: str
@@ -331,3 +353,4 @@ class EndpointSnapshot(TypedDict):
     flows: int
     attempts: int
     failures: dict[str, int]
+    addresses: list[AddressSnapshot]

@@ -23,6 +23,7 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy import __version__
+from proxy.core.address_rows import merge_addresses
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.histogram import add_histograms
 from proxy.core.sample_counters import add_samples
@@ -93,7 +94,7 @@ def retire_counters(last: RelayCounters) -> RelayCounters:
     """
     return {
         "listeners": [_retire_listener(row) for row in last["listeners"]],
-        "endpoints": [{**row, "up": True, "flows": 0} for row in last["endpoints"]],
+        "endpoints": [_retire_endpoint(row) for row in last["endpoints"]],
         "table_entries": 0,
         "table_limit": 0,
         "recent_entries": 0,
@@ -208,6 +209,7 @@ def _add_endpoints(one: EndpointSnapshot, other: EndpointSnapshot) -> EndpointSn
         "flows": one["flows"] + other["flows"],
         "attempts": one["attempts"] + other["attempts"],
         "failures": _add_counts(one["failures"], other["failures"]),
+        "addresses": merge_addresses([*one["addresses"], *other["addresses"]]),
     }
 
 
@@ -254,6 +256,10 @@ def _retire_listener(row: ListenerSnapshot) -> ListenerSnapshot:
         "original": {**row["original"], "buffered": 0},
         "reply": {**row["reply"], "buffered": 0},
     }
+
+
+def _retire_endpoint(row: EndpointSnapshot) -> EndpointSnapshot:
+    return {**row, "up": True, "flows": 0, "addresses": []}
 
 
 def _listener_key(row: ListenerSnapshot) -> Hashable:

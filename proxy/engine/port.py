@@ -19,8 +19,9 @@ from proxy.engine.flow_lines import FlowLog, Lines
 
 if TYPE_CHECKING:
     from proxy.config.plan import StepRow
+    from proxy.core.condition import Administration
     from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
-    from proxy.engine.specs import Change, DrainOrder, HealthReport, UpstreamSpec
+    from proxy.engine.specs import Change, DrainOrder, EndpointOrder, HealthReport, UpstreamSpec
     from proxy.engine.watch import Told
 
 
@@ -234,6 +235,12 @@ class StewardPort(Protocol):
         """Begin to drain a listener, or an endpoint; ``draining`` is empty if there is none."""
         ...
 
+    async def administer(
+        self, endpoint: str, upstream: str | None, administration: Administration, by: str
+    ) -> list[dict[str, str]]:
+        """Disable or enable an endpoint of an upstream, or of all; say where there was one."""
+        ...
+
     async def limits(self) -> LimitsAnswer:
         """Every limit in force."""
         ...
@@ -268,6 +275,10 @@ class RelayPort(Protocol):
 
         How it goes on is told by ``RelayStatus.drains``.
         """
+        ...
+
+    async def administer(self, order: EndpointOrder) -> bool:
+        """Disable or enable an endpoint; false if there is none of this name."""
         ...
 
     async def set_health(self, reports: Sequence[HealthReport]) -> None:

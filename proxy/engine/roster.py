@@ -19,6 +19,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport, format_address
+from proxy.core.address_rows import address_row
 from proxy.core.admission import NOBODY
 from proxy.core.balance.maglev import size_for
 from proxy.core.balance.ways import Balance, picker_of
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 
     from proxy.core.admission import AdmissionLimits, Gate
     from proxy.core.balance.picker import Picker
+    from proxy.core.counters import AddressSnapshot
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
     from proxy.engine.datagram import DatagramFlow
@@ -60,6 +62,7 @@ if TYPE_CHECKING:
     from proxy.engine.specs import (
         Change,
         DrainTarget,
+        EndpointOrder,
         EndpointSpec,
         HealthReport,
         ListenerSpec,
@@ -99,6 +102,7 @@ class Roster:
         self._retired: list[Listener] = []  # datagram sockets that serve their last flows
         self._routes: dict[str, _Route] = {}
         self._downfall = Downfall(relay)
+        self._disabled = set[EndpointKey]()  # by order; bounded by what there was to disable
         self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
             lambda key: ListenerCounters(*key, upstream="")
         )
@@ -142,6 +146,15 @@ class Roster:
         for listener in (*self._accepting(), *self._retired):
             if isinstance(listener, DatagramListener):
                 listener.count_kernel_drops()
+
+    def addresses(
+        self, counters: EndpointCounters, now: float, offset: float
+    ) -> list[AddressSnapshot]:
+        """How the addresses are that an endpoint has now."""
+        route = self._routes.get(counters.upstream)
+        if route is None or route.spec.original:
+            return []
+        return [address_row(each, now, offset) for each in route.upstream.called(counters.endpoint)]
 
     def look_around(self, now: float) -> None:
         """Have the listeners that all workers limit together know what the others admit."""
@@ -311,6 +324,20 @@ class Roster:
             each.administer(Administration.DRAINING, now)
         self._endpoints[upstream, endpoint].draining = True
 
+    def administer(self, order: EndpointOrder, now: float) -> bool:
+        """Disable or enable an endpoint, over reloads too; false if there is none of this name."""
+        route = self._routes.get(order.upstream)
+        found = route.upstream.called(order.endpoint) if route and not route.spec.original else ()
+        for each in found:
+            each.administer(order.administration, now)
+        key = order.upstream, order.endpoint
+        self._disabled.discard(key)
+        if found:
+            self._endpoints[key].draining = False
+            if order.administration is Administration.DISABLED:
+                self._disabled.add(key)
+        return bool(found)
+
     def set_health(self, reports: Iterable[HealthReport], now: float) -> None:
         """Know what active checks say of endpoints."""
         for report in reports:
@@ -453,6 +480,8 @@ class Roster:
         counters.draining = order is Administration.DRAINING
         endpoint = before or Endpoint(upstream, spec.name, spec.address, counters)
         endpoint.become(spec.weight, backup=spec.backup, ceiling=spec.ceiling)
+        if order is Administration.ENABLED and (upstream, spec.name) in self._disabled:
+            order = Administration.DISABLED
         endpoint.administer(order, now)
         return endpoint
 

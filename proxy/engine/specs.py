@@ -30,7 +30,7 @@ from proxy.engine.options import NODELAY, SocketOptions
 
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
-    from proxy.core.condition import Health
+    from proxy.core.condition import Administration, Health
     from proxy.core.expiry import FlowLimits
     from proxy.core.pace import Pace
     from proxy.core.proxy_protocol import HeaderStyle
@@ -63,6 +63,14 @@ class HealthReport(NamedTuple):
     address: Address
     health: Health
     reason: str
+
+
+class EndpointOrder(NamedTuple):
+    """What operators want of an endpoint, from now on; it outlives a reload."""
+
+    upstream: str
+    endpoint: str
+    administration: Administration
 
 
 class SourceSpec(NamedTuple):

@@ -35,7 +35,14 @@ from proxy.engine.pulse import Pulse
 from proxy.engine.relay import GATHER, Relay
 from proxy.engine.roster import Roster
 from proxy.engine.sampler import Sampler
-from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, HealthReport
+from proxy.engine.specs import (
+    EVERYTHING,
+    Change,
+    DrainOrder,
+    DrainTarget,
+    EndpointOrder,
+    HealthReport,
+)
 from proxy.engine.stream import StreamFlow
 from proxy.engine.tally import Tally
 from proxy.engine.watch import Told, Watch
@@ -153,6 +160,13 @@ class Worker:
         self._drains.start(order, now)
         return True
 
+    async def administer(self, order: EndpointOrder) -> bool:
+        """Disable or enable an endpoint; one that is enabled drains no more."""
+        await trio.lowlevel.checkpoint()
+        known = self._roster.administer(order, monotonic())
+        self._drains.cancel(self._roster.is_wanted)
+        return known
+
     async def set_health(self, reports: Sequence[HealthReport]) -> None:
         """Know what active checks say of endpoints; those that are gone by now are left out."""
         await trio.lowlevel.checkpoint()
@@ -259,12 +273,16 @@ class Worker:
         relay, now = self._relay, monotonic()
         self._roster.count_kernel_drops()
         self._roster.refresh(now)
+        offset = self._wall_offset()
         listeners, endpoints = self._roster.counters, self._roster.endpoint_counters
         if former:
             listeners, endpoints = self._roster.remembered
         return {
             "listeners": [counters.snapshot() for counters in listeners],
-            "endpoints": [counters.snapshot(now) for counters in endpoints],
+            "endpoints": [
+                counters.snapshot(now, self._roster.addresses(counters, now, offset))
+                for counters in endpoints
+            ],
             "table_entries": len(relay.table),
             "table_limit": relay.table.limit,
             "recent_entries": len(relay.table.recent),

@@ -13,7 +13,7 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
 from difflib import get_close_matches
 from time import monotonic, time
@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from proxy.core.address import Transport
+from proxy.core.condition import Administration
 from proxy.core.events import EventKind
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
@@ -35,6 +36,7 @@ from proxy.observe.metrics import render
 from proxy.observe.page import INDEX as PAGE
 from proxy.observe.page import read_assets, wants_page
 from proxy.observe.params import (
+    ADMINISTERING,
     DRAINING,
     FINDING,
     KILLING,
@@ -55,7 +57,7 @@ if TYPE_CHECKING:
     from collections.abc import Collection
 
     from proxy.core.counters import ListenerSnapshot
-    from proxy.engine.port import RelayCounters, RelayPort, StewardPort
+    from proxy.engine.port import CheckRow, RelayCounters, RelayPort, StewardPort
     from proxy.observe.reader import Message
 
 SLICE_ROWS: Final = 10
@@ -200,7 +202,8 @@ class Api:
     async def upstreams(self, request: Request, _word: str) -> Response:
         """Every upstream with its endpoints."""
         _params(request, ())
-        return json_response({"upstreams": _by_upstream(await self._port.counters())})
+        checks = self._steward.checks()
+        return json_response({"upstreams": _by_upstream(await self._port.counters(), checks)})
 
     async def names(self, request: Request, _word: str) -> Response:
         """What is known of the names of endpoints."""
@@ -291,6 +294,25 @@ class Api:
         if not answer["draining"]:
             raise HttpError(404, await self._no_target(listener, endpoint))
         return json_response(answer)
+
+    async def disable(self, request: Request, _word: str) -> Response:
+        """Give an endpoint no new flows until it is enabled; those it has live on."""
+        return await self._administer(request, Administration.DISABLED)
+
+    async def enable(self, request: Request, _word: str) -> Response:
+        """Give an endpoint new flows again that was disabled, or drained."""
+        return await self._administer(request, Administration.ENABLED)
+
+    async def _administer(self, request: Request, administration: Administration) -> Response:
+        values = _params(request, ADMINISTERING, verbatim=("endpoint",))
+        endpoint = values.get("endpoint")
+        if endpoint is None:
+            raise HttpError(400, 'say which endpoint: "?endpoint=192.0.2.1:80"')
+        upstream = values.get("upstream")
+        done = await self._steward.administer(endpoint, upstream, administration, request.peer)
+        if not done:
+            raise HttpError(404, await self._no_target(None, endpoint))
+        return json_response({"endpoints": done})
 
     async def limits(self, request: Request, _word: str) -> Response:
         """Every limit in force, and where it comes from."""
@@ -391,6 +413,8 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
     "/api/v1/reload": {"POST": Api.reload},
     "/api/v1/drain": {"POST": Api.drain},
+    "/api/v1/disable": {"POST": Api.disable},
+    "/api/v1/enable": {"POST": Api.enable},
     "/api/v1/limits": {"GET": Api.limits, "POST": Api.limit},
     LIMIT_PATH: {"DELETE": Api.lift_limit},
     FLOW_PATH: {"GET": Api.flow, "DELETE": Api.kill_flow},
@@ -542,9 +566,15 @@ def _direction(row: ListenerSnapshot, name: Literal["original", "reply"]) -> dic
     return values
 
 
-def _by_upstream(counters: RelayCounters) -> list[dict[str, Any]]:
+def _by_upstream(counters: RelayCounters, checks: Iterable[CheckRow]) -> list[dict[str, Any]]:
+    """Endpoints by their upstream, and with each address what its last check showed, if any."""
+    found = {(each["upstream"], each["endpoint"], each["address"]): each for each in checks}
     upstreams: dict[str, list[dict[str, Any]]] = {}
     for row in counters["endpoints"]:
         endpoint = {key: value for key, value in row.items() if key != "upstream"}
+        endpoint["addresses"] = [
+            {**each, "check": found.get((row["upstream"], row["endpoint"], each["address"]))}
+            for each in row["addresses"]
+        ]
         upstreams.setdefault(row["upstream"], []).append(endpoint)
     return [{"upstream": name, "endpoints": rows} for name, rows in upstreams.items()]

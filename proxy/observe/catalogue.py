@@ -23,7 +23,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Literal, TypeAlias
 
 from proxy.core.address import DATAGRAMS, STREAMS, Transport
-from proxy.core.condition import Health
+from proxy.core.condition import Condition, Health
 from proxy.core.flow import CloseReason
 from proxy.observe.processes import RESIDENT, WHOLE, cpu_seconds, memory_bytes
 
@@ -212,6 +212,13 @@ def _connect_failures(reading: Reading) -> Samples:
         for row in reading.counters["endpoints"]
         for reason, count in row["failures"].items()
     )
+
+
+def _conditions(reading: Reading) -> Samples:
+    for row in reading.counters["endpoints"]:
+        found = Counter(each["condition"] for each in row["addresses"])
+        for condition in Condition:
+            yield (row["upstream"], row["endpoint"], condition.value), found[condition.value]
 
 
 def _build(reading: Reading) -> Samples:
@@ -488,6 +495,14 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "0 if active checks fail, at every address; without checks, 0 for 10 s after a failed "
         "connection attempt, unless the endpoint answered since; else 1.",
         _up,
+    ),
+    MetricEntry(
+        "sockpair_endpoint_addresses",
+        "gauge",
+        (*_ENDPOINT, "condition"),
+        "Addresses of an endpoint by condition: up, unknown (not checked), ejected, down, draining "
+        "or disabled. Of several workers' views the worst counts.",
+        _conditions,
     ),
     MetricEntry(
         "sockpair_endpoint_flows",

@@ -19,7 +19,7 @@ from proxy.control import crew as crew_module
 from proxy.control.crew import Crew
 from proxy.control.house import House, open_house
 from proxy.control.steward import Steward
-from proxy.core.condition import Health
+from proxy.core.condition import Administration, Health
 from proxy.core.events import FlowEvent
 from proxy.core.query import FlowQuery
 from proxy.engine.flow_lines import FlowLog
@@ -442,6 +442,36 @@ async def test_what_checks_say_is_told_to_a_worker_that_is_replaced(tmp_path: Pa
                 assert await is_over(await client_from(host, port))
         assert await rows_by_worker(house) == {}
         await crew.set_health([HealthReport("web", name, address, Health.UP, "")])
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_disabled_endpoint_stays_so_in_a_worker_that_is_replaced(tmp_path: Path) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    file = tmp_path / "f.toml"
+    file.write_text(text)
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        name = "{}:{}".format(*endpoint.getsockname())
+        steward = Steward(house, str(file))
+        assert await steward.administer("10.9.9.9:1", None, Administration.DISABLED, "test") == []
+        done = await steward.administer(name, None, Administration.DISABLED, "test")
+        assert done == [{"upstream": "web", "endpoint": name}]
+        assert (await steward.reload("test"))["problems"] == []
+        victim = crew._remotes[1]
+        assert victim is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        while crew.restarts == 0 or crew._remotes[1] is None:
+            await trio.sleep(0.01)
+        for host in CLIENTS:
+            with suppress(ConnectionResetError):
+                assert await is_over(await client_from(host, port))
+        (row,) = (await crew.counters())["endpoints"]
+        assert [each["condition"] for each in row["addresses"]] == ["disabled"]
+        await steward.administer(name, "web", Administration.ENABLED, "test")
         for host in CLIENTS:
             assert await asks(await client_from(host, port))
         nursery.cancel_scope.cancel()

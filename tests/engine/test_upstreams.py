@@ -9,8 +9,8 @@ import trio
 
 from proxy.core.address import Address, Transport
 from proxy.core.balance.ways import Balance
-from proxy.core.condition import Health
-from proxy.engine.specs import DrainOrder, DrainTarget, HealthReport, UpstreamSpec
+from proxy.core.condition import Administration, Health
+from proxy.engine.specs import DrainOrder, DrainTarget, EndpointOrder, HealthReport, UpstreamSpec
 from tests.engine.lab import (
     PACE,
     Lab,
@@ -201,3 +201,35 @@ async def test_flows_that_could_not_be_connected_are_counted_off_their_endpoint(
         await wait_served(lab, 2)
         (upstream,) = lab.worker._roster.upstreams
         assert [each.flows for each in upstream.endpoints] == [0, 2]
+
+
+def order(name: str, administration: Administration) -> EndpointOrder:
+    return EndpointOrder("lab", name, administration)
+
+
+async def test_a_disabled_endpoint_gets_no_new_flows_over_reloads_until_it_is_enabled() -> None:
+    one, two = listening().getsockname(), listening().getsockname()
+    async with relaying([one, two]) as lab:
+        await wait_served(lab, 2)
+        assert await lab.worker.administer(order("e0", Administration.DISABLED))
+        assert not await lab.worker.administer(order("e9", Administration.DISABLED))
+        assert await wait_served(lab, 2) == [text(two)] * 2
+        await lab.worker.apply(change(upstream_spec("lab", [one, two])))
+        assert await wait_served(lab, 2) == [text(two)] * 2
+        rows = (await lab.counters())["endpoints"]
+        assert [row["addresses"][0]["condition"] for row in rows] == ["disabled", "unknown"]
+        assert rows[0]["flows"] == rows[0]["addresses"][0]["flows"] == 1  # it lives on
+        assert await lab.worker.administer(order("e0", Administration.ENABLED))
+        assert await wait_served(lab, 4) == sorted([text(one), text(two)] * 2)
+
+
+async def test_a_drain_is_over_when_the_endpoint_is_enabled() -> None:
+    one = listening().getsockname()
+    async with relaying([one]) as lab:
+        await wait_served(lab, 1)
+        target = DrainTarget(upstream="lab", endpoint="e0")
+        await lab.worker.drain(DrainOrder(target, PACE._replace(timeout=3600.0)))
+        assert (await lab.counters())["endpoints"][0]["draining"]
+        assert await lab.worker.administer(order("e0", Administration.ENABLED))
+        assert await wait_served(lab, 1) == [text(one)]
+        assert not (await lab.counters())["endpoints"][0]["draining"]

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING
 import trio
 
 from proxy.core.address import Address, Transport
-from proxy.core.counters import EndpointCounters, ListenerCounters
+from proxy.core.condition import Administration
+from proxy.core.counters import AddressSnapshot, EndpointCounters, ListenerCounters
 from proxy.core.events import EventKind, FlowEvent
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
@@ -32,7 +33,7 @@ if TYPE_CHECKING:
         ReloadAnswer,
         ReloadRecord,
     )
-    from proxy.engine.specs import Change, DrainOrder, HealthReport, UpstreamSpec
+    from proxy.engine.specs import Change, DrainOrder, EndpointOrder, HealthReport, UpstreamSpec
 
 WALL = 1_700_000_000.0  # Unix time less monotonic time of every fake flow
 ENDPOINT: Address = ("10.0.0.1", 80)
@@ -48,6 +49,7 @@ class FakeRelay:
             EndpointCounters("web", "10.0.0.1:80"),
             EndpointCounters("resolvers", "10.0.0.53:53"),
         ]
+        self.addresses: list[AddressSnapshot] = []  # of the first endpoint
         self.live: list[Flow] = []
         self.closed: list[Flow] = []
         self.draining = False
@@ -101,6 +103,9 @@ class FakeRelay:
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         raise NotImplementedError
 
+    async def administer(self, order: EndpointOrder) -> bool:
+        raise NotImplementedError  # that is for the steward to do
+
     async def set_health(self, reports: Sequence[HealthReport]) -> None:
         raise NotImplementedError
 
@@ -148,7 +153,10 @@ class FakeRelay:
         await self._answer()
         return {
             "listeners": [self.web.snapshot(), self.dns.snapshot()],
-            "endpoints": [endpoint.snapshot(now=0.0) for endpoint in self.endpoint_counters],
+            "endpoints": [
+                endpoint.snapshot(0.0, () if number else self.addresses)
+                for number, endpoint in enumerate(self.endpoint_counters)
+            ],
             "table_entries": len(self.live),
             "table_limit": 1000,
             "recent_entries": len(self.closed),
@@ -307,6 +315,13 @@ class FakeSteward:
         await trio.lowlevel.checkpoint()
         order = self.books.lift(number)
         return None if order is None else order_row(order, 2)
+
+    async def administer(
+        self, endpoint: str, upstream: str | None, administration: Administration, by: str
+    ) -> list[dict[str, str]]:
+        await trio.lowlevel.checkpoint()
+        self.asked.append((administration.value, endpoint, upstream))
+        return [{"upstream": "web", "endpoint": endpoint}] if endpoint == "10.0.0.1:80" else []
 
     async def drain(
         self,

@@ -1,0 +1,71 @@
+"""How the addresses of endpoints are, for people and programs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from math import inf
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.address import format_address
+from proxy.core.condition import Condition
+from proxy.core.upstream import STEPS
+
+if TYPE_CHECKING:
+    from proxy.core.counters import AddressSnapshot
+    from proxy.core.upstream import Endpoint
+
+SEVERITY: Final = [each.value for each in Condition]
+"""From what is well to what is out for good: of several workers' views the last is shown."""
+
+
+def address_row(endpoint: Endpoint, now: float, offset: float) -> AddressSnapshot:
+    """Describe one address.
+
+    Args:
+        endpoint: that is there.
+        now: monotonic seconds.
+        offset: Unix time less monotonic time.
+
+    """
+    record, condition = endpoint.record, endpoint.condition
+    is_ejected = endpoint.ejected and record is not None
+    reason = endpoint.reason if condition is Condition.DOWN else ""
+    scale = STEPS if endpoint.upstream is not None and endpoint.upstream.slow_start else 1
+    return {
+        "address": format_address(endpoint.address),
+        "condition": condition.value,
+        "since": round(endpoint.since + offset, 3) if endpoint.since else None,
+        "reason": record.reason if is_ejected and record and not reason else reason,
+        "weight": endpoint.weight,
+        "share": 100 * endpoint.share // (scale * endpoint.weight),
+        "backup": endpoint.backup,
+        "flows": endpoint.flows,
+        "ceiling": None if endpoint.ceiling == inf else int(endpoint.ceiling),
+        "ejections": record.times if record is not None else 0,
+        "seconds_left": round(record.until - now, 3) if is_ejected and record else None,
+    }
+
+
+def merge_addresses(rows: Iterable[AddressSnapshot]) -> list[AddressSnapshot]:
+    """One row for each address of what several workers say, in the order of the first.
+
+    Flows and ceilings add up. Each worker ejects by its own flows: the worst condition is shown.
+    """
+    found: dict[str, AddressSnapshot] = {}
+    for row in rows:
+        before = found.get(row["address"])
+        found[row["address"]] = row if before is None else _added(before, row)
+    return list(found.values())
+
+
+def _added(one: AddressSnapshot, other: AddressSnapshot) -> AddressSnapshot:
+    worse = max(one, other, key=lambda row: SEVERITY.index(row["condition"]))
+    ceilings = [row["ceiling"] for row in (one, other) if row["ceiling"] is not None]
+    left = [row["seconds_left"] for row in (one, other) if row["seconds_left"] is not None]
+    return {
+        **worse,
+        "flows": one["flows"] + other["flows"],
+        "ceiling": sum(ceilings) if ceilings else None,
+        "ejections": max(one["ejections"], other["ejections"]),
+        "seconds_left": max(left, default=None),
+    }
