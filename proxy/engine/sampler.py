@@ -77,13 +77,20 @@ class Sampler:
         self.rate = SAMPLE_RATE
         self._left: Iterator[int] = iter(())
         self._begun = 0.0
+        self._through = False  # whether the round has come to its end before its time
         self._credit = 0.0
 
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
-            await trio.sleep(TICK if len(self._relay.table) else ROUND)
+            await trio.sleep(self.pause(monotonic()))
             self.look_around(monotonic())
+
+    def pause(self, now: float) -> float:
+        """Seconds until there is something to look at: few flows shall not wake us up often."""
+        if not len(self._relay.table):
+            return ROUND
+        return max(TICK, self._begun + ROUND - now) if self._through else TICK
 
     def look_around(self, now: float) -> None:
         """Sample as many flows as a tick allows."""
@@ -93,7 +100,8 @@ class Sampler:
                 return
             id = next(self._left, None)
             if id is None:
-                if now < self._begun + ROUND:
+                self._through = now < self._begun + ROUND
+                if self._through:
                     return
                 self._begun, self._left = now, iter(self._relay.table.ids())
                 continue

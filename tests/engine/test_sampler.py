@@ -229,7 +229,10 @@ async def test_each_is_sampled_in_turn_and_no_more_than_allowed() -> None:
         for tick in range(3):
             sampler.look_around(now + tick * TICK)
             assert len(seen) == min(10, 4 * (tick + 1))
+            if len(seen) < 10:
+                assert sampler.pause(now + tick * TICK) == TICK
         sampler.look_around(now + 3 * TICK)
+        assert sampler.pause(now + 3 * TICK) == pytest.approx(ROUND - 3 * TICK)
         assert seen == sorted(row["id"] for row in await lab.live()), "a round begins once a second"
         peers.append(await pair(lab, endpoint))
         for tick in range(4):
