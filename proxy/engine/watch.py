@@ -22,10 +22,10 @@ import trio
 
 from proxy.core.events import EventKind, FlowEvent
 from proxy.core.flow import Flow
+from proxy.core.query import FlowQuery
 
 if TYPE_CHECKING:
     from proxy.core.admission import Limit
-    from proxy.core.query import FlowQuery
 
 EVENTS_HELD: Final = 4096
 """Events that wait to be taken: 3 MB. They are taken fifty times a second, unless there are more
@@ -36,6 +36,8 @@ GATHER: Final = 0.02
 
 SLICE: Final = 100
 """Events taken at once: half a millisecond, if all their rows have to be written."""
+
+EVERY_FLOW: Final = FlowQuery()
 
 Item = TypeVar("Item")
 
@@ -112,19 +114,25 @@ class Watch:
 
     def __init__(self, describe: Callable[[Flow], str]) -> None:
         self._describe = describe
-        self._queries: dict[int, FlowQuery] = {}
+        self._queries: dict[int, FlowQuery | None] = {}  # None: that of every flow
         self._struck: dict[int, set[Limit]] = {}
         self._notes: Pending[_Note] = Pending(GATHER)
 
     def become(self, queries: Mapping[int, FlowQuery]) -> None:
         """Watch for these from now on, and for nothing else."""
-        self._queries = dict(queries)
+        self._queries = {
+            number: None if query == EVERY_FLOW else query for number, query in queries.items()
+        }
         if not queries:
             self._struck.clear()
 
     def watches(self, flow: Flow) -> tuple[int, ...]:
         """The numbers of the queries that a flow matches."""
-        return tuple(number for number, query in self._queries.items() if query.matches(flow))
+        return tuple(
+            number
+            for number, query in self._queries.items()
+            if query is None or query.matches(flow)
+        )
 
     def note(self, kind: EventKind, flow: Flow, limit: Limit | None = None) -> None:
         """Tell what has happened to a flow just now."""
