@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AbstractAsyncContextManager, AsyncExitStack
 from pathlib import Path
 
@@ -39,6 +39,10 @@ class Stage:
     def settings(self, *forwards: Forward, **engine: int | str) -> Settings:
         """A configuration that nobody has been started with yet."""
         return Settings(self._folder("sockpair"), forwards, engine)
+
+    def at_end(self, leave: Callable[[], Awaitable[None]]) -> None:
+        """Have something done when the test ends, however it does."""
+        self._stack.push_async_callback(leave)
 
     async def nginx(self) -> Origin:
         return await self._start(peers.nginx)

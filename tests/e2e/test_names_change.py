@@ -266,13 +266,13 @@ async def test_a_start_does_not_wait_for_dns_that_is_gone(stage: Stage, dns: Zon
     dns.go_on()
     await until(partial(is_ready, sockpair), "the name to be resolved")
     assert await who(web) == {ONE}
-    await sockpair.program.kill()
 
 
 async def started(stage: Stage, *forwards: Forward) -> Sockpair:
     """Start sockpair where it is not ready at once."""
     settings = stage.settings(*forwards)
     sockpair = Sockpair(settings, await start_sockpair(settings))
+    stage.at_end(sockpair.program.kill)
     await until(lambda: sockpair.log_records("started"), "sockpair to start")
     return sockpair
 
