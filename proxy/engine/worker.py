@@ -7,11 +7,10 @@ two slices is left out.
 
 from __future__ import annotations
 
-import heapq
 import os
 import resource
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from itertools import count, islice
+from collections.abc import Iterator, Mapping, Sequence
+from itertools import count
 from pathlib import Path
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final
@@ -19,12 +18,10 @@ from typing import TYPE_CHECKING, Any, Final
 import trio
 
 from proxy import __version__
-from proxy.core.address import Transport
 from proxy.core.condition import Condition
 from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.live_limit import restrained
-from proxy.core.pressure import STRANGER, Pressure
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import closed_flow, counts_json, row_json
 from proxy.engine.datagram import DatagramFlow
@@ -35,6 +32,7 @@ from proxy.engine.pulse import Pulse
 from proxy.engine.relay import GATHER, Relay
 from proxy.engine.roster import Roster
 from proxy.engine.sampler import Sampler
+from proxy.engine.search import FlowSearch
 from proxy.engine.specs import (
     EVERYTHING,
     Change,
@@ -63,13 +61,6 @@ if TYPE_CHECKING:
     from proxy.engine.specs import UpstreamSpec
     from proxy.engine.terms import Terms
 
-SEARCHED: Final = 40
-"""Flows asked whether they match, and put in order, between two turns: a twentieth of a
-millisecond, as they are not in the processor's cache."""
-
-MERGED: Final = 25
-"""Flows put in order between two turns of the pump, where that takes a microsecond or two each."""
-
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
 
@@ -97,7 +88,7 @@ class Worker:
         self._relay = Relay(table_limit, recent, monotonic(), first_id, step, commons)
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
-        self._searching = trio.CapacityLimiter(1)
+        self._search = FlowSearch(self._relay.table)
         self._sampler = Sampler(self._relay)
         self._pulse = Pulse(self._relay.pump)
         self._flow_log = FlowLog()
@@ -217,7 +208,7 @@ class Worker:
 
     async def flows(self, query: FlowQuery) -> FlowPage:
         """List live or recently closed flows: for short answers."""
-        matching, matched = await self._find(query)
+        matching, matched = await self._search.find(query)
         if query.id is not None:  # whoever asks for one shall have the latest
             self._sample(matching)
         rows: list[FlowRow] = []
@@ -228,7 +219,7 @@ class Worker:
 
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         """Find the same flows, and return their ids."""
-        matching, matched = await self._find(query)
+        matching, matched = await self._search.find(query)
         places = count()  # several workers' evictions are shown in turn
         key = SORTS[query.sort] if not query.evictable else lambda _: next(places)
         ids: list[int] = []
@@ -256,7 +247,7 @@ class Worker:
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
         killed = 0
-        matching, _ = await self._find(query)
+        matching, _ = await self._search.find(query)
         for part in slices(matching):
             killed += self._end(part, CloseReason.KILLED)
             await trio.lowlevel.checkpoint()
@@ -359,63 +350,6 @@ class Worker:
             if (watches := self._watch.watches(flow)) and flow.close_reason is None:
                 yield watches, counts_json(flow, offset)
 
-    async def _find(self, query: FlowQuery) -> tuple[list[Flow], int]:
-        """The flows a query asks for, in its order, and how many match without its limit.
-
-        One search at a time, in slices: however many people ask, the relay loses one slice a turn.
-        """
-        async with self._searching:
-            if query.evictable:
-                leaving = list(filter(query.matches, await self._evictions(query.newcomer)))
-                return leaving[: query.limit or None], len(leaving)
-            limit = query.limit or None
-            if query.is_for_all and query.sort == "id" and not query.recent:
-                everything = list(self._relay.table)  # which is in this order
-                return everything[:limit], len(everything)
-            order = SORTS[query.sort]
-            matched, runs = 0, list[list[Flow]]()
-            for part in slices(self._candidates(query), SEARCHED):
-                fitting = sorted(filter(query.matches, part), key=order)
-                matched += len(fitting)
-                _add_run(runs, fitting[:limit], order)
-                await trio.lowlevel.checkpoint()
-            if len(runs) < 2:
-                return list(*runs)[:limit], matched
-            found: list[Flow] = []
-            for flow in islice(heapq.merge(*runs, key=order), limit):
-                found.append(flow)
-                if len(found) % MERGED == 0:
-                    await trio.lowlevel.checkpoint()
-        return found, matched
-
-    async def _evictions(self, newcomer: Transport) -> list[Flow]:
-        """The flows that would go for so many newcomers, of sources that hold nothing; in order.
-
-        They are evicted in thought, from books of our own.
-        """
-        now, books = monotonic(), Pressure(self._relay.table)
-        while not books.complete:
-            books.survey(SLICE)
-            await trio.lowlevel.checkpoint()
-        source = None if newcomer is Transport.UDP else STRANGER
-        leaving: list[Flow] = []
-        while (flow := books.victim(source, now)) is not None:
-            books.discard(flow)
-            if flow.close_reason is None:
-                leaving.append(flow)
-            if len(leaving) % MERGED == 0:
-                await trio.lowlevel.checkpoint()
-        return leaving
-
-    def _candidates(self, query: FlowQuery) -> list[Flow]:
-        table = self._relay.table
-        if query.recent:
-            return list(table.recent)
-        if query.id is not None:
-            flow = table.get(query.id)
-            return [] if flow is None else [flow]
-        return list(table)
-
     def _sample(self, flows: Sequence[Flow]) -> None:
         now = monotonic()
         for flow in flows:
@@ -481,17 +415,6 @@ class Worker:
                 flow.abort(reason, CloseSide.PROXY, now)
                 ended += 1
         return ended
-
-
-def _add_run(runs: list[list[Flow]], flows: list[Flow], order: Callable[[Flow], Any]) -> None:
-    """Add flows in order to the runs that are to be merged; to the last one if they follow it.
-
-    The table is in the order of ids, so the usual listing is one run and has nothing to merge.
-    """
-    if runs and flows and order(runs[-1][-1]) <= order(flows[0]):
-        runs[-1] += flows
-    elif flows:
-        runs.append(flows)
 
 
 def open_files() -> int:

@@ -12,7 +12,8 @@ from proxy.core.address import Transport
 from proxy.core.flow import State
 from proxy.core.query import SORTS, FlowQuery, SortKey
 from proxy.engine.drains import SLICE
-from proxy.engine.worker import MERGED, SEARCHED, Worker
+from proxy.engine.search import MERGED, SEARCHED
+from proxy.engine.worker import Worker
 from tests.core.flows import tcp_counters, tcp_flow
 
 FLOWS = 5 * SLICE + 7
