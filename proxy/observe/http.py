@@ -175,6 +175,7 @@ class HttpConnection:
     taking_since: float | None = field(init=False, default=None)
     _http: h11.Connection = field(init=False)
     _wait_seconds: float = field(init=False)
+    _is_head: bool = field(init=False, default=False)  # the request, which wants no body
 
     def __post_init__(self) -> None:
         self._http = h11.Connection(h11.SERVER, max_incomplete_event_size=self.bounds.header_bytes)
@@ -201,6 +202,7 @@ class HttpConnection:
         """Answer one request; whether another one may follow."""
         self.asking_since = trio.current_time()
         try:
+            self._is_head = False
             request = await self._read_request()
         except HttpError as error:
             await self._send(error.response(), close=True)
@@ -208,7 +210,7 @@ class HttpConnection:
         if request is None:
             return False
         self.asking_since = None
-        return await self._send(await self._answer(request), head=request.method == "HEAD")
+        return await self._send(await self._answer(request))
 
     async def _read_request(self) -> Request | None:
         """Read one request; None when none came: the client left, or was idle for too long."""
@@ -229,6 +231,7 @@ class HttpConnection:
         event = await self._next_event()
         if not isinstance(event, h11.Request):
             return None  # closed between two requests
+        self._is_head = event.method == b"HEAD"
         headers = {name.decode("ascii"): _text(value) for name, value in event.headers}
         path, _, query = _text(event.target).partition("?")
         if not path.startswith("/"):
@@ -280,14 +283,14 @@ class HttpConnection:
             )
             return HttpError(500, "a fault of sockpair; its log tells more").response()
 
-    async def _send(self, response: Response, *, head: bool = False, close: bool = False) -> bool:
+    async def _send(self, response: Response, *, close: bool = False) -> bool:
         """Send an answer, without its body to HEAD; whether the connection lives on."""
-        if response.lasting and not head:
+        if response.lasting and not self._is_head:
             await self._send_lasting(response)
             return False
         with trio.move_on_after(self.bounds.response_seconds):
             await self._send_event(_head(response, close))
-            if not head:
+            if not self._is_head:
                 await self._send_body(response.body)
             await self._send_event(h11.EndOfMessage())
             return self._http.states == {h11.CLIENT: h11.DONE, h11.SERVER: h11.DONE}

@@ -43,6 +43,16 @@ async def test_get_and_security_headers(tmp_path: Path) -> None:
     assert "date" in answer.headers
 
 
+async def test_a_head_that_is_refused_has_no_body_and_the_next_answer_has(tmp_path: Path) -> None:
+    async with admin_server(FakeRelay(), tmp_path) as admin:
+        answer = await admin.raw(b"HEAD / HTTP/1.1\r\n" + HEAD + b"Content-Length: 99999\r\n\r\n")
+        assert status_of(answer) == 413
+        assert answer.endswith(b"\r\n\r\n")
+        answer = await admin.raw(b"HEAD / HTTP/1.1\r\n" + HEAD + b"\r\nno request\r\n\r\n")
+        assert status_of(answer) == 200
+        assert b"malformed" in answer
+
+
 async def test_keep_alive_serves_many_requests(tmp_path: Path) -> None:
     async with admin_server(FakeRelay(), tmp_path) as admin, await admin.by_tcp() as stream:
         for target in ("/healthz", "/nothing", "/metrics", "/api/v1/flows"):
