@@ -23,7 +23,7 @@ from proxy.core.query import (
     upstream_of,
     via_row,
 )
-from proxy.core.sample_row import insight_row
+from proxy.core.sample_row import insight_json
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -111,7 +111,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         "null" if credentials is None else _json(credentials_row(credentials)),
         "null" if responders is None else _json(responders.rows()),
         UNIDENTIFIED if identity is None else _identity(identity),
-        NO_INSIGHT if insight is None else _json_keys(insight_row(insight, wall_offset)),
+        NO_INSIGHT if insight is None else insight_json(insight, wall_offset),
     )
 
 
@@ -182,11 +182,6 @@ def quoted(text: str) -> str:
 
 def _json(value: object) -> str:
     return json.dumps(value, separators=(",", ":"))
-
-
-def _json_keys(row: object) -> str:
-    """The keys of a row that are the last ones of another."""
-    return f",{_json(row)[1:-1]}"
 
 
 def _word(word: str | None) -> str:
