@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 def upstream() -> Dashboard:
     """Build the dashboard."""
     empty = board("upstream", "upstream", "Where flows go, and whether they get there.")
-    return _names(_endpoints(empty.with_variable(upstreams())))
+    return _names(_checks(_endpoints(empty.with_variable(upstreams()))))
 
 
 def _endpoints(built: Dashboard) -> Dashboard:
@@ -28,11 +28,26 @@ def _endpoints(built: Dashboard) -> Dashboard:
         levels("Up or down", "Whether new flows can go there.", of("endpoint_up", ENDPOINT), each),
         lines("Live flows", "By endpoint: the shares that balancing gives.", "short",
               {each: now("endpoint_flows", *labels, selector=ENDPOINT)}, stacked=True),
+        lines("Addresses by condition", "`up` and `unknown` ones get new flows.", "short",
+              {f"{each}: {{{{condition}}}}": busy(of("endpoint_addresses", ENDPOINT))}),
         lines("Connection attempts", "By endpoint.", "cps", {each: attempts}),
         lines("Failures", "By endpoint and reason.", "cps",
               {f"{each}: {{{{reason}}}}": busy(reasons)}, stacked=True),
         lines("Share of attempts that fail", "By endpoint.", "percentunit",
               {each: share(failures, attempts)}, top=1),
+    ))  # fmt: skip
+
+
+def _checks(built: Dashboard) -> Dashboard:
+    each = "{{upstream}} {{endpoint}}"
+    results = each_second("check_results_total", "endpoint", "result", selector=ENDPOINT)
+    return stack(built, "Health checks", (
+        lines("Addresses by health", "`unknown` has not been proved either way.", "short",
+              {f"{each}: {{{{health}}}}": busy(of("check_addresses", ENDPOINT))}),
+        lines("Results", "`silent` proves nothing, as with UDP.", "cps",
+              {"{{endpoint}}: {{result}}": busy(results)}, stacked=True),
+        lines("Duration", "Of the last check; an endpoint that slows down shows here.", "s",
+              {each: of("check_last_duration_seconds", ENDPOINT)}),
     ))  # fmt: skip
 
 

@@ -20,7 +20,7 @@ ROUTES_MAX: Final = 10_000
 EXAMPLE: Final = '"www.example.org", "*.example.org", ".example.org" or "/h2"'
 
 ServerName: TypeAlias = Annotated[
-    RoutePattern, *written(parse_pattern, f"text such as {EXAMPLE}", minLength=1)
+    RoutePattern, *written(parse_pattern, f"text such as {EXAMPLE}", pattern="^.+$")
 ]
 
 Routes: TypeAlias = Annotated[dict[ServerName, Name], Field(max_length=ROUTES_MAX)]

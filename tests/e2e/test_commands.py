@@ -10,7 +10,7 @@ import trio
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import until
 from tests.e2e.program import output_of
-from tests.e2e.sockets import connect, echo, expect_reset, listen, say, text_of
+from tests.e2e.sockets import connect, echo, expect_refusal, expect_reset, listen, say, text_of
 from tests.e2e.subject import COMMAND, Forward, Sockpair
 
 
@@ -135,8 +135,7 @@ async def test_limit_holds_for_live_flows_and_new_ones_until_it_is_lifted(stage:
         table = await ask(sockpair, "limits")
         assert "bandwidth 1MiB/s, bytes 12B" in table
         assert "limits.per_flow.connect" in table
-        async with await connect(web.address) as refused:
-            await expect_reset(refused)
+        await expect_refusal(web.address)
         sockpair.program.process.send_signal(signal.SIGHUP)
         await until(lambda: sockpair.log_records("reloaded"), "the reload")
         await client.send_all(b"more than there is left")

@@ -61,6 +61,14 @@ class LimitedForward(Forward):
         )
 
 
+class CheckedForward(Forward):
+    """A listener whose endpoint is checked."""
+
+    @property
+    def toml(self) -> str:
+        return f'{super().toml}[upstream.{self.name}.health]\ncheck = "tcp"\ninterval = "1s"\n'
+
+
 class Prometheus:
     """A running server."""
 
@@ -135,7 +143,7 @@ async def scraped(stage: Stage, tmp_path: Path) -> AsyncIterator[Prometheus]:
     endpoint = await listen(stage.nursery, echo)
     dead = f"127.0.0.1:{free_port()}"
     forwards = {
-        "web": Forward("web", "tcp", [endpoint]),
+        "web": CheckedForward("web", "tcp", [endpoint]),
         "dead": Forward("dead", "tcp", [dead]),
         "named": Forward("named", "tcp", [endpoint.replace("127.0.0.1", "localhost")]),
         "full": LimitedForward("full", "tcp", [endpoint]),
@@ -182,9 +190,9 @@ async def come_and_go(forwards: dict[str, Forward]) -> None:
 
 
 async def come_and_reset(forwards: dict[str, Forward]) -> None:
-    client = await connect(forwards["web"].address)
-    await say(client, b"hello")
-    reset(client)
+    async with await connect(forwards["web"].address) as client:
+        await say(client, b"hello")
+        reset(client)
 
 
 async def drop(forwards: dict[str, Forward]) -> None:

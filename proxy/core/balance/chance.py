@@ -56,7 +56,8 @@ class TwoChoices:
         point = self._drawn(bounds[-1] - one.share)  # among the others
         if point >= bounds[first] - one.share:
             point += one.share
-        other = endpoints[bisect(bounds, point)]
+        # Rounding may bring the point to the very end, which is nobody's part.
+        other = endpoints[bisect(bounds, point, hi=len(bounds) - 1)]
         return other if other.flows * one.share < one.flows * other.share else one
 
     def _drawn(self, count: int) -> int:
