@@ -24,7 +24,7 @@ import structlog
 from proxy.core.address import format_address
 from proxy.core.flow import Refusal
 from proxy.core.identity import Arrival, Identity, kept_tlvs
-from proxy.core.proxy_header import HEADER_MAX, MORE, BadHeader, Header, HeaderFault
+from proxy.core.proxy_header import HEADER_MAX, MORE, Answer, BadHeader, Header, HeaderFault
 from proxy.core.proxy_protocol import read_header
 from proxy.engine.tcp import reset_on_close
 
@@ -93,9 +93,18 @@ class PrefaceRoom:
         if refusal is not None:
             listener.refuse(client, refusal)
             return
-        preface = Preface(self, listener, client, Arrival(remote, local))
+        arrival = Arrival(remote, local)
+        answer = look(client)
+        if isinstance(answer, Header) and take(client, answer):  # it has come with the connection
+            introduce(listener, client, arrival, answer, now)
+            return
+        if isinstance(answer, BadHeader):  # nobody who waits goes for it
+            self._tell(listener, remote, answer.fault, now)
+            listener.refuse(client, Refusal.BAD_HEADER)
+            return
+        preface = Preface(self, listener, client, arrival)
         self._hold(preface, now)
-        preface.ready(EPOLLIN, now)  # as a rule the header has come with the connection
+        preface.ready(EPOLLIN, now)  # what has come since then
 
     def close(self, listener: StreamListener) -> None:
         """Refuse all that came by a socket which accepts no more."""
@@ -112,19 +121,11 @@ class PrefaceRoom:
         """Let in whom a header has declared, if the listener does; its bytes have been taken."""
         self.let_go(preface)
         self._relay.pump.release(preface.socket.fileno())
-        remote, local = preface.arrival
-        if type(header.source) is tuple and type(header.destination) is tuple:
-            remote, local = header.source, header.destination
-        identity = Identity(preface.arrival, kept_tlvs(header.tlvs))
-        preface.listener.decide(preface.socket, remote, local, now, identity)
+        introduce(preface.listener, preface.socket, preface.arrival, header, now)
 
     def refuse_header(self, preface: Preface, fault: HeaderFault, now: float) -> None:
         """Refuse a client for its header, and say why, if nothing was said lately."""
-        counters = preface.listener.counters
-        if now >= self._told + QUIET:
-            self._told = now
-            peer = format_address(preface.arrival.remote)
-            log.warning("bad_header", listener=counters.listener, peer=peer, reason=fault.value)
+        self._tell(preface.listener, preface.arrival.remote, fault, now)
         self.refuse(preface, Refusal.BAD_HEADER)
 
     def refuse(self, preface: Preface, refusal: Refusal) -> None:
@@ -133,6 +134,15 @@ class PrefaceRoom:
         preface.listener.counters.refused[refusal] += 1
         reset_on_close(preface.socket)
         self._relay.pump.bury(preface.socket)
+
+    def _tell(
+        self, listener: StreamListener, remote: Address, fault: HeaderFault, now: float
+    ) -> None:
+        """Log a bad header, if nothing was said lately."""
+        if now >= self._told + QUIET:
+            self._told = now
+            name, peer = listener.counters.listener, format_address(remote)
+            log.warning("bad_header", listener=name, peer=peer, reason=fault.value)
 
     def _refusal(self, listener: StreamListener, remote: Address, local: Address) -> Refusal | None:
         """Why no header is awaited of a peer: what is not to be asked of the declared client."""
@@ -172,19 +182,15 @@ class Preface:
 
     def ready(self, mask: int, now: float) -> None:
         """Look at what has come."""
-        try:
-            data = self.socket.recv(HEADER_MAX, MSG_PEEK | MSG_DONTWAIT)
-        except BlockingIOError:
-            return
-        except OSError:  # it was reset
-            self.room.refuse_header(self, HeaderFault.INCOMPLETE, now)
-            return
-        answer = read_header(data)
+        answer = look(self.socket)
         if isinstance(answer, BadHeader):
             self.room.refuse_header(self, answer.fault, now)
-        elif answer is not MORE:
-            self._take(answer, now)
-        elif not data or mask & EPOLLRDHUP:
+        elif answer is MORE:
+            if mask & EPOLLRDHUP:
+                self.room.refuse_header(self, HeaderFault.INCOMPLETE, now)
+        elif take(self.socket, answer):
+            self.room.admit(self, answer, now)
+        else:
             self.room.refuse_header(self, HeaderFault.INCOMPLETE, now)
 
     def expire(self, now: float) -> None:
@@ -196,13 +202,31 @@ class Preface:
         log.error("preface_crashed", listener=self.listener.counters.listener, exc_info=error)
         self.room.refuse(self, Refusal.BAD_HEADER)
 
-    def _take(self, header: Header, now: float) -> None:
-        """Take the header out of the queue."""
-        try:
-            taken = len(self.socket.recv(header.size, MSG_DONTWAIT))
-        except OSError:  # reset in between
-            taken = 0
-        if taken == header.size:
-            self.room.admit(self, header, now)
-        else:
-            self.room.refuse_header(self, HeaderFault.INCOMPLETE, now)
+
+def look(socket: Socket) -> Answer:
+    """What has come so far, and stays where it is; an end or a failure is no header."""
+    try:
+        data = socket.recv(HEADER_MAX, MSG_PEEK | MSG_DONTWAIT)
+    except BlockingIOError:
+        return MORE
+    except OSError:  # it was reset
+        return BadHeader(HeaderFault.INCOMPLETE)
+    return read_header(data) if data else BadHeader(HeaderFault.INCOMPLETE)
+
+
+def take(socket: Socket, header: Header) -> bool:
+    """Take the header that was looked at out of the queue; false if it was reset in between."""
+    try:
+        return len(socket.recv(header.size, MSG_DONTWAIT)) == header.size
+    except OSError:
+        return False
+
+
+def introduce(
+    listener: StreamListener, client: Socket, arrival: Arrival, header: Header, now: float
+) -> None:
+    """Have a listener decide about whom a header declares, or about who sent it."""
+    remote, local = arrival
+    if type(header.source) is tuple and type(header.destination) is tuple:
+        remote, local = header.source, header.destination
+    listener.decide(client, remote, local, now, Identity(arrival, kept_tlvs(header.tlvs)))
