@@ -289,6 +289,14 @@ def by_id(rows: list[Row]) -> list[Row]:
     return sorted(rows, key=lambda row: row["id"])
 
 
+SAMPLED: Final = frozenset({"slowed_by", "legs", "stalled"})
+
+
+def lasting(rows: list[Row]) -> list[Row]:
+    """Rows without what may be sampled anew between two answers."""
+    return [{key: row[key] for key in row if key not in SAMPLED} for row in rows]
+
+
 def same_rows(one: list[Row], other: list[Row]) -> None:
     """Prove that two lists have the same flows; their times may differ by rounding."""
     for left, right in zip(one, other, strict=True):
