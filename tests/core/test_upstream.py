@@ -214,3 +214,15 @@ def test_shares_are_right_at_every_moment_of_a_slow_start(
         for each in upstream.usable:
             grown = min(1.0, (now - began[each]) / 10.0)
             assert abs(each.share / STEPS - max(grown, 1 / STEPS)) <= 2 / STEPS
+
+
+def test_kin_are_those_of_the_same_name_and_the_other_ip_version() -> None:
+    places = [("a:80", "192.0.2.1"), ("a:80", "2001:db8::1"), ("b:80", "2001:db8::2")]
+    places += [("b:80", "2001:db8::3"), ("c:80", "192.0.2.4"), ("a:80", "192.0.2.5")]
+    one, six, *others, two = (Endpoint("web", name, (host, 80)) for name, host in places)
+    upstream = Upstream("web", [one, six, *others, two])
+    assert (one.kin, six.kin, two.kin) == ((six,), (one, two), (six,))
+    assert [each.kin for each in others] == [(), (), ()]
+    two.set_health(Health.DOWN, "", 1.0)
+    assert upstream.usable
+    assert six.kin == (one,)
