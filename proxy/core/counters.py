@@ -223,7 +223,16 @@ class EndpointCounters:
 
     """
 
-    __slots__ = ("attempts", "down_until", "draining", "endpoint", "failures", "flows", "upstream")
+    __slots__ = (
+        "attempts",
+        "down_until",
+        "draining",
+        "ejections",
+        "endpoint",
+        "failures",
+        "flows",
+        "upstream",
+    )
 
     def __init__(self, upstream: str, endpoint: str) -> None:
         self.upstream = upstream
@@ -232,6 +241,7 @@ class EndpointCounters:
         self.draining = False
         self.flows = 0
         self.attempts = 0
+        self.ejections = 0
         self.failures = dict.fromkeys(CONNECT_FAILURES, 0)
 
     @property
@@ -262,6 +272,7 @@ class EndpointCounters:
             "flows": self.flows,
             "attempts": self.attempts,
             "failures": {reason.value: count for reason, count in self.failures.items()},
+            "ejections": self.ejections,
             "addresses": list(addresses),
         }
 
@@ -353,4 +364,5 @@ class EndpointSnapshot(TypedDict):
     flows: int
     attempts: int
     failures: dict[str, int]
+    ejections: int
     addresses: list[AddressSnapshot]

@@ -162,6 +162,7 @@ class Endpoint:
         if not self.upstream.may_eject(self.record.terms.most_percent):
             return False
         self.record.eject(reason, now)
+        self.counters.ejections += 1
         self.eject(now)
         return True
 

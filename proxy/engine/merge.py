@@ -209,6 +209,7 @@ def _add_endpoints(one: EndpointSnapshot, other: EndpointSnapshot) -> EndpointSn
         "flows": one["flows"] + other["flows"],
         "attempts": one["attempts"] + other["attempts"],
         "failures": _add_counts(one["failures"], other["failures"]),
+        "ejections": one["ejections"] + other["ejections"],
         "addresses": merge_addresses([*one["addresses"], *other["addresses"]]),
     }
 

@@ -519,6 +519,13 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _endpoint(lambda row: row["attempts"]),
     ),
     MetricEntry(
+        "sockpair_endpoint_ejections_total",
+        "counter",
+        _ENDPOINT,
+        "How often addresses of an endpoint were ejected, as they failed flows; by each worker.",
+        _endpoint(lambda row: row["ejections"]),
+    ),
+    MetricEntry(
         "sockpair_endpoint_connect_failures_total",
         "counter",
         (*_ENDPOINT, "reason"),

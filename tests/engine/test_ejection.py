@@ -56,7 +56,8 @@ async def test_an_endpoint_that_refuses_is_asked_no_more_for_a_while() -> None:
             for _ in range(8):
                 await pair(lab, endpoint)
             await lab.wait_counter(lambda each: each["endpoints"][1]["flows"], 8)
-        assert (await lab.counters())["endpoints"][0]["attempts"] == 2
+        row = (await lab.counters())["endpoints"][0]
+        assert (row["attempts"], row["ejections"]) == (2, 1)
         assert conditions(lab)[0] is Condition.EJECTED
         (event,) = [each for each in logs if each["event"] == "endpoint_ejected"]
         assert event["reason"] == "2 failures to reach it in a row"

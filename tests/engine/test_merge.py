@@ -58,6 +58,7 @@ class Books:
                 here.append(flow_of(listener, event.size, now))
                 endpoint.flows += 1
                 endpoint.attempts += 1
+                endpoint.ejections += 1
             case "move" if here and (after := TRANSITIONS.get(here[0].state)):
                 here[0].enter(min(after))
                 listener.connect_duration.observe(event.size / 8, here[0].id, now)
