@@ -8,6 +8,7 @@ import pytest
 import trio
 
 from tests.e2e.conftest import Stage
+from tests.e2e.patience import until
 from tests.e2e.sockets import connect, datagram_client, echo, exchange, listen_datagrams, say
 from tests.e2e.subject import Forward
 
@@ -58,7 +59,7 @@ async def test_an_endpoint_dies_and_comes_back_and_no_client_is_refused(
         return metrics.sum(name, endpoint=addresses[0])
 
     await ask(40)  # it is not there yet
-    assert sockpair.log_records("endpoint_ejected")
+    await until(lambda: sockpair.log_records("endpoint_ejected"), "the ejection")
     assert await attempts() < 20
     for _ in range(2):
         with trio.CancelScope() as life:
