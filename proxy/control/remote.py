@@ -64,7 +64,7 @@ class Watcher(Protocol):
     """Who wants to know what happens to a worker. None may wait."""
 
     def serves(self, index: int, cookies: set[int]) -> None:
-        """These listening sockets are in use there; after every answer."""
+        """These listening sockets are in use there; after every answer since it was told which."""
         ...
 
     def logged(self, lines: Lines) -> None:
@@ -100,6 +100,7 @@ class RemoteWorker:
         self._process: trio.Process | None = None
         self._numbers = count(1)
         self._waiting: dict[int, _Call] = {}
+        self._is_told = False  # what to be; until then nothing follows from what it serves
         self._started = trio.Event()
         self._lost = trio.Event()
 
@@ -142,6 +143,7 @@ class RemoteWorker:
 
     async def apply(self, change: Change) -> None:
         """Be what the change says."""
+        self._is_told = True
         await self._call("apply", change)
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
@@ -249,7 +251,7 @@ class RemoteWorker:
             if "log" in message:
                 self._relog(message["log"])
                 continue
-            if "serving" in message:
+            if "serving" in message and self._is_told:
                 self._watcher.serves(self.index, set(message["serving"]))
             call = self._waiting.get(message["answer"])
             if call is not None:

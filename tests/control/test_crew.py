@@ -596,6 +596,28 @@ async def test_a_unix_socket_is_served_by_one_of_two_workers(tmp_path: Path, sch
         assert [row["client"]["local"] for row in page["rows"]] == [f"unix:{path}"]
 
 
+async def test_a_unix_socket_outlives_the_one_worker_that_serves_it(tmp_path: Path) -> None:
+    """Its successor is told other things first, and serves nothing until it is told what to be."""
+    path = tmp_path / "listener"
+    endpoint = listening()
+    text = settings(tmp_path) + listener("u", f"unix://{path}", endpoint.getsockname())
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew = crew_of(house)
+        await crew.log_flows(FlowLog())
+        for index in range(2):
+            victim = crew._remotes[index]
+            assert victim is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            with trio.fail_after(PATIENCE):
+                while crew._remotes[index] in (None, victim):
+                    await trio.sleep(0.01)
+            client = _noted(trio.socket.socket(AF_UNIX, SOCK_STREAM))
+            await client.connect(str(path))
+            assert await asks(client)
+        nursery.cancel_scope.cancel()
+
+
 async def test_what_happens_in_any_worker_is_told(tmp_path: Path) -> None:
     endpoint = listening()
     text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
