@@ -42,7 +42,7 @@ class Downfall:
     def __init__(self, relay: Relay) -> None:
         self._relay = relay
         self._fallen: dict[Endpoint, bool] = {}  # whether its flows are closed
-        self._parts: Iterator[Sequence[Flow]] = iter(())
+        self._parts: Iterator[Sequence[Flow]] | None = None  # what is left to go through
 
     def look(self, upstream: Upstream) -> None:
         """See to the flows of an upstream whose endpoints are in another condition than before."""
@@ -52,27 +52,30 @@ class Downfall:
             if upstream.closes_fallen or upstream.usable:
                 self._fallen[endpoint] = upstream.closes_fallen
         if self._fallen:
-            self._parts = iter(())  # from the start, for those that have just been added
+            self._parts = None  # from the start, for those that have just been added
             self._relay.pump.again(self, 0)
 
     def ready(self, mask: int, now: float) -> None:
         """Go through a slice of the table."""
+        if self._parts is None:
+            self._parts = slices(list(self._relay.table))
         part = next(self._parts, None)
         if part is None:
-            self._parts = slices(list(self._relay.table))
-            part = next(self._parts, ())
+            self._forget()
+            return
         for flow in part:
             if flow.endpoint in self._fallen and flow.close_reason is None:
                 self._end(flow, now, closes=self._fallen[flow.endpoint])
-        if part:
-            self._relay.pump.again(self, 0)
-        else:
-            self._fallen.clear()
+        self._relay.pump.again(self, 0)
 
     def crashed(self, error: Exception, now: float) -> None:
         """Report a fault of ours, and leave the rest of the flows as they are."""
         log.error("downfall_crashed", exc_info=error)
+        self._forget()
+
+    def _forget(self) -> None:
         self._fallen.clear()
+        self._parts = None
 
     def _end(self, flow: Flow, now: float, *, closes: bool) -> None:
         assert isinstance(flow, StreamFlow | DatagramFlow)

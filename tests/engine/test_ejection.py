@@ -15,6 +15,7 @@ from proxy.core.ejection import EjectionTerms
 from proxy.core.expiry import FlowLimits
 from proxy.engine.specs import HealthReport, UpstreamSpec
 from tests.engine.lab import (
+    PATIENCE,
     Lab,
     accept,
     change,
@@ -133,6 +134,22 @@ async def test_streams_of_an_endpoint_that_is_down_are_kept_or_closed(closes: bo
             assert await accepted.recv(100) == b"still here"
         await send_all(second, b"hello")
         assert await other.recv(100) == b"hello"
+
+
+@pytest.mark.parametrize("closes", [False, True])
+async def test_flows_are_gone_through_once_though_some_are_left(closes: bool) -> None:
+    one, two = listening(), listening()
+    addresses = [one.getsockname(), two.getsockname()]
+    async with relaying(addresses) as lab:
+        await lab.worker.apply(change(judged(*addresses, closes=closes)))
+        for endpoint in (one, two):
+            await pair(lab, endpoint)
+        await lab.wait_counter(lambda each: each["endpoints"][1]["flows"], 1)
+        await down(lab, "e0", addresses[0])
+        pump = lab.worker._relay.pump
+        with trio.fail_after(PATIENCE):
+            while pump._again:
+                await trio.sleep(0.002)
 
 
 @pytest.mark.parametrize("closes", [False, True])
