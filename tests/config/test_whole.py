@@ -90,7 +90,7 @@ def described(transport: str, host: str) -> dict[str, object]:
 
 def kernel_refuses(transport: str, one: str, other: str) -> bool:
     """Ask the kernel; asked again when it refuses, lest a stranger had just that port."""
-    return all(_kernel_refuses(transport, one, other) for _ in range(3))
+    return all(_kernel_refuses(transport, one, other) for _ in range(10))
 
 
 def _kernel_refuses(transport: str, one: str, other: str) -> bool:

@@ -42,6 +42,7 @@ from tests.engine.lab import (
     accept,
     connect,
     datagram_socket,
+    is_refused,
     is_reset,
     listening,
     open_listener,
@@ -267,7 +268,7 @@ async def test_a_missing_endpoint_is_refused_and_the_next_is_tried(tmp_path: Pat
         failures = (await lab.counters())["endpoints"][0]["failures"]
         assert failures["connect_refused"] == 1
     async with relaying("tcp://127.0.0.1:0", [missing]) as lab:
-        assert await is_reset(await connect(lab.address))
+        assert await is_refused(lab.address)
         (row,) = await lab.wait_ended()
         assert row["close_reason"] == "connect_refused"
 

@@ -54,8 +54,10 @@ class App {
         open: (row) => this.showListener(row.listener), sorted, sort: "listener",
         empty: () => "There is no listener." }),
       upstreams: new Grid("Upstreams", UPSTREAM_COLUMNS, {
-        key: (row) => `${row.upstream} ${row.endpoint}`,
-        open: (row) => this.showEndpoint(row.endpoint), sorted, sort: "upstream",
+        key: ({ upstream, endpoint, address }) =>
+          `${upstream} ${endpoint.endpoint} ${address?.address}`,
+        open: ({ endpoint, address }) => this.showEndpoint(address?.address ?? endpoint.endpoint),
+        sorted, sort: "upstream",
         empty: () => "There is no endpoint." }),
     };
   }
@@ -136,7 +138,7 @@ class App {
     if (tab === "listeners") return { shown: store.listeners, all: store.listeners.length };
     if (tab === "upstreams") {
       const rows = store.upstreams.flatMap(({ upstream, endpoints }) =>
-        endpoints.map((each) => ({ upstream, ...each })));
+        endpoints.flatMap((endpoint) => addresses(upstream, endpoint)));
       return { shown: rows, all: rows.length };
     }
     const entries = [...store[tab].values()];
@@ -292,6 +294,12 @@ class App {
     else delete document.documentElement.dataset.theme;
     setText(byId("theme"), { light: "☀ light", dark: "☾ dark" }[theme] ?? "◐ auto");
   }
+}
+
+/** The rows of an endpoint: one for each address, and one where there is none. */
+function addresses(upstream, endpoint) {
+  const found = endpoint.addresses?.length ? endpoint.addresses : [null];
+  return found.map((address) => ({ upstream, endpoint, address }));
 }
 
 /** Whether every word is somewhere in what a row names. */

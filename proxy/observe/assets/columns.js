@@ -95,25 +95,51 @@ export const LISTENER_COLUMNS = [
   counts("refused", "Refused", "Since the start, by reason", (row) => row.refused),
   counts("hits", "Limits hit", "Since the start, by limit", (row) => row.hits),
   counts("dropped", "Dropped", "Datagrams since the start, by reason", (row) => row.dropped),
+  { ...text("slowed_by", "Slowed by", "For whom its bytes waited most, as far as sampled",
+    (row) => words(row.slowed_by) || "–"), wide: true },
   number("original", "→ bytes", "From clients since the start",
     (row) => size(row.original.received), (row) => row.original.received),
   number("reply", "← bytes", "From endpoints since the start",
     (row) => size(row.reply.received), (row) => row.reply.received),
 ];
 
+// A row is one address of an endpoint: its configured name may stand for several, or for none yet.
 export const UPSTREAM_COLUMNS = [
-  text("upstream", "Upstream", "Its name", (row) => row.upstream),
-  text("endpoint", "Endpoint", "One of its endpoints", (row) => row.endpoint),
-  { ...text("state", "State", "Whether it is chosen for new flows", endpointState),
-    tone: (row) => ({ up: "good", down: "bad" })[endpointState(row)] ?? "warn" },
-  number("flows", "Flows", "Live now", (row) => whole(row.flows), (row) => row.flows),
-  number("attempts", "Attempts", "Connections tried since the start",
-    (row) => whole(row.attempts), (row) => row.attempts),
-  counts("failures", "Failures", "Since the start, by reason", (row) => row.failures),
+  text("upstream", "Upstream", "Its name", ({ upstream }) => upstream),
+  text("endpoint", "Endpoint", "As the configuration names it", ({ endpoint }) => endpoint.endpoint),
+  text("address", "Address", "What that is now", ({ address }) => address?.address ?? "none yet"),
+  { ...text("condition", "Condition", "Whether new flows go there, and why not",
+    (row) => [words(condition(row)), row.address?.reason].filter(Boolean).join(": ")),
+  tone: (row) => CONDITION_TONES[condition(row)] ?? "warn" },
+  number("since", "For", "How long it has been so",
+    ({ address }) => (address?.since ? duration(seconds() - address.since) : ""),
+    ({ address }) => -(address?.since ?? 0)),
+  number("weight", "Weight", "Its part of new flows beside the others",
+    ({ address }) => (address ? `${address.weight}${address.backup ? " backup" : ""}` : ""),
+    ({ address }) => address?.weight ?? 0),
+  number("flows", "Flows", "Live now, and the ceiling",
+    (row) => whole(live(row)) + (row.address?.ceiling ? ` of ${whole(row.address.ceiling)}` : ""),
+    live),
+  number("attempts", "Attempts", "Of the endpoint, since the start",
+    ({ endpoint }) => whole(endpoint.attempts), ({ endpoint }) => endpoint.attempts),
+  counts("failures", "Failures", "Of the endpoint, since the start, by reason",
+    ({ endpoint }) => endpoint.failures),
+  { ...text("check", "Last check", "Its result, and how long it took", check), wide: true },
 ];
 
-function endpointState(row) {
-  return row.state ?? (row.draining ? "draining" : row.up ? "up" : "down");
+const CONDITION_TONES = { up: "good", unknown: "", down: "bad", ejected: "bad" };
+
+function condition({ endpoint, address }) {
+  return address?.condition ?? (endpoint.draining ? "draining" : endpoint.up ? "up" : "down");
+}
+
+function live({ endpoint, address }) {
+  return (address ?? endpoint).flows;
+}
+
+function check({ address }) {
+  const last = address?.check;
+  return last ? `${last.reason || last.result}, ${duration(last.duration)}` : "";
 }
 
 function text(name, title, about, read) {

@@ -7,7 +7,21 @@ import { byId, element, setText } from "./dom.js";
 import { clock, duration, rate, size, whole, words } from "./format.js";
 
 const RATES_SHOWN = 90;
-const LEG_WORDS = { client: "Client's leg", endpoint: "Endpoint's leg" };
+const LEG_WORDS = { client: "Client’s leg", endpoint: "Endpoint’s leg" };
+
+// How values are written, by their key; others are written as they are.
+const WRITTEN = {
+  rtt: duration,
+  min_rtt: duration,
+  busy: duration,
+  rwnd_limited: duration,
+  sndbuf_limited: duration,
+  blocked: duration,
+  held: duration,
+  delivery_rate: rate,
+  half_closed: clock,
+  unsent: ({ original, reply }) => `${size(original)} from the client, ${size(reply)} to it`,
+};
 
 export class Detail {
   /** @param {Function} left Called when the person has left the detail. */
@@ -107,7 +121,7 @@ function facts(entry) {
   ];
   for (const [key, value] of Object.entries(row)) {
     if (SHOWN.has(key) || value === null || value === "") continue;
-    found.push([capital(words(key)), plain(value)]);
+    found.push([capital(words(key)), plain(value, key)]);
   }
   return found.flatMap(([name, value, tone]) => [
     element("dt", {}, name), element("dd", { "data-tone": tone ?? null }, value),
@@ -137,13 +151,16 @@ function limit(name, value) {
   return duration(value);
 }
 
-/** What the kernel says of the flow's two sockets. */
-function legs(row) {
-  return Object.entries(row.legs ?? {}).filter(([, values]) => values).map(([leg, values]) =>
-    element("section", {}, element("h3", {}, LEG_WORDS[leg] ?? words(leg)),
-      element("dl", { class: "facts" }, ...Object.entries(values).flatMap(([name, value]) => [
-        element("dt", {}, capital(words(name))), element("dd", {}, plain(value)),
+/** What the kernel says of the flow's two sockets, and when it was asked. */
+function legs({ legs: known }) {
+  if (!known) return [];
+  const sections = Object.entries(LEG_WORDS).filter(([leg]) => known[leg]).map(([leg, name]) =>
+    element("section", {}, element("h3", {}, name),
+      element("dl", { class: "facts" }, ...Object.entries(known[leg]).flatMap(([key, value]) => [
+        element("dt", {}, capital(words(key))), element("dd", {}, plain(value, key)),
       ]))));
+  const asked = element("p", { class: "asked" }, `The kernel was asked at ${clock(known.sampled)}.`);
+  return known.sampled ? [...sections, asked] : sections;
 }
 
 function history({ row, history: events }) {
@@ -156,10 +173,13 @@ function history({ row, history: events }) {
     element("li", {}, element("time", {}, clock(at)), ` ${words(event)}`));
 }
 
-function plain(value) {
-  if (Array.isArray(value)) return value.map(plain).join("; ");
-  if (value !== null && typeof value === "object") {
-    return Object.entries(value).map(([key, each]) => `${words(key)} ${plain(each)}`).join(", ");
+function plain(value, key = "") {
+  if (value === null) return "–";
+  if (key in WRITTEN) return WRITTEN[key](value) || "0";
+  if (Array.isArray(value)) return value.map((each) => plain(each)).join("; ");
+  if (typeof value === "object") {
+    return Object.entries(value).map(([name, each]) => `${words(name)} ${plain(each, name)}`)
+      .join(", ");
   }
   return words(value);
 }

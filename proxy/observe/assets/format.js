@@ -22,9 +22,11 @@ export function whole(number) {
   return Math.round(number).toLocaleString("en-US");
 }
 
-/** Seconds as "350 ms", "12.3 s", "4m 05s", "3h 20m" or "2d 4h". */
+/** Seconds as "80 µs", "350 ms", "12.3 s", "4m 05s", "3h 20m" or "2d 4h". */
 export function duration(seconds) {
-  if (seconds < 0) return "0 s";
+  if (seconds <= 0) return "0 s";
+  if (seconds < 0.001) return `${Math.round(seconds * 1e6)} µs`;
+  if (seconds < 0.01) return `${(seconds * 1000).toFixed(1)} ms`;
   if (seconds < 1) return `${Math.round(seconds * 1000)} ms`;
   if (seconds < 60) return `${seconds.toFixed(1)} s`;
   const [big, small, divisor] = seconds < 3600 ? ["m", "s", 60]
