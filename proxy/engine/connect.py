@@ -47,7 +47,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Choice, Endpoint
+    from proxy.core.upstream import Choice, Endpoint, Queue
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.stream import StreamFlow
@@ -91,7 +91,7 @@ class ConnectAttempt:
         "_endpoint",
         "_flow",
         "_is_last",
-        "_is_waiting",
+        "_queue",
         "_rival",
         "_socket",
         "_tried",
@@ -109,7 +109,7 @@ class ConnectAttempt:
         self._tried: tuple[Endpoint, ...] = ()
         self._rival: Rival | None = None
         self._is_last = False
-        self._is_waiting = False
+        self._queue: Queue | None = None  # where it waits; its upstream may have another by then
         self._deadline = 0.0
         self.until = inf
         self.slot: Slot | None = None
@@ -123,9 +123,9 @@ class ConnectAttempt:
         """Connect to an endpoint, behind those who wait for one."""
         queue = self._upstream.queue
         if queue:
-            self._is_waiting = queue.join(self, now)
+            joined = self._join(queue, now)
             queue.room()
-            if not self._is_waiting:
+            if not joined:
                 self.give_up(now)
             return
         self._deadline = now + self._flow.limits.connect
@@ -140,7 +140,7 @@ class ConnectAttempt:
         self._end_wait()
         self._deadline = now + self._flow.limits.connect
         self._go_on(now, CloseReason.NO_ENDPOINT, endpoint)
-        if self._flow.attempt is self:
+        if self._flow.attempt is self and self._queue is None:  # it may wait once more
             self._flow.relay.wheel.schedule(self._flow, self.until)
         return True
 
@@ -165,7 +165,7 @@ class ConnectAttempt:
 
     def client_left(self, now: float) -> None:
         """The client has ended its side without a word: it has probably left."""
-        if self._is_waiting:
+        if self._queue is not None:
             self._flow.abort(CloseReason.CLIENT_RESET, CloseSide.CLIENT, now)
         elif not self._is_last:
             self._is_last = True
@@ -240,14 +240,19 @@ class ConnectAttempt:
         upstream = self._upstream
         if upstream.queue is None or self._is_last or not upstream.has_room_later(self._tried):
             return False
-        self._is_waiting = upstream.queue.join(self, now)
         self.until = inf
-        return self._is_waiting
+        return self._join(upstream.queue, now)
+
+    def _join(self, queue: Queue, now: float) -> bool:
+        if not queue.join(self, now):
+            return False
+        self._queue = queue
+        return True
 
     def _end_wait(self) -> None:
-        if self._is_waiting and self._upstream.queue is not None:
-            self._upstream.queue.leave(self)
-        self._is_waiting = False
+        if self._queue is not None:
+            self._queue.leave(self)
+            self._queue = None
 
     def _succeeded(self, error: int, mask: int, now: float) -> None:
         endpoint, socket = self._endpoint, self._socket

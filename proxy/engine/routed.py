@@ -123,7 +123,8 @@ class HelloWait:
 
     def expire(self, now: float) -> None:
         """The client speaks late, or not at all: perhaps it waits for the endpoint to begin."""
-        self._decide(NO_HELLO, now)
+        if self._flow.attempt is self:  # the flow's own clock may have struck in the same tick
+            self._decide(NO_HELLO, now)
 
     def timed_out(self, now: float) -> None:
         """The time to connect is shorter than that for the ClientHello."""

@@ -10,6 +10,7 @@ from socket import socket as Socket
 from time import monotonic
 
 import pytest
+import structlog.testing
 
 from proxy.core.address import Address
 from proxy.core.balance.ways import Balance
@@ -278,3 +279,47 @@ async def test_those_who_wait_go_on_when_a_reload_raises_the_ceiling_or_end_with
         ended = await lab.ended()
         assert [row["close_reason"] for row in ended] == ["no_endpoint"]
         assert await is_reset(clients[2])
+
+
+async def test_who_waited_in_a_queue_that_is_no_more_never_connects() -> None:
+    """There was room for it in the same round, which nobody had seen yet."""
+    endpoint = listening()
+    address = endpoint.getsockname()
+    waits = WaitLimits(3600.0, 10)
+    async with relaying([address]) as lab:
+        await lab.worker.apply(change(with_ceiling(1, address, waiting=waits)))
+        (upstream,) = lab.worker._roster.upstreams
+        clients = [await connect(lab.address) for _ in range(2)]
+        while not upstream.queue:
+            await lab.wait_live("connecting")
+        upstream.queue.room()
+        await lab.worker.apply(change(with_ceiling(2, address, waiting=None)))
+        assert await is_reset(clients[1])
+        await lab.wait_live("established")
+        counters = await lab.counters()
+        assert counters["endpoints"][0]["attempts"] == 1
+        assert upstream.endpoints[0].flows == 1
+
+
+async def test_who_waited_waits_again_when_whoever_had_room_cannot_be_reached() -> None:
+    """The kernel says so at once, and then there is nobody left but one that is full."""
+    endpoint = listening()
+    full, unreachable = endpoint.getsockname(), ("255.255.255.255", 9)
+    waits = WaitLimits(3600.0, 10)
+    async with relaying([full]) as lab:
+        await lab.worker.apply(change(with_ceiling(1, full, waiting=waits)))
+        (upstream,) = lab.worker._roster.upstreams
+        first = await connect(lab.address)
+        accepted = await accept(endpoint)
+        second = await connect(lab.address)
+        while not upstream.queue:
+            await lab.wait_live("connecting")
+        with structlog.testing.capture_logs() as logs:
+            await lab.worker.apply(change(with_ceiling(1, full, unreachable, waiting=waits)))
+            while upstream.queue.waited < 2:
+                await lab.wait_live("connecting")
+            reset(first)
+            accepted.close()
+            await send_all(second, b"hello")
+            assert await receive_exactly(await accept(endpoint), 5) == b"hello"
+        assert not [each for each in logs if each["event"].endswith("crashed")]

@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SOL_SOCKET
+from time import monotonic
 from typing import Any
 
 import pytest
@@ -186,6 +187,24 @@ async def test_the_clock_of_connecting_may_be_shorter() -> None:
         await lab.arrival("default")
         (row,) = await lab.live()
         assert row["state"] == "established"
+
+
+async def test_both_clocks_may_strike_in_the_same_tick() -> None:
+    """Then the flow goes its way once, and has one socket to one endpoint."""
+    async with routing(time=0.15, limits=FlowLimits(connect=0.1)) as lab:
+        client = await connect(lab.address)
+        await lab.wait_live("connecting")
+        began = monotonic()
+        while monotonic() < began + 0.2:  # nobody else has a turn, as on a busy host
+            pass
+        await lab.arrival("default")
+        await lab.wait_live("established")
+        assert (await lab.counters())["endpoints"][0]["attempts"] == 1
+        reset(client)
+        await lab.wait_ended()
+        assert not any(
+            endpoint.flows for each in lab.worker._roster.upstreams for endpoint in each.endpoints
+        )
 
 
 @pytest.mark.parametrize("said", [b"", HELLO[:50], HELLO], ids=["nothing", "half", "all"])
