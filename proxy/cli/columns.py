@@ -81,7 +81,7 @@ def flow_columns(
         Column("LAST STATE" if recent else "STATE", lambda row: row["state"], coloured=True),
         Column("CLIENT", lambda row: row["client"]["remote"] or "-", pair=True),
         Column("LOCAL", lambda row: row["client"]["local"] or "-", pair=True),
-        Column("VIA", lambda row: row["endpoint"]["local"] or "-", pair=True),
+        Column("OUTBOUND", lambda row: row["endpoint"]["local"] or "-", pair=True),
         Column("ENDPOINT", lambda row: row["endpoint"]["remote"] or "-", pair=True),
         Column("ORIGINAL", lambda row: size(row["original"]["bytes"]), number=True),
         Column("REPLY", lambda row: size(row["reply"]["bytes"]), number=True),

@@ -171,6 +171,7 @@ def _hints(addresses: dict[str, Address], house: House, width: int | None) -> li
         f"nc 127.0.0.1 {port['echo']}": "type, and it comes back through the proxy",
         f"nc -u 127.0.0.1 {port['echo-udp']}": "the same with datagrams",
         f"dig @127.0.0.1 -p {port['dns']} example.com": "a DNS answer through the proxy",
+        f"http://127.0.0.1:{http[1]}/": "the page, for a browser",
         f"curl http://127.0.0.1:{http[1]}/metrics": "what Prometheus scrapes",
         f"{_own_command()} flows --admin {shlex.quote(control)}": "the socket-pair table",
     }

@@ -106,17 +106,19 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
     "--for",
     "newcomer",
     type=click.Choice(["tcp", "udp"], case_sensitive=False),
-    help="With --evictable: for whom it would go; tcp if not said.",
+    help="With --evictable: for a newcomer of which kind; tcp, which unix is like, if not said.",
 )
 @click.option("-l", "--listen", is_flag=True, help="Listening sockets in place of flows.")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Bytes as plain numbers.")
-@click.option("-w", "--wide", is_flag=True, help="Round trips, and who makes a flow slow.")
+@click.option(
+    "-w", "--wide", is_flag=True, help="Also what slows a flow; of closed ones also what was lost."
+)
 @output_option("table", "json", "ndjson")
 @admin_option
 def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **params: Any) -> None:
     """Show the flow table: every flow with both its socket pairs.
 
-    CLIENT and LOCAL are the client's socket pair, VIA and ENDPOINT that of the upstream side.
+    CLIENT and LOCAL are the client's socket pair, OUTBOUND and ENDPOINT that of the upstream side.
     """
     client = AdminClient(admin)
     recent, evictable = params["recent"], params["evictable"]

@@ -446,6 +446,7 @@ INDEX: Final = f"""sockpair
 On the admin socket also DELETE /api/v1/flows/ID, DELETE /api/v1/flows with filters,
 POST /api/v1/reload, with dry_run=true to see what it would do, and POST /api/v1/drain with
 listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps timeout=30s;
+POST /api/v1/disable and /api/v1/enable with endpoint=HOST:PORT and perhaps upstream=NAME;
 POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER.
 """
 

@@ -48,3 +48,34 @@ def test_every_refusal_is_explained(word: str) -> None:
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_command_is_named(command: str) -> None:
     assert f"sockpair {command}" in TEXT
+
+
+HEADINGS = re.findall(r"^## (.*)$", TEXT, re.MULTILINE)
+
+
+def anchor(heading: str) -> str:
+    """The anchor that a page of Markdown gives a heading."""
+    return re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-")
+
+
+def test_the_contents_are_the_headings_in_their_order() -> None:
+    contents = TEXT[: TEXT.index("\n## ")]
+    assert re.findall(r"\[([^]]+)\]\(#[\w-]+\)", contents) == HEADINGS
+
+
+def test_links_within_the_readme_lead_to_headings_where_they_say() -> None:
+    places = {anchor(heading): TEXT.index(f"\n## {heading}\n") for heading in HEADINGS}
+    wrong = [
+        link[0]
+        for link in re.finditer(r"\[([^]]+)\]\(#([\w-]+)\)", TEXT)
+        if link[2] not in places
+        or (link[1] == "below" and places[link[2]] < link.start())
+        or (link[1] == "above" and places[link[2]] > link.start())
+    ]
+    assert wrong == []
+
+
+@pytest.mark.parametrize("file", ["README.md", "CHANGELOG.md", "deploy/OPERATIONS.md"])
+def test_no_text_keeps_the_marks_of_a_merge(file: str) -> None:
+    text = (README.parent / file).read_text()
+    assert not re.findall(r"^(?:<{7}|={7}|>{7}).*$", text, re.MULTILINE)

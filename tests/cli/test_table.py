@@ -84,7 +84,7 @@ def test_flows_is_an_aligned_table(house: House) -> None:
     assert (result.exit_code, result.stderr) == (0, "")
     head, tcp, udp = result.stdout.splitlines()
     assert " ".join(head.split()) == (
-        "ID LISTENER PROTO STATE CLIENT LOCAL VIA ENDPOINT ORIGINAL REPLY AGE IDLE"
+        "ID LISTENER PROTO STATE CLIENT LOCAL OUTBOUND ENDPOINT ORIGINAL REPLY AGE IDLE"
     )
     assert " ".join(tcp.split()).startswith(
         "1 web tcp established 192.0.2.7:51000 192.0.2.1:8080 "
@@ -385,7 +385,7 @@ def test_a_narrow_terminal_gets_the_pairs_on_a_second_line() -> None:
     columns = flow_columns(recent=False, exact=False, now=WALL)
     head, pairs, *flow = map(unstyle, table_lines(columns, rows(), width=80))
     assert "CLIENT" not in head
-    assert pairs.split() == ["CLIENT", "LOCAL", "VIA", "ENDPOINT"]
+    assert pairs.split() == ["CLIENT", "LOCAL", "OUTBOUND", "ENDPOINT"]
     assert len(flow) == 2
     assert flow[1].startswith("    192.0.2.7:51000")
     styled = table_lines(columns, rows(), width=80)
