@@ -6,9 +6,11 @@ copies the payload once more; flows without a header do not pay for that.
 
 from __future__ import annotations
 
+import errno
+import os
 from socket import SOCK_DGRAM, SOCK_NONBLOCK
 from socket import SocketType as Socket
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from proxy.engine.unix import UnixDatagramSocket
 
@@ -26,6 +28,13 @@ class HeadedSocket(Socket):
     def send(self, data: Any, flags: int = 0) -> int:
         """Send a datagram; EMSGSIZE if there is no room for both."""
         return super().send(b"".join((self.header, data)), flags)
+
+    def sendmsg(self, *run: object) -> NoReturn:
+        """Send no run as one piece, which would have no headers; whoever tries sends one by one.
+
+        It is tried where the flows that begin now have none.
+        """
+        raise OSError(errno.EOPNOTSUPP, os.strerror(errno.EOPNOTSUPP))
 
 
 class HeadedUnixSocket(UnixDatagramSocket):

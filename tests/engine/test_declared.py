@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import ipaddress
+import struct
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from socket import AF_UNIX, SOCK_DGRAM
+from socket import AF_UNIX, IPPROTO_UDP, SOCK_DGRAM
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from proxy.core.proxy_header import Tlv
 from proxy.core.proxy_protocol import HeaderStyle, write_header
 from proxy.core.unix import UnixAddress
 from proxy.engine.datagram_options import DatagramOptions
+from proxy.engine.runs import UDP_SEGMENT
 from proxy.engine.worker import Worker
 from tests.engine.lab import UPSTREAMS, Lab, change, datagram_socket, open_listener, relaying
 from tests.engine.test_identified import use
@@ -227,6 +229,23 @@ async def test_a_burst_has_a_header_in_each(monkeypatch: pytest.MonkeyPatch) -> 
             await client.sendto(b"x" * 100, lab.address)
         for _ in range(20):
             assert await endpoint.recv(300) == header + b"x" * 100
+
+
+async def test_a_flow_keeps_its_header_in_bursts_after_a_reload_without_headers(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """New flows have none, and bursts of theirs go as one piece."""
+    style = use(HeaderStyle(2), monkeypatch)
+    endpoint, client = datagram_socket(), datagram_socket()
+    async with udp([endpoint.getsockname()], proxied=None) as lab:
+        header = write_header(style, client.getsockname(), lab.address, 1, datagrams=True)
+        await client.sendto(b"x" * 100, lab.address)
+        assert await endpoint.recv(300) == header + b"x" * 100
+        await lab.worker.apply(change(replace(UPSTREAMS[lab.worker]["lab"], style=None)))
+        control = [(IPPROTO_UDP, UDP_SEGMENT, struct.pack("=H", 100))]
+        await client.sendmsg([b"y" * 500], control, 0, lab.address)
+        for _ in range(5):
+            assert await endpoint.recv(1000) == header + b"y" * 100
 
 
 async def test_a_declared_client_is_declared_again(monkeypatch: pytest.MonkeyPatch) -> None:
