@@ -119,6 +119,9 @@ class PrefaceRoom:
 
     def admit(self, preface: Preface, header: Header, now: float) -> None:
         """Let in whom a header has declared, if the listener does; its bytes have been taken."""
+        if not preface.listener.is_open:  # closed since a reload that expects no headers any more
+            self.refuse(preface, Refusal.DRAINING)
+            return
         self.let_go(preface)
         self._relay.pump.release(preface.socket.fileno())
         introduce(preface.listener, preface.socket, preface.arrival, header, now)

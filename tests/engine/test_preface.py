@@ -280,6 +280,20 @@ async def test_who_waits_when_the_listener_closes_is_refused() -> None:
         assert await refused(lab) == {"draining": 1}
 
 
+async def test_who_waits_since_before_a_reload_does_not_enter_a_listener_that_is_closed() -> None:
+    endpoint = listening()
+    async with proxied(endpoint) as lab:
+        client = await connect(lab.address)
+        while not waiting(lab):
+            await trio.sleep(0.002)
+        spec = replace(lab.worker._roster._specs["lab"], proxied=None)
+        await lab.worker.apply(change(*UPSTREAMS[lab.worker].values(), changed=(spec,)))
+        lab.worker._roster.retire("lab", trio.current_time())
+        await client.send(LINE)
+        assert await is_reset(client)
+        assert await refused(lab) == {"draining": 1}
+
+
 async def test_a_proxy_that_is_ourselves_is_refused() -> None:
     """A flow that leaves for its own listener, which trusts it, would be declared for ever."""
     async with proxied(listening()) as lab:
