@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import click
@@ -36,10 +36,12 @@ VALUES: Final[dict[str, Callable[[Any], str]]] = {
 @click.option("--client", metavar="CIDR", help="Client in this prefix; or ADDR, or ADDR:PORT.")
 @click.option("--endpoint", metavar="CIDR", help="Endpoint in this prefix; or ADDR, or ADDR:PORT.")
 @click.option("--id", "id", metavar="ID", help="One flow.")
-@click.option("--bandwidth", metavar="RATE", help="All these flows together, each direction.")
-@click.option("--flow-bandwidth", metavar="RATE", help="Each of these flows, each direction.")
+@click.option(
+    "--bandwidth", metavar="RATE", help="All of them together, each way: 10Mbit/s, 1MiB/s."
+)
+@click.option("--flow-bandwidth", metavar="RATE", help="Each of these flows, each way.")
 @click.option("--flows", metavar="N", help="Live flows; further ones are refused.")
-@click.option("--bytes", metavar="SIZE", help="Payload in the whole life of each flow; then RST.")
+@click.option("--bytes", metavar="SIZE", help="Payload of each flow's life, as 10GiB; then RST.")
 @click.option("--for", "lasting", metavar="TIME", help="Lift it after so long, such as 10m.")
 @click.option("--lift", metavar="NUMBER", type=click.IntRange(1), help="Lift this limit.")
 @admin_option
@@ -53,6 +55,8 @@ def limit(admin: str, lift: int | None, lasting: str | None, **params: str | Non
     client = AdminClient(admin)
     given = {**params, "for": lasting}
     if lift is None:
+        _ask_for("what to limit", params, VALUES)
+        _ask_for("which flows", params, FILTERS)
         row = client.post(LIMITS, given)
         click.echo(f"limit {row['number']}: {_sentence(row)}")
         return
@@ -98,6 +102,13 @@ def _order_columns(now: float) -> list[Column]:
         Column("LEFT", lambda row: _left(row, now), number=True),
         Column("BY", lambda row: row["by"]),
     ]
+
+
+def _ask_for(what: str, params: dict[str, str | None], names: Iterable[str]) -> None:
+    """Refuse a command without any of these options; the API would name its parameters."""
+    if all(params[name] is None for name in names):
+        *most, last = (f"--{name.replace('_', '-')}" for name in names)
+        raise click.UsageError(f"say {what}: {', '.join(most)} or {last}")
 
 
 def _sentence(row: dict[str, Any]) -> str:
