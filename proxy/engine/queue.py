@@ -3,14 +3,15 @@
 A place comes when a flow ends, an endpoint is usable again, or its ceiling is raised. Who waits is
 served in the pump's next round, never inside the end of a flow, which is still being taken apart. A
 newcomer stands behind those who wait. One who has tried some endpoints already waits for the
-others only, and is passed by whoever has not.
+others only, and is passed by whoever has not. So there may be many whom a place is of no use to:
+each is asked once after somebody was told of room, and then nobody until there is room again.
 
 Bound: so many flows, each for so long; both as configured. All are in the flow table, connecting.
 """
 
 from __future__ import annotations
 
-from itertools import islice
+from collections import deque
 from typing import TYPE_CHECKING, Final
 
 import structlog
@@ -50,6 +51,8 @@ class UpstreamQueue:
         self._relay = relay
         self._name = name
         self._places: dict[Waiter, Place] = {}
+        self._asked: deque[Waiter] = deque()  # who is still to be asked
+        self._has_room = False  # it was told of room since it began to ask
 
     def __len__(self) -> int:
         return len(self._places)
@@ -73,15 +76,22 @@ class UpstreamQueue:
     def room(self) -> None:
         """Know that somebody may find an endpoint now."""
         if self._places:
+            self._has_room = True
             self._relay.pump.again(self, 0)
 
     def ready(self, mask: int, now: float) -> None:
         """Let those go on who find an endpoint."""
-        for waiter in list(islice(self._places, ENTRIES_PER_TURN)):
+        asked = self._asked
+        if not asked:
+            asked.extend(self._places)
+            self._has_room = False
+        for _ in range(min(ENTRIES_PER_TURN, len(asked))):
+            waiter = asked.popleft()
             if waiter in self._places and not waiter.resume(now) and not waiter.has_tried:
-                return
-        if len(self._places) > ENTRIES_PER_TURN:
-            self.room()
+                asked.clear()  # nobody finds what he has not found
+                break
+        if asked or self._has_room:
+            self._relay.pump.again(self, 0)
 
     def dissolve(self, now: float) -> None:
         """Have nobody wait any more."""

@@ -5,21 +5,25 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from math import inf
 from socket import AF_INET, AF_INET6, SHUT_WR, SOCK_NONBLOCK, SOCK_STREAM
 from socket import socket as Socket
 from time import monotonic
 
 import pytest
 import structlog.testing
+import trio
 
 from proxy.core.address import Address
 from proxy.core.balance.ways import Balance
 from proxy.core.expiry import FlowLimits
 from proxy.core.waiting import WaitLimits
+from proxy.engine.queue import ENTRIES_PER_TURN
 from proxy.engine.specs import UpstreamSpec
 from tests.engine.lab import (
     accept,
     change,
+    closed_port,
     connect,
     is_refused,
     is_reset,
@@ -323,3 +327,29 @@ async def test_who_waited_waits_again_when_whoever_had_room_cannot_be_reached() 
             await send_all(second, b"hello")
             assert await receive_exactly(await accept(endpoint), 5) == b"hello"
         assert not [each for each in logs if each["event"].endswith("crashed")]
+
+
+async def test_many_who_wait_for_another_endpoint_are_asked_once() -> None:
+    """Each has tried the one that is dead, and waits for the one that is full."""
+    endpoint = listening()
+    full = endpoint.getsockname()
+    many = 3 * ENTRIES_PER_TURN
+    waits = WaitLimits(3600.0, many)
+    one_place = with_ceiling(1, full, closed_port(), waiting=waits)
+    one_place = replace(
+        one_place, endpoints=(one_place.endpoints[0], one_place.endpoints[1]._replace(ceiling=inf))
+    )
+    async with relaying([full]) as lab:
+        await lab.worker.apply(change(one_place))
+        await connect(lab.address)
+        await accept(endpoint)
+        for _ in range(many):
+            await connect(lab.address)
+        (upstream,) = lab.worker._roster.upstreams
+        pump = lab.worker._relay.pump
+        while upstream.endpoints[1].counters.attempts < many or pump._again:
+            await trio.sleep(0.002)
+        assert len(upstream.queue or ()) == many
+        await lab.worker.apply(change(with_ceiling(many + 1, full, waiting=waits)))
+        for _ in range(many):
+            await accept(endpoint)
