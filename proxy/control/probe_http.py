@@ -20,6 +20,10 @@ if TYPE_CHECKING:
 
 CHUNK: Final = 4096
 
+ANSWERS_MAX: Final = 2 * READ_MAX
+"""Bytes: the longest head that is read, and as much of interim answers (1xx) before it, of which
+there may be any number."""
+
 
 @dataclass(frozen=True, slots=True)
 class HttpProbe:
@@ -48,8 +52,9 @@ class HttpProbe:
     async def _talk(self, socket: Socket, host: str) -> Result:
         connection = h11.Connection(h11.CLIENT, max_incomplete_event_size=READ_MAX)
         await send_all(socket, self._request(connection, host))
+        size = 0
         try:
-            while True:
+            while size < ANSWERS_MAX:
                 event = connection.next_event()
                 if isinstance(event, h11.Response):
                     return self._judge(event)
@@ -58,6 +63,8 @@ class HttpProbe:
                     if not data:
                         return failed("closed before an answer")
                     connection.receive_data(data)
+                    size += len(data)
+            return failed(f"no answer within {ANSWERS_MAX} bytes")
         except h11.RemoteProtocolError as error:
             return failed(f"no HTTP: {printable(str(error))[:SHOWN_MAX]}")
 

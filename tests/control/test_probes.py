@@ -11,7 +11,7 @@ import pytest
 import trio
 
 from proxy.control.probe_command import OUTPUT_MAX, CommandProbe
-from proxy.control.probe_http import HttpProbe
+from proxy.control.probe_http import ANSWERS_MAX, HttpProbe
 from proxy.control.probes import READ_MAX, Sight, TcpProbe, UdpProbe
 from proxy.core.address import parse_address
 from proxy.core.health import Result, Verdict
@@ -136,6 +136,15 @@ async def test_a_head_without_an_end_is_bounded(nursery: trio.Nursery) -> None:
 
     result = await HttpProbe("/", None, OK).run(at(await listen(nursery, quietly(serve))))
     assert result.reason.startswith("no HTTP: ")
+
+
+async def test_interim_answers_without_an_end_are_bounded(nursery: trio.Nursery) -> None:
+    async def serve(stream: trio.SocketStream) -> None:
+        while True:
+            await stream.send_all(b"HTTP/1.1 100 Continue\r\n\r\n" * 100)
+
+    result = await HttpProbe("/", None, OK).run(at(await listen(nursery, quietly(serve))))
+    assert result == Result(FAILED, f"no answer within {ANSWERS_MAX} bytes")
 
 
 @pytest.mark.peers("nsd")
