@@ -30,6 +30,7 @@ COMMANDS: Final = {
     "kill": "proxy.cli.table",
     "status": "proxy.cli.table",
     "upstreams": "proxy.cli.upstreams",
+    "explain": "proxy.cli.explain",
     "reload": "proxy.cli.reload",
     "drain": "proxy.cli.drain",
     "disable": "proxy.cli.administer",

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 
     from proxy.core.address import Address
     from proxy.core.events import FlowEvent
+    from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
     from proxy.engine.flow_lines import FlowLog, Lines
@@ -263,6 +264,17 @@ class Crew:
         """Accept no more, and end every flow as ``drained``; return how many there were."""
         self._finishing = True
         return sum(await self._all(RemoteWorker.finish))
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """Ask the client's worker; None if there is no such listener, or the worker is away."""
+        opened = self._wanted.opened if self._wanted is not None else ()
+        for each in opened:
+            if each.spec.name == question.listener:
+                remote = self._remotes[self._division.worker_for(each, question.peer)]
+                with suppress(WorkerLostError):
+                    return None if remote is None else await remote.explain(question)
+        await trio.lowlevel.checkpoint()
+        return None
 
     async def log_flows(self, flow_log: FlowLog) -> None:
         """Have every worker send lines of these flows, and those to come too."""

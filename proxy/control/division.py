@@ -13,10 +13,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
+from ipaddress import ip_address
 from math import inf
 from typing import TYPE_CHECKING, Final
 from zlib import crc32
 
+from proxy.core.steering import worker_of
 from proxy.engine.child import Hello
 from proxy.engine.specs import Change, DrainOrder, OpenListener, UpstreamSpec
 
@@ -55,6 +57,17 @@ class Division:
     def worker_of(self, id: int) -> int:
         """Whose a flow is."""
         return (id - 1) % self._size
+
+    def worker_for(self, opened: OpenListener, host: str) -> int:
+        """Who serves a host that comes to a listener."""
+        if len(opened.sockets) != self._size:
+            return self._lone_worker(opened)
+        limits = opened.spec.admission
+        return worker_of(ip_address(host), self._size, limits.prefix_v4, limits.prefix_v6)
+
+    def _lone_worker(self, opened: OpenListener) -> int:
+        """Who serves a listener that cannot be shared."""
+        return crc32(opened.spec.name.encode()) % self._size
 
     def part(self, change: Change, index: int) -> Change:
         """What of a change is for one worker."""
@@ -97,7 +110,7 @@ class Division:
         own: Sequence[Socket] = ()
         if len(opened.sockets) == self._size:
             own = opened.sockets[index : index + 1]
-        elif crc32(opened.spec.name.encode()) % self._size == index:
+        elif self._lone_worker(opened) == index:
             own = opened.sockets
         return (socket for socket in own if socket.fileno() >= 0)
 

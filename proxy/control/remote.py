@@ -31,6 +31,7 @@ from proxy.engine.wire import Wire, WireError
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
     from proxy.engine.flow_lines import FlowLog, Lines
@@ -203,6 +204,11 @@ class RemoteWorker:
         """Say how the relay is."""
         status: RelayStatus = await self._call("status")
         return status
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """Say what a new flow would meet with."""
+        explanation: Explanation | None = await self._call("explain", question)
+        return explanation
 
     async def log_flows(self, flow_log: FlowLog) -> None:
         """Send lines of these flows."""

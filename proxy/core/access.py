@@ -52,5 +52,9 @@ class AccessList:
         verdict = self._verdicts.find(host)
         return self._others if verdict is None else verdict
 
+    def entry(self, host: str) -> Network | None:
+        """The network that decides about a client; None where none does, see ``admits``."""
+        return self._verdicts.network(host)
+
 
 ANYBODY: Final = AccessList((), ())

@@ -26,11 +26,11 @@ Times are monotonic seconds.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from enum import StrEnum
 from math import inf
-from typing import Final, Protocol
+from typing import Final, NamedTuple, Protocol
 
 from proxy.core.rate import Rate
 from proxy.core.sources import Source, SourceKey, SourceTable, source_key
@@ -146,6 +146,25 @@ class Nobody:
 NOBODY: Final = Nobody()
 
 
+class GateLevel(NamedTuple):
+    """How near one ceiling is.
+
+    Attributes:
+        limit: which.
+        level: live flows; of a rate, what of its burst is spent.
+        ceiling: as many as there may be; of a rate, its burst.
+        is_reached: whether it would refuse a new flow.
+        per_second: of a rate; None of a ceiling of flows.
+
+    """
+
+    limit: Limit
+    level: float
+    ceiling: float
+    is_reached: bool
+    per_second: float | None = None
+
+
 class Booked(Protocol):
     """A flow that has been admitted; it keeps its source until it leaves."""
 
@@ -242,6 +261,28 @@ class Gate:
         }
         return [limit for limit, is_reached in reached.items() if is_reached]
 
+    def levels(self, key: SourceKey, now: float) -> list[GateLevel]:
+        """Every ceiling that there is, and how near it is; changes nothing and tells nobody.
+
+        Those that are reached are what ``hits`` would say.
+
+        Args:
+            key: of the client's source; any, if sources are not told apart.
+            now: monotonic seconds.
+
+        """
+        limits = self.limits
+        others = self._elsewhere or NOBODY
+        source = self.sources.peek(key, now) if self._by_source else None
+        flows, full_at = (source.flows, source.full_at) if source else (0, 0.0)
+        whole_at = self._full_with(others.admitted(), now)
+        return [
+            *_flow_level(Limit.LISTENER_FLOWS, limits.flows, self.flows + others.flows()),
+            *_rate_level(Limit.LISTENER_RATE, limits.flow_rate, whole_at, now),
+            *_flow_level(Limit.SOURCE_FLOWS, limits.source_flows, flows),
+            *_rate_level(Limit.SOURCE_RATE, limits.source_rate, full_at, now),
+        ]
+
     def enter(self, key: SourceKey, now: float) -> Source:
         """Book a flow that is admitted, on the listener and on its source.
 
@@ -322,10 +363,7 @@ class Gate:
         if self._elsewhere is None:
             return
         admitted = self._elsewhere.admitted()
-        rate = self.limits.flow_rate
-        if rate is not None and admitted > self._seen:
-            spent = rate.spend(self._full_at, admitted - self._seen, now)
-            self._full_at = max(self._full_at, min(spent, _empty(rate, now)))
+        self._full_at = self._full_with(admitted, now)
         self._seen = admitted
 
     def join(self, elsewhere: Elsewhere) -> None:
@@ -364,6 +402,14 @@ class Gate:
             return Limit.SOURCE_RATE
         return None
 
+    def _full_with(self, admitted: int, now: float) -> float:
+        """When the bucket will be full, if others have admitted so many so far."""
+        rate = self.limits.flow_rate
+        if rate is None or admitted <= self._seen:
+            return self._full_at
+        spent = rate.spend(self._full_at, admitted - self._seen, now)
+        return max(self._full_at, min(spent, _empty(rate, now)))
+
     def _set(self, limits: AdmissionLimits) -> None:
         self.limits = limits
         self._dry_run = limits.dry_run
@@ -390,6 +436,19 @@ def _pace(rate: Rate | None) -> tuple[float, float]:
     if rate is None:
         return inf, 0.0
     return -rate.ready_at(0.0, 1), rate.spend(0.0, 1, 0.0)
+
+
+def _flow_level(limit: Limit, ceiling: int | None, flows: int) -> Iterator[GateLevel]:
+    if ceiling is not None:
+        yield GateLevel(limit, flows, ceiling, flows >= ceiling)
+
+
+def _rate_level(limit: Limit, rate: Rate | None, full_at: float, now: float) -> Iterator[GateLevel]:
+    """What of the burst is spent; as much as leaves no token for one more is too much."""
+    if rate is not None:
+        spent = rate.burst - rate.tokens(full_at, now)
+        slack, _ = _pace(rate)
+        yield GateLevel(limit, spent, rate.burst, full_at - now > slack, rate.per_second)
 
 
 def _empty(rate: Rate | None, now: float) -> float:

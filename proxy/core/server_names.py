@@ -113,12 +113,17 @@ class ServerNames(Generic[Value]):
             alpn: the protocols it speaks, the best first.
 
         """
+        pattern = self.pattern(name, alpn)
+        return None if pattern is None else self._routes[pattern.name][pattern.alpn]
+
+    def pattern(self, name: str | None, alpn: tuple[str, ...] = ()) -> RoutePattern | None:
+        """Which pattern decides about a client; see ``find``."""
         for pattern in _patterns(name):
             routes = self._routes.get(pattern)
             if routes is not None:
                 for protocol in (*alpn, ANY):
                     if protocol in routes:
-                        return routes[protocol]
+                        return RoutePattern(pattern, protocol)
         return None
 
 

@@ -123,6 +123,13 @@ class SourceTable:
             return self._shared.get(hash(key) % OVERFLOW)
         return source
 
+    def peek(self, key: SourceKey, now: float) -> Source | None:
+        """What ``find`` answers, without forgetting anybody for it."""
+        source = self._sources.get(key)
+        if source is None and self._would_overflow(now):
+            return self._shared.get(hash(key) % OVERFLOW)
+        return source
+
     def enter(self, key: SourceKey, now: float) -> Source:
         """Book a flow on its source, which is made if it is new; it leaves exactly once."""
         source = self._sources.get(key)
@@ -165,6 +172,16 @@ class SourceTable:
         if self._idle >= self._idle_max:
             self._forget(now)
         return self._idle >= self._idle_max
+
+    def _would_overflow(self, now: float) -> bool:
+        """What ``_has_overflow`` would say: without those who owe nothing by now."""
+        queue = self._queue
+        if self._idle < self._idle_max or not (queue and queue[0][0] <= now):
+            return self._idle >= self._idle_max
+        forgotten = sum(
+            not source.flows and source.full_at <= now for when, _, source in queue if when <= now
+        )
+        return self._idle - forgotten >= self._idle_max
 
     def _forget(self, now: float) -> None:
         """Look at those whose time has come."""

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator, Sequence
+from ipaddress import IPv4Address, IPv6Address
 from typing import Final, NamedTuple
 
 LOAD_IMMEDIATE: Final = 0x00
@@ -50,6 +51,10 @@ BITS_V6: Final = 128
 
 WORD_BITS: Final = 32
 WORD: Final = 0xFFFFFFFF
+
+MIXING: Final = ((16, 0x85EBCA6B), (13, 0xC2B2AE35))
+LAST_SHIFT: Final = 16
+"""Of MurmurHash3: shifts, and by what is multiplied."""
 
 WORKERS_MAX: Final = 64
 """A worker wants a core of its own; one socket of each listener belongs to each."""
@@ -91,6 +96,31 @@ def steering_program(
     )
 
 
+def worker_of(
+    source: IPv4Address | IPv6Address,
+    workers: int,
+    prefix_v4: int = BITS_V4,
+    prefix_v6: int = 64,
+) -> int:
+    """Which worker the kernel gives a client to; what ``steering_program`` says, in numbers.
+
+    Args:
+        source: the client, as its packets have it.
+        workers: as of the program.
+        prefix_v4: the same.
+        prefix_v6: the same.
+
+    """
+    number, size = int(source), source.max_prefixlen
+    mixed = 0
+    for index, mask in enumerate(_masks(prefix_v4 if source.version == 4 else prefix_v6)):
+        mixed ^= number >> size - WORD_BITS * (index + 1) & mask
+        for shift, factor in MIXING:
+            mixed = (mixed ^ mixed >> shift) * factor & WORD
+        mixed ^= mixed >> LAST_SHIFT
+    return mixed % workers
+
+
 def encode(program: Sequence[Instruction]) -> bytes:
     """The program as the kernel reads it: an array of ``struct sock_filter``."""
     return b"".join(INSTRUCTION.pack(*instruction) for instruction in program)
@@ -116,10 +146,10 @@ def _masks(prefix: int) -> Iterator[int]:
 
 def _mix() -> Iterator[Instruction]:
     """The end of MurmurHash3 on A: a permutation of 32 bits, in which every bit counts for all."""
-    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35)):
+    for shift, factor in MIXING:
         yield from _fold(shift)
         yield _step(MULTIPLY, factor)
-    yield from _fold(16)
+    yield from _fold(LAST_SHIFT)
 
 
 def _fold(shift: int) -> Iterator[Instruction]:

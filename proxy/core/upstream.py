@@ -433,6 +433,13 @@ class Upstream:
         heeded = USABLE | {Condition.EJECTED}
         return [each for each in self.endpoints if each.condition in heeded]
 
+    def foresee(self, source: SourceKey, now: float) -> tuple[Endpoint, ...]:
+        """Of whom the next flow would get one, if all answer; changes nothing.
+
+        What time alone has changed is not seen: ``refresh`` comes before. See ``Picker.foresee``.
+        """
+        return self._picker.foresee(self._full, source, now)
+
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """Whether some endpoint was not picked only because it is full."""
         return any(each not in tried for each in self._full)

@@ -140,6 +140,17 @@ class Orders:
         """How many live flows each order is for."""
         return [{"number": number, "flows": order.flows} for number, order in self._orders.items()]
 
+    def admitting(self, counters: ListenerCounters, client: Address) -> list[tuple[LiveLimit, int]]:
+        """The orders for a number of flows that a client who comes to a listener would count for.
+
+        Each with the live flows that it is for.
+        """
+        return [
+            (each.order, each.flows)
+            for each in self._ceilings
+            if each.order.admits_to(counters.listener, client)
+        ]
+
     def refusal(self, counters: ListenerCounters, client: Address) -> Refusal | None:
         """Why an order keeps out a client who comes to a listener; or None. Counts the hit."""
         for each in self._ceilings:

@@ -20,6 +20,7 @@ from proxy.engine.flow_lines import FlowLog, Lines
 if TYPE_CHECKING:
     from proxy.config.plan import StepRow
     from proxy.core.condition import Administration
+    from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
     from proxy.engine.specs import Change, DrainOrder, EndpointOrder, HealthReport, UpstreamSpec
     from proxy.engine.watch import Told
@@ -327,6 +328,13 @@ class RelayPort(Protocol):
 
     async def alive(self) -> None:
         """Return when the relay has proved that it moves; never, if it hangs."""
+        ...
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """Say what a new flow would meet with, and why, by looks that change nothing.
+
+        None if there is no such listener, or the client's worker is just being started again.
+        """
         ...
 
     async def log_flows(self, flow_log: FlowLog) -> None:

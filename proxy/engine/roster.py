@@ -307,6 +307,20 @@ class Roster:
         """The counters of a listener in use."""
         return self._ledger[spec.name, spec.transport]
 
+    def spec_of(self, name: str, transport: Transport) -> ListenerSpec | None:
+        """What a listener is, if it is there."""
+        spec = self._specs.get(name)
+        return spec if spec is not None and spec.transport is transport else None
+
+    def terms_of(self, spec: ListenerSpec) -> Terms:
+        """What the flows of a listener in use are held to."""
+        return self._terms[spec.name]
+
+    def upstream_called(self, name: str) -> tuple[Upstream, Balance]:
+        """An upstream in use, and its way of choosing."""
+        route = self._routes[name]
+        return route.upstream, route.spec.balance
+
     def retire(self, name: str, now: float) -> None:
         """Accept no more for this name; it stays configured."""
         for listener in self._listeners[name]:

@@ -22,6 +22,7 @@ from proxy.engine.drains import SLICE, slices
 if TYPE_CHECKING:
     from proxy.core.flow import Flow
     from proxy.core.query import FlowQuery
+    from proxy.core.sources import SourceKey
     from proxy.core.table import FlowTable
 
 SEARCHED: Final = 40
@@ -74,15 +75,27 @@ class FlowSearch:
                     await trio.lowlevel.checkpoint()
         return found, matched
 
+    async def victim(self, source: SourceKey | None) -> Flow | None:
+        """The flow that goes for a newcomer of this source, None if its address is not proven.
+
+        By books of our own: those of the table are as they were.
+        """
+        async with self._searching:
+            return (await self._books()).victim(source, monotonic())
+
+    async def _books(self) -> Pressure:
+        books = Pressure(self._table)
+        while not books.complete:
+            books.survey(SLICE)
+            await trio.lowlevel.checkpoint()
+        return books
+
     async def _evictions(self, newcomer: Transport) -> list[Flow]:
         """The flows that would go for so many newcomers, of sources that hold nothing; in order.
 
         They are evicted in thought, from books of our own.
         """
-        now, books = monotonic(), Pressure(self._table)
-        while not books.complete:
-            books.survey(SLICE)
-            await trio.lowlevel.checkpoint()
+        now, books = monotonic(), await self._books()
         source = None if newcomer is Transport.UDP else STRANGER
         leaving: list[Flow] = []
         while (flow := books.victim(source, now)) is not None:

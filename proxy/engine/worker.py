@@ -26,6 +26,7 @@ from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import closed_flow, counts_json, row_json
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
+from proxy.engine.explain import Explainer
 from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
@@ -47,6 +48,7 @@ from proxy.engine.watch import Told, Watch
 
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
+    from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
     from proxy.core.upstream import Upstream
     from proxy.engine.commons import Commons
@@ -89,6 +91,7 @@ class Worker:
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
         self._search = FlowSearch(self._relay.table)
+        self._explainer = Explainer(self._relay, self._roster, self._search)
         self._sampler = Sampler(self._relay)
         self._pulse = Pulse(self._relay.pump)
         self._flow_log = FlowLog()
@@ -299,6 +302,11 @@ class Worker:
             "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
             "not_ready": self._not_ready(),
         }
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        """Say what a new flow would meet with; None if there is no such listener."""
+        await trio.lowlevel.checkpoint()
+        return await self._explainer.explain(question, monotonic(), self._wall_offset())
 
     async def log_flows(self, flow_log: FlowLog) -> None:
         """Have lines of these flows, written like this, from now on."""

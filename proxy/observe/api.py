@@ -24,6 +24,7 @@ import structlog
 from proxy.core.address import Transport
 from proxy.core.condition import Administration
 from proxy.core.events import EventKind
+from proxy.core.explanation import FlowQuestion
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
 from proxy.core.sample_counters import slowed_by
@@ -38,6 +39,7 @@ from proxy.observe.page import read_assets, wants_page
 from proxy.observe.params import (
     ADMINISTERING,
     DRAINING,
+    EXPLAINING,
     FINDING,
     KILLING,
     LIMITED,
@@ -47,6 +49,7 @@ from proxy.observe.params import (
     STREAMED,
     STREAMING,
     ParamError,
+    explained_client,
     flow_query,
     read_params,
 )
@@ -234,6 +237,19 @@ class Api:
         matched = page["matched"] + recent["matched"]
         return json_response({"flows": [*page["rows"], *recent["rows"]], "matched": matched})
 
+    async def explain(self, request: Request, _word: str) -> Response:
+        """What a new flow would meet with, and why; nothing is sent, and nothing changes."""
+        values = _params(request, EXPLAINING, verbatim=("client",))
+        question = _question(values)
+        rows = (await self._port.counters())["listeners"]
+        if (problem := _no_such(rows, question)) is not None:
+            raise HttpError(404, problem)
+        explanation = await self._port.explain(question)
+        if explanation is None:
+            asked = f'nobody serves this client at listener "{question.listener}" now'
+            raise HttpError(503, f"{asked}: it was closed, or its worker is being started again")
+        return json_response(explanation)
+
     async def events(self, request: Request, _word: str) -> Response:
         """What happens to flows, for as long as the client listens."""
         values = _params(request, STREAMING)
@@ -409,6 +425,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/names": {"GET": Api.names},
     "/api/v1/checks": {"GET": Api.checks},
     "/api/v1/find": {"GET": Api.find},
+    "/api/v1/explain": {"GET": Api.explain},
     "/api/v1/events": {"GET": Api.events},
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
     "/api/v1/reload": {"POST": Api.reload},
@@ -440,6 +457,8 @@ INDEX: Final = f"""sockpair
 /api/v1/flows/ID    one flow
 /api/v1/limits      every limit in force, and where it comes from
 /api/v1/find        ?address=HOST:PORT or ?port=PORT: the flows that own it on either pair
+/api/v1/explain     what a new flow would meet with, and why; parameters:
+                    {", ".join(EXPLAINING)}
 /api/v1/events      the flow table, then what happens to its flows, as server-sent events or
                     NDJSON; parameters: {", ".join(STREAMING)}
 
@@ -449,6 +468,36 @@ listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps
 POST /api/v1/disable and /api/v1/enable with endpoint=HOST:PORT and perhaps upstream=NAME;
 POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER.
 """
+
+
+def _question(values: dict[str, Any]) -> FlowQuestion:
+    """Which flow is to be explained.
+
+    Raises:
+        HttpError: it is not said, or there are none such.
+
+    """
+    missing = [name for name in EXPLAINING[:3] if name not in values]
+    if missing:
+        example = '"?transport=tcp&client=192.0.2.7&listener=web"'
+        raise HttpError(400, f"say which flow, by {', '.join(missing)} too: {example}")
+    transport = values["transport"]
+    if transport.is_unix:
+        raise _refused(ParamError("transport", f'"{transport}" has no clients with an address'))
+    try:
+        client = explained_client(values["client"])
+    except ParamError as error:
+        raise _refused(error) from None
+    return FlowQuestion(**{**values, "client": client})
+
+
+def _no_such(rows: Sequence[ListenerSnapshot], question: FlowQuestion) -> str | None:
+    """Why no listener is meant, and which there are; None if one is."""
+    there = [f"{row['transport']} {row['listener']}" for row in rows]
+    asked = f"{question.transport.value} {question.listener}"
+    if asked in there:
+        return None
+    return f'there is no listener "{asked}"; there are: {", ".join(there)}'
 
 
 def _split(path: str) -> tuple[str, str]:

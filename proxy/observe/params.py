@@ -22,6 +22,7 @@ from proxy.core.events import EventKind
 from proxy.core.flow import State
 from proxy.core.live_limit import LimitValues
 from proxy.core.query import SORTS, FlowQuery
+from proxy.core.server_names import ALPN_MAX, NAME_MAX
 from proxy.core.units import SIZE_UNITS, parse_bandwidth, parse_duration, parse_size
 
 FIELDS_MAX: Final = 32
@@ -67,6 +68,46 @@ def _place(text: str) -> Network | Address:
         return ipaddress.ip_network(text, strict=False)
     except ValueError:
         return parse_address(text)
+
+
+def _host(text: str) -> str:
+    """An IP address as flows have it: one of IPv4 that is written as IPv6 is one of IPv4."""
+    host = ipaddress.ip_address(text)
+    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
+    return str(mapped or host)
+
+
+def _server_name(text: str) -> str:
+    name = text.lower().removesuffix(".")
+    if not name or len(name) > NAME_MAX or not name.isascii() or not name.isprintable():
+        raise ValueError
+    return name
+
+
+def _protocols(text: str) -> tuple[str, ...]:
+    protocols = tuple(text.split(","))
+    if not all(0 < len(each) <= ALPN_MAX for each in protocols):
+        raise ValueError
+    return protocols
+
+
+def explained_client(text: str) -> Address:
+    """A client, with its port or without (then 0).
+
+    Raises:
+        ParamError: it is neither.
+
+    """
+    try:
+        try:
+            host, port = _host(text), 0
+        except ValueError:
+            literal = parse_address(text)
+            host, port = _host(literal[0]), literal[1]
+    except ValueError:
+        reason = f'"{text}" is not allowed; write "192.0.2.7" or "192.0.2.7:51000"'
+        raise ParamError("client", reason) from None
+    return (host, port, 0, 0) if ":" in host else (host, port)
 
 
 def _port(text: str) -> int:
@@ -140,6 +181,9 @@ PARAMS: Final[dict[str, Param]] = {
     "counters": Param(_flag, "true or false"),
     "after": Param(_natural, 'a "seq", a whole number'),
     "format": Param(_one_of(FORMATS), ", ".join(FORMATS)),
+    "via": Param(_host, 'an IP address, such as "192.0.2.1"'),
+    "server_name": Param(_server_name, 'a server name, such as "www.example.org"'),
+    "alpn": Param(_protocols, 'protocols, such as "h2,http/1.1", the best first'),
     "timeout": Param(parse_duration, 'a duration such as "30s"; "0s" is at once'),
 }
 
@@ -160,6 +204,7 @@ LIMITED: Final = ("listener", "client", "endpoint", "id")
 LIMITING: Final = (*LIMITED, *LimitValues._fields, "for")
 ADMINISTERING: Final = ("endpoint", "upstream")
 DRAINING: Final = ("listener", "endpoint", "upstream", "timeout")
+EXPLAINING: Final = ("transport", "client", "listener", "via", "server_name", "alpn")
 FINDING: Final = ("address", "port", "limit")
 STREAMED: Final = tuple(name for name in FILTERS if name != "state")
 """A state is not for long; a flow that leaves it would vanish from the stream without a word."""

@@ -19,6 +19,7 @@ from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.watch import Pending, Told
 
 if TYPE_CHECKING:
+    from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.engine.port import (
         CheckRow,
         DrainAnswer,
@@ -57,6 +58,8 @@ class FakeRelay:
         self.failure: Exception | None = None
         self.watched: dict[int, FlowQuery] = {}
         self.happened: Pending[FlowEvent] = Pending()
+        self.questions: list[FlowQuestion] = []
+        self.explanation: Explanation | None = None
         self.moved: list[Flow] = []
         self.endings: list[list[ClosedFlow]] = []  # whose lines are to come, one by one
         self.flow_log: FlowLog | None = None
@@ -196,6 +199,11 @@ class FakeRelay:
             "file_descriptor_limit": 1024,
             "not_ready": self.not_ready,
         }
+
+    async def explain(self, question: FlowQuestion) -> Explanation | None:
+        await self._answer()
+        self.questions.append(question)
+        return self.explanation
 
     async def log_flows(self, flow_log: FlowLog) -> None:
         await self._answer()

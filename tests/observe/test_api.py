@@ -15,6 +15,7 @@ from proxy.core.live_limit import ORDERS_MAX, LimitValues
 from proxy.core.query import FlowQuery
 from proxy.observe.params import (
     DRAINING,
+    EXPLAINING,
     KILLING,
     LIMITING,
     LISTING,
@@ -153,7 +154,7 @@ async def test_a_refused_value_is_told_apart_from_its_parameter(
 
 
 def test_every_parameter_can_be_read() -> None:
-    named = {*LISTING, *KILLING, *RELOADING, *DRAINING, *LIMITING, *STREAMING}
+    named = {*LISTING, *KILLING, *RELOADING, *DRAINING, *LIMITING, *STREAMING, *EXPLAINING}
     assert named == {*PARAMS}
     assert read_params("", ()) == {}
 

@@ -60,6 +60,24 @@ class TwoChoices:
         other = endpoints[bisect(bounds, point, hi=len(bounds) - 1)]
         return other if other.flows * one.share < one.flows * other.share else one
 
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Who would be picked next; see ``Picker``."""
+        left = [each for each in self._endpoints if each not in tried]
+        if len(left) < 2:
+            return tuple(left)
+        # Who has more flows for its weight than each of the others loses to any of them.
+        return tuple(
+            each
+            for each in left
+            if any(
+                other.flows * each.share >= each.flows * other.share
+                for other in left
+                if other is not each
+            )
+        )
+
     def _drawn(self, count: int) -> int:
         """One of so many tickets; the product may be rounded up to their number."""
         return min(int(self._random() * count), count - 1)

@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.balance.turns import next_in_turn, settled
+from proxy.core.balance.turns import next_in_turn, richest_of, settled
 
 if TYPE_CHECKING:
     from proxy.core.sources import SourceKey
@@ -35,6 +35,18 @@ class LeastFlows:
 
     def pick(self, tried: Collection[Endpoint], source: SourceKey, now: float) -> Endpoint | None:
         """Choose one; see ``Pick``."""
+        least = self._least(tried)
+        return next_in_turn(self._saved, least) if len(least) > 1 else next(iter(least), None)
+
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Who would be picked next; see ``Picker``."""
+        least = self._least(tried)
+        return (richest_of(self._saved, least),) if least else ()
+
+    def _least(self, tried: Collection[Endpoint]) -> list[Endpoint]:
+        """Those with the fewest flows for their weight."""
         least: list[Endpoint] = []
         for endpoint in self._endpoints:
             if endpoint in tried:
@@ -46,4 +58,4 @@ class LeastFlows:
                 if more < 0:
                     least.clear()
             least.append(endpoint)
-        return next_in_turn(self._saved, least) if len(least) > 1 else next(iter(least), None)
+        return least

@@ -73,6 +73,13 @@ class Maglev:
         others = (table[place - self._size + ahead] for ahead in range(1, self._size))
         return next((each for each in others if each not in tried), None)
 
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Who would be picked next; see ``Picker``."""
+        picked = self.pick(tried, source, now)  # which changes nothing either
+        return () if picked is None else (picked,)
+
 
 def size_for(configured: int) -> int:
     """Places of a table for so many endpoints, usable or not."""

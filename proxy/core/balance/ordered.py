@@ -31,3 +31,10 @@ class FirstOfAll:
     def pick(self, tried: Collection[Endpoint], source: SourceKey, now: float) -> Endpoint | None:
         """Choose one; see ``Pick``."""
         return next((each for each in self._endpoints if each not in tried), None)
+
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Who would be picked next; see ``Picker``."""
+        picked = self.pick(tried, source, now)  # which changes nothing either
+        return () if picked is None else (picked,)

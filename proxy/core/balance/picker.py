@@ -45,6 +45,16 @@ class Picker(Protocol):
         """Chooses an endpoint; None if none is left."""
         ...
 
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Of whom the next pick would be one; changes nothing.
+
+        It is one, unless chance decides; none, if ``pick`` would find none. Arguments as of
+        ``Pick``.
+        """
+        ...
+
     def become(self, endpoints: Sequence[Endpoint]) -> None:
         """Choose among these from now on, in the order of the configuration."""
         ...

@@ -53,3 +53,10 @@ class Rendezvous:
             if score > highest:
                 highest, winner = score, endpoint
         return winner
+
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Who would be picked next; see ``Picker``."""
+        picked = self.pick(tried, source, now)  # which changes nothing either
+        return () if picked is None else (picked,)

@@ -12,7 +12,7 @@ change must not begin again with the first one, nor favour one that is new.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
@@ -42,6 +42,18 @@ class Turns:
         else:
             self._saved = {}
             self.pick = self._pick_next
+
+    def foresee(
+        self, tried: Collection[Endpoint], source: SourceKey, now: float
+    ) -> tuple[Endpoint, ...]:
+        """Who would be picked next; see ``Picker``."""
+        endpoints = self._endpoints
+        if self._saved:
+            rivals = [each for each in endpoints if each not in tried]
+            return (richest_of(self._saved, rivals),) if rivals else ()
+        turn = (endpoints[(self._next + ahead) % len(endpoints)] for ahead in range(len(endpoints)))
+        found = next((each for each in turn if each not in tried), None)
+        return () if found is None else (found,)
 
     def _pick_next(
         self, tried: Collection[Endpoint], source: SourceKey, now: float
@@ -74,6 +86,11 @@ def next_in_turn(saved: dict[Endpoint, int], rivals: Sequence[Endpoint]) -> Endp
             richest, most = endpoint, has
     saved[richest] -= total
     return richest
+
+
+def richest_of(saved: Mapping[Endpoint, int], rivals: Sequence[Endpoint]) -> Endpoint:
+    """Who ``next_in_turn`` would say that it is, without a change; at least one."""
+    return max(rivals, key=lambda each: saved[each] + each.share)
 
 
 def settled(saved: dict[Endpoint, int], endpoints: Sequence[Endpoint]) -> dict[Endpoint, int]:
