@@ -18,6 +18,7 @@ from proxy.control.house import NOBODY, NOTHING, House, open_house
 from proxy.control.steward import Steward
 from proxy.control.watchdog import keep_telling
 from proxy.core.address import format_address
+from proxy.core.unix import listening_url
 from proxy.observe.hits import log_hits
 from proxy.observe.log import FlowSink, configure, set_up, write_flow_log
 from proxy.observe.server import serve_admin
@@ -112,7 +113,7 @@ async def _serve_admin(
 async def _addresses(house: House) -> list[str]:
     listening = (await house.worker.status())["listening"]
     admin = [address_of(socket.getsockname()) for socket in house.admin]
-    return [f"{row['transport']}://{row['local']}" for row in listening] + admin
+    return [listening_url(row["transport"], row["local"]) for row in listening] + admin
 
 
 def address_of(name: str | tuple[str, int]) -> str:

@@ -27,6 +27,7 @@ from proxy.core.flow import State
 from proxy.core.printable import printable
 from proxy.core.query import SORTS
 from proxy.core.units import format_span
+from proxy.core.unix import listening_url
 
 FLOWS: Final = "/api/v1/flows"
 SHOWN_FOUND: Final = 100
@@ -98,7 +99,11 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
 @filter_options(*FILTERS)
 @click.option("--sort", type=click.Choice([*SORTS]), help="Largest or latest first; id counts up.")
 @click.option("--limit", type=click.IntRange(0), help="At most so many rows; 0: all.")
-@click.option("--recent", is_flag=True, help="Recently closed flows in place of live ones.")
+@click.option(
+    "--recent",
+    is_flag=True,
+    help="Recently closed flows in place of live ones, the last active first.",
+)
 @click.option(
     "--evictable", is_flag=True, help="What would go if the table were full, in that order."
 )
@@ -128,6 +133,8 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
     if listen:
         _write(_listening(client, params), output, LISTEN_COLUMNS)
         return
+    if recent and params["sort"] is None:
+        params["sort"] = "active"  # so that --limit does not leave the oldest that are kept
     answer = client.get(FLOWS, params)
     columns = flow_columns(
         recent=recent, exact=exact, now=time.time(), evictable=evictable, wide=wide
@@ -286,7 +293,7 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
     if len(workers) > 1:
         lines += [f"worker       pid {row['pid']}, {_count(row['flows'])}" for row in workers]
     rows = [
-        (row["listener"], f"{row['transport']}://{row['local']}", row["upstream"])
+        (row["listener"], listening_url(row["transport"], row["local"]), row["upstream"])
         for row in answer["listening"]
     ]
     names = max((len(name) for name, _, _ in rows), default=0)

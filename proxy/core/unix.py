@@ -67,3 +67,14 @@ def parse_unix_address(text: str) -> UnixAddress:
     if not text.startswith(UNIX):
         raise ValueError(f'"{text}" is not the address of a Unix socket, such as "unix:/run/x"')
     return unix_address(text.removeprefix(UNIX).removeprefix("//"))
+
+
+def listening_url(transport: str, local: str) -> str:
+    """Where a listener listens, as the configuration writes it.
+
+    Args:
+        transport: its transport, which is the scheme.
+        local: its address as the table writes it, ``192.0.2.1:80`` or ``unix:/path``.
+
+    """
+    return f"{transport}://{local.removeprefix('unix:')}"

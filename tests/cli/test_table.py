@@ -114,6 +114,19 @@ def test_flows_recent_says_how_they_ended(house: House) -> None:
     assert row.split()[-3:] == ["2s", "client_reset", "client"]
 
 
+def test_flows_recent_has_the_last_active_first_unless_told_otherwise(house: House) -> None:
+    def open_and_end() -> None:
+        later = house.relay.open_tcp(("192.0.2.9", 54000))
+        later.active = 12.0
+        house.relay.end(later)
+
+    house.soon(open_and_end)
+    first = house.run("flows", "--recent", "--limit", "1").stdout.splitlines()[1]
+    assert "192.0.2.9:54000" in first
+    first = house.run("flows", "--recent", "--limit", "1", "--sort", "id").stdout.splitlines()[1]
+    assert "192.0.2.8:53000" in first
+
+
 def test_flows_evictable_says_by_which_class(house: House) -> None:
     head, udp, tcp = house.run("flows", "--evictable").stdout.splitlines()
     assert head.split()[-1] == "CLASS"

@@ -10,7 +10,7 @@ from proxy.core.address import Transport, format_address, parse_address, same_ad
 from proxy.core.counters import ListenerCounters
 from proxy.core.flow import Direction, Flow, State
 from proxy.core.query import flow_row
-from proxy.core.unix import UNNAMED, UnixAddress, parse_unix_address, unix_address
+from proxy.core.unix import UNNAMED, UnixAddress, listening_url, parse_unix_address, unix_address
 
 
 @pytest.mark.parametrize("text", ["unix:/run/x.sock", "unix:@name", "unix:"])
@@ -54,3 +54,17 @@ def test_the_source_of_a_unix_client_without_credentials_is_unknown() -> None:
     assert (row["source"], row["credentials"]) == ("uid:?", None)
     assert row["client"] == {"local": "unix:/dev/log", "remote": "unix:", "via": None}
     assert row["original"]["packets"] == 0
+
+
+@pytest.mark.parametrize(
+    ("transport", "local", "url"),
+    [
+        (Transport.UNIX, "unix:/run/x.sock", "unix:///run/x.sock"),
+        (Transport.UNIXGRAM, "unix:@log", "unixgram://@log"),
+        (Transport.TCP, "[::1]:80", "tcp://[::1]:80"),
+    ],
+)
+def test_a_listening_address_is_written_as_in_the_file(
+    transport: Transport, local: str, url: str
+) -> None:
+    assert listening_url(transport, local) == url
