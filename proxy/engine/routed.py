@@ -91,6 +91,8 @@ class RoutedFlow(IdentifiedFlow):
         if isinstance(connect, CopiedWay):
             connect = connect.with_dscp(dscp_of_stream(self.original.socket))
         StreamFlow.seek(self, way.upstream, connect, now)
+        if self.original.unserved & EPOLLRDHUP:  # told already, and not again
+            self.ended_unread(self.original, now)
 
 
 class HelloWait:

@@ -21,6 +21,7 @@ from proxy.core.client_hello import HELLO_MAX
 from proxy.core.expiry import FlowLimits
 from proxy.core.proxy_protocol import HeaderStyle, write_header
 from proxy.core.server_names import parse_pattern
+from proxy.core.waiting import WaitLimits
 from proxy.engine.specs import ListenerSpec, OpenListener, RoutesSpec
 from proxy.engine.worker import Worker
 from tests.core.hellos import (
@@ -221,6 +222,24 @@ async def test_a_client_that_has_ended_already(said: bytes) -> None:
         assert await receive_all(client) == b"alert"
         (row,) = await lab.wait_ended()
         assert row["close_reason"] == "finished"
+
+
+async def test_a_client_that_has_left_does_not_wait_for_an_endpoint() -> None:
+    async with routing() as lab:
+        roster = lab.worker._roster
+        specs = [route.spec for route in roster._routes.values()]
+        (endpoint,) = specs[0].endpoints
+        waits = WaitLimits(3600.0, 10)
+        full = replace(specs[0], endpoints=(endpoint._replace(ceiling=1),), waiting=waits)
+        await lab.worker.apply(change(full, *specs[1:]))
+        first = await connect(lab.address)
+        await first.send(b"no hello")
+        await lab.arrival("default")
+        (await connect(lab.address)).close()
+        while not (ended := await lab.ended()):
+            await trio.sleep(0.002)
+        assert ended[0]["close_reason"] == "client_reset"
+        assert not roster.upstreams[0].queue
 
 
 async def test_a_client_that_resets() -> None:
