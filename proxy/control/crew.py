@@ -108,6 +108,7 @@ class Crew:
         self._in_use: list[set[int] | None] = [None] * size
         self._changing = trio.Lock()
         self._finishing = False
+        self._begun = set[int]()  # workers of which one has been at work
         self._last: list[RelayCounters | None] = [None] * size
         self._past: list[RelayCounters] = []
         self._shown = [0] * size  # names in the last reading of each
@@ -343,7 +344,6 @@ class Crew:
             await trio.sleep(pause)
             pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
             self.restarts += 1
-            task_status = trio.TASK_STATUS_IGNORED
 
     async def _live(self, remote: RemoteWorker) -> int | None:
         """Run a worker to its end; None if it could not even be started."""
@@ -374,7 +374,9 @@ class Crew:
                     await remote.watch(self._queries)
                 self._remotes[remote.index] = remote
             log.info("worker_started", worker=remote.index, pid=remote.pid)
-            task_status.started()
+            if remote.index not in self._begun:  # not before: who waits for it waits for another
+                self._begun.add(remote.index)
+                task_status.started()
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_often, remote)
                 nursery.start_soon(self._collect_events, remote)

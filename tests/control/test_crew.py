@@ -18,6 +18,7 @@ from proxy.config.load import parse
 from proxy.control import crew as crew_module
 from proxy.control.crew import Crew
 from proxy.control.house import House, open_house
+from proxy.control.remote import RemoteWorker
 from proxy.control.steward import Steward
 from proxy.core.condition import Administration, Health
 from proxy.core.events import FlowEvent
@@ -496,6 +497,24 @@ async def test_draining_everything_waits_for_every_worker(tmp_path: Path) -> Non
         clients[0].close()
         await house.worker.wait_drained()
         nursery.cancel_scope.cancel()
+
+
+async def test_a_worker_that_is_lost_before_it_has_begun_does_not_hold_up_the_start(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    live, lost = Crew._live, list[int]()
+
+    async def first_lost(self: Crew, remote: RemoteWorker) -> int | None:
+        if remote.index not in lost:
+            lost.append(remote.index)
+            return None
+        return await live(self, remote)
+
+    monkeypatch.setattr(Crew, "_live", first_lost)
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", ("127.0.0.1", 9))
+    async with crewed(text) as house:
+        assert lost == [0, 1]
+        assert len((await house.worker.status())["workers"]) == 2
 
 
 async def test_every_worker_lost_at_once(tmp_path: Path) -> None:
