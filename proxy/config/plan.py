@@ -226,7 +226,7 @@ def value_text(key: str, value: Any) -> str:
             return "not set"
         case bool():
             return "true" if value else "false"
-        case float() if key.startswith("bandwidth"):
+        case float() | int() if key.startswith("bandwidth"):
             return format_bandwidth(value)
         case float():
             return f"{value:g}/s" if key.endswith("rate") else format_duration(value, parts=5)

@@ -66,7 +66,7 @@ def test_nothing_changes_nothing() -> None:
                 more='[listener.web.limits]\nbandwidth = "1MB/s"\nweights = { "10.0.0.0/8" = 4 }\n'
             ),
             [
-                "~ listener.web.limits.bandwidth: not set -> 1000000; live flows too",
+                "~ listener.web.limits.bandwidth: not set -> 8Mbit/s; live flows too",
                 "~ listener.web.limits.weights: none -> 10.0.0.0/8 = 4; live flows too",
             ],
         ),

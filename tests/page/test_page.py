@@ -72,8 +72,8 @@ async def test_rows_appear_as_traffic_runs_and_leave_with_their_reason(
             shown = await row_with(browser, text_of(client.socket.getsockname()))
             assert shown["Id"] == str(row["id"])
             assert shown["State"] == "established"
-            assert shown["Came to"] == row["client"]["local"]
-            assert shown["Left from"] == row["endpoint"]["local"]
+            assert shown["Local"] == row["client"]["local"]
+            assert shown["Outbound"] == row["endpoint"]["local"]
             assert shown["Endpoint"] == endpoint
             assert shown["→ bytes"] == shown["← bytes"] == "2.00 KiB"
             await say(client, b"x" * 2048)
@@ -128,7 +128,7 @@ async def test_a_flow_opens_and_closes_by_keyboard(chromium: Chromium, stage: St
         await browser.wait("document.querySelector('#detail').innerText.includes('5 B')")
         detail = await browser.text("#detail")
         assert f"Flow {row['Id']} · tcp · web" in detail
-        for address in (own, row["Came to"], row["Left from"], endpoint):
+        for address in (own, row["Local"], row["Outbound"], endpoint):
             assert address in detail
         assert "idle 2h 04m" in detail
         await browser.wait("document.querySelector('#detail .legs').innerText.includes('Min rtt')")
@@ -168,6 +168,20 @@ async def test_listeners_and_upstreams(chromium: Chromium, stage: Stage) -> None
         await browser.do(lambda page: page.keyboard.press("4"))
         row = await row_with(browser, endpoint)
         assert (row["Upstream"], row["Condition"], row["Flows"]) == ("web", "unknown", "1")
+
+
+async def test_limits_of_the_file_and_those_that_were_ordered(
+    chromium: Chromium, stage: Stage
+) -> None:
+    web = Forward("web", "tcp", ["127.0.0.1:9"], limits={"bandwidth_reply": "1MiB/s"})
+    sockpair = await stage.sockpair(web)
+    async with page_of(chromium, sockpair, "#limits") as browser:
+        row = await row_with(browser, "limits.per_flow.bandwidth_reply")
+        assert (row["For"], row["Value"], row["From"]) == ("web", "1MiB/s", "configuration")
+        asked = "/api/v1/limits?client=192.0.2.0/24&bytes=2KiB&for=1h"
+        assert (await sockpair.ask("POST", asked))[0] == 200
+        row = await row_with(browser, "client 192.0.2.0/24")
+        assert (row["Limit"], row["Value"], row["From"]) == ("bytes", "2.00 KiB", "order 1")
 
 
 async def test_five_thousand_flows_cost_what_the_window_shows(
@@ -232,7 +246,7 @@ async def test_text_from_outside_never_becomes_markup(chromium: Chromium, tmp_pa
         assert await browser.do(lambda page: page.locator("img[src=x]").count()) == 0
 
 
-@pytest.mark.parametrize("tab", ["flows", "closed", "listeners", "upstreams"])
+@pytest.mark.parametrize("tab", ["flows", "closed", "listeners", "upstreams", "limits"])
 async def test_a_phone_shows_cards_and_scrolls_one_way(
     chromium: Chromium, stage: Stage, tab: str
 ) -> None:

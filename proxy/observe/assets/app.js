@@ -6,7 +6,7 @@
 
 import { Chart } from "./chart.js";
 import {
-  CLOSED_COLUMNS, FLOW_COLUMNS, LISTENER_COLUMNS, UPSTREAM_COLUMNS,
+  CLOSED_COLUMNS, FLOW_COLUMNS, LIMIT_COLUMNS, LISTENER_COLUMNS, UPSTREAM_COLUMNS, limitRows,
 } from "./columns.js";
 import { Detail } from "./detail.js";
 import { byId, element, offer, setText } from "./dom.js";
@@ -59,6 +59,9 @@ class App {
         open: ({ endpoint, address }) => this.showEndpoint(address?.address ?? endpoint.endpoint),
         sorted, sort: "upstream",
         empty: () => "There is no endpoint." }),
+      limits: new Grid("Limits", LIMIT_COLUMNS, {
+        key: (row) => `${row.origin} ${row.for} ${row.limit}`, sorted, sort: "for",
+        empty: () => "There is no limit." }),
     };
   }
 
@@ -136,6 +139,10 @@ class App {
   items() {
     const { store, tab } = this;
     if (tab === "listeners") return { shown: store.listeners, all: store.listeners.length };
+    if (tab === "limits") {
+      const rows = limitRows(store.limits);
+      return { shown: rows, all: rows.length };
+    }
     if (tab === "upstreams") {
       const rows = store.upstreams.flatMap(({ upstream, endpoints }) =>
         endpoints.flatMap((endpoint) => addresses(upstream, endpoint)));

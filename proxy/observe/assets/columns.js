@@ -39,9 +39,9 @@ const WHO = [
   text("transport", "Transport", "tcp, udp, unix or unixgram", ({ row }) => row.transport),
   text("listener", "Listener", "Which listener took it", ({ row }) => row.listener),
   text("client", "Client", "Who connected", ({ row }) => place(row.client.remote)),
-  { ...text("client_local", "Came to", "The listener's address that the client hit",
+  { ...text("client_local", "Local", "The listener's address that the client hit",
     ({ row }) => place(row.client.local)), wide: true },
-  { ...text("endpoint_local", "Left from", "Our own address towards the endpoint",
+  { ...text("endpoint_local", "Outbound", "Our own address towards the endpoint",
     ({ row }) => place(row.endpoint.local)), wide: true },
   text("endpoint", "Endpoint", "Where it goes", ({ row }) => place(row.endpoint.remote)),
 ];
@@ -128,6 +128,39 @@ export const UPSTREAM_COLUMNS = [
 ];
 
 const CONDITION_TONES = { up: "good", unknown: "", down: "bad", ejected: "bad" };
+
+/** Limits in force: those of the configuration, and those that were ordered while it runs. */
+export const LIMIT_COLUMNS = [
+  text("for", "For", "The listener, or the flows it is for", (row) => row.for),
+  text("limit", "Limit", "Its key, as in the configuration, or how it was ordered", (row) => row.limit),
+  text("value", "Value", "How much", (row) => row.value),
+  text("origin", "From", "The configuration, or an order and its number", (row) => row.origin),
+  number("matched", "Flows", "Live ones that an order is for",
+    (row) => (row.matched === null ? "" : whole(row.matched)), (row) => row.matched ?? -1),
+  number("until", "Until", "When an order lifts itself",
+    (row) => (row.until === null ? "" : clock(row.until)), (row) => row.until ?? Infinity),
+];
+
+/** The rows of that table, from the answer of the API. */
+export function limitRows({ configured, orders }) {
+  return [
+    ...configured.map(({ listener, key, value }) =>
+      ({ for: listener, limit: key, value, origin: "configuration", matched: null, until: null })),
+    ...orders.flatMap((order) => ORDERED.filter(([key]) => order[key] !== null).map(([key, write]) => ({
+      for: TARGETS.filter((name) => order[name] !== null)
+        .map((name) => `${name} ${order[name]}`).join(", ") || "every flow",
+      limit: words(key),
+      value: write(order[key]),
+      origin: `order ${order.number}`,
+      matched: order.matched,
+      until: order.until,
+    }))),
+  ];
+}
+
+const TARGETS = ["listener", "client", "endpoint", "id"];
+const ORDERED = [["bandwidth", (value) => `${size(value)}/s`],
+  ["flow_bandwidth", (value) => `${size(value)}/s`], ["flows", whole], ["bytes", size]];
 
 function condition({ endpoint, address }) {
   return address?.condition ?? (endpoint.draining ? "draining" : endpoint.up ? "up" : "down");

@@ -1,7 +1,7 @@
 // Where the page's knowledge comes from: the API of the proxy that serves it, and nothing else.
 //
 // Flows come by the event stream: first the table, then whatever happens, and once a second what
-// was moved. The house as a whole (status, listeners, upstreams) is asked for again and again. Both
+// was moved. The house as a whole (status, listeners, upstreams, limits) is asked for again and again. Both
 // rest while nobody looks. An answer that does not come is said at once, and asked for ever later.
 
 const OVERVIEW_EVERY = 2000; // milliseconds
@@ -129,7 +129,8 @@ export class Feed {
     const status = await ask("/api/v1/status");
     const { listeners } = await ask("/api/v1/listeners");
     const { upstreams } = await ask("/api/v1/upstreams");
-    this.store.overview(status, listeners, upstreams, seconds());
+    const limits = await ask("/api/v1/limits");
+    this.store.overview(status, listeners, upstreams, limits, seconds());
     const { id } = this.detail ?? { id: null };
     if (this.store.flows.has(id)) await this.watch(id, this.detail);
   }

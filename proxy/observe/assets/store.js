@@ -46,6 +46,7 @@ export class Store {
     this.missing = 0; // live flows that the table did not tell, because there are too many
     this.listeners = [];
     this.upstreams = [];
+    this.limits = { configured: [], orders: [] };
     this.status = null;
     this.series = []; // {at, flows, original, reply, opened, refused}
     this.totals = null;
@@ -120,8 +121,9 @@ export class Store {
   }
 
   /** The house as a whole, as it is now. */
-  overview(status, listeners, upstreams, now) {
+  overview(status, listeners, upstreams, limits, now) {
     this.status = status;
+    this.limits = limits;
     this.listeners = listeners;
     this.upstreams = upstreams;
     const totals = total(status, listeners, now);
