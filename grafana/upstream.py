@@ -30,6 +30,8 @@ def _endpoints(built: Dashboard) -> Dashboard:
               {each: now("endpoint_flows", *labels, selector=ENDPOINT)}, stacked=True),
         lines("Addresses by condition", "`up` and `unknown` ones get new flows.", "short",
               {f"{each}: {{{{condition}}}}": busy(of("endpoint_addresses", ENDPOINT))}),
+        lines("Ejections", "Endpoints that failed their flows, and got no new ones for a while.",
+              "cps", {each: each_second("endpoint_ejections_total", *labels, selector=ENDPOINT)}),
         lines("Connection attempts", "By endpoint.", "cps", {each: attempts}),
         lines("Failures", "By endpoint and reason.", "cps",
               {f"{each}: {{{{reason}}}}": busy(reasons)}, stacked=True),

@@ -28,7 +28,6 @@ from proxy.core.explanation import FlowQuestion
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
 from proxy.core.sample_counters import slowed_by
-from proxy.observe.catalogue import Reading
 from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
@@ -54,6 +53,7 @@ from proxy.observe.params import (
     read_params,
 )
 from proxy.observe.reader import Wish, as_events, as_lines, read_events
+from proxy.observe.samples import Reading
 from proxy.observe.trust import Trust
 
 if TYPE_CHECKING:

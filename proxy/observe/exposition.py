@@ -20,7 +20,8 @@ from prometheus_client.exposition import choose_encoder
 
 if TYPE_CHECKING:
     from proxy.core.histogram import Exemplar, HistogramSnapshot
-    from proxy.observe.catalogue import Labels, MetricType, Samples
+    from proxy.observe.catalogue import MetricType
+    from proxy.observe.samples import Labels, Samples
 
 OPENMETRICS: Final = "application/openmetrics-text"
 

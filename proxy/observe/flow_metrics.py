@@ -23,7 +23,8 @@ from proxy.observe.exposition import lines as written
 if TYPE_CHECKING:
     from proxy.core.query import FlowRow
     from proxy.engine.port import RelayPort
-    from proxy.observe.catalogue import Labels, MetricType
+    from proxy.observe.catalogue import MetricType
+    from proxy.observe.samples import Labels
 
 SLICE_ROWS: Final = 10
 """Rows written before the relay gets its turn: a third of a millisecond."""

@@ -14,12 +14,13 @@ from itertools import islice
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.histogram import add_histograms
-from proxy.observe.catalogue import CATALOGUE, MetricEntry, Reading
+from proxy.observe.catalogue import CATALOGUE, MetricEntry
 from proxy.observe.exposition import OPENMETRICS, content_type, end, head, lines
+from proxy.observe.samples import Reading
 
 if TYPE_CHECKING:
     from proxy.core.histogram import HistogramSnapshot
-    from proxy.observe.catalogue import Labels, Samples
+    from proxy.observe.samples import Labels, Samples
 
 SLICE_LINES: Final = 100
 """Lines written before the relay gets its turn: a seventh of a millisecond."""

@@ -22,13 +22,14 @@ from prometheus_client.samples import Exemplar as Seen
 from prometheus_client.utils import floatToGoString
 
 from proxy.core.histogram import CONNECT_BOUNDS, Exemplar, Histogram
-from proxy.observe.catalogue import CATALOGUE, MetricEntry, MetricType, Reading
+from proxy.observe.catalogue import CATALOGUE, MetricEntry, MetricType
 from proxy.observe.exposition import content_type, end, head, lines, number
 from proxy.observe.metrics import SLICE_LINES, render
+from proxy.observe.samples import Reading
 from tests.observe.fake_relay import WALL, FakeRelay, FakeSteward
 
 if TYPE_CHECKING:
-    from proxy.observe.catalogue import Samples
+    from proxy.observe.samples import Samples
 
 OPENMETRICS = "application/openmetrics-text; version=1.0.0; charset=utf-8"
 FORMATS = ("", OPENMETRICS)

@@ -10,8 +10,9 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.core.flow import CloseReason, CloseSide, Drop, Refusal
-from proxy.observe.catalogue import Reading, catalogue
+from proxy.observe.catalogue import catalogue
 from proxy.observe.metrics import render
+from proxy.observe.samples import Reading
 from tests.e2e.program import peer
 from tests.observe.fake_relay import WALL, FakeRelay, FakeSteward
 
