@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import signal
 from collections.abc import Callable
 from typing import Final
 
@@ -31,6 +32,15 @@ def measured(request: pytest.FixtureRequest) -> Callable[[str], None]:
     notes = request.config.stash.setdefault(MEASURED, [])
     name = request.node.name
     return lambda text: notes.append(f"{name}: {text}")
+
+
+def pytest_configure() -> None:
+    """Let programs be interrupted that tests start, as from a terminal.
+
+    What a shell starts in the background ignores SIGINT, and so does all that it starts.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_runtest_setup(item: pytest.Item) -> None:

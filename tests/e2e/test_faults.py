@@ -100,7 +100,8 @@ async def test_an_endpoint_that_dies_leaves_its_clients_to_the_other(
             await say(client, b"hello")
     metrics = await sockpair.metrics()
     assert metrics.sum("sockpair_endpoint_up", endpoint=dead) == 0
-    assert metrics.sum("sockpair_endpoint_connect_failures_total", endpoint=dead) >= 10
+    failures = metrics.sum("sockpair_endpoint_connect_failures_total", endpoint=dead)
+    assert failures >= 5, "and then it is ejected"
     books = await sockpair.books("web", flows=20)
     assert books.reasons == {"finished": 20}
 
