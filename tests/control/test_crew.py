@@ -30,6 +30,8 @@ from proxy.engine.worker import open_files
 from tests.engine import lab
 from tests.engine.lab import PATIENCE, _noted, datagram_socket, listening
 
+pytestmark = pytest.mark.usefixtures("close_sockets")
+
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 22)]
 """Twenty sources: with two workers each has some, but for once in half a million."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+import pytest
 import trio
 
 from proxy.core.address import Transport
@@ -21,6 +22,8 @@ from tests.control.test_crew import (
     settings,
 )
 from tests.engine.lab import listening
+
+pytestmark = pytest.mark.usefixtures("close_sockets")
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -22,11 +22,12 @@ from tests.e2e.program import Program, start
 from tests.e2e.subject import Forward, Settings, command_of
 
 LAUNCH = """
-import os, sys
+import fcntl, os, sys
 files, names, address, *command = sys.argv[1:]
 files = [int(file) for file in files.split(",") if file]
-high = [os.dup2(file, 500 + index) for index, file in enumerate(files)]
-os.closerange(3, 500)
+high = [fcntl.fcntl(file, fcntl.F_DUPFD, 3 + len(files)) for file in files]
+for file in files:
+    os.close(file)
 for index, file in enumerate(high):
     os.dup2(file, 3 + index)
     os.close(file)
