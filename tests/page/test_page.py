@@ -10,13 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
 
 from proxy.core.flow import CloseReason
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import until
 from tests.e2e.program import free_port
-from tests.e2e.sockets import connect, echo, listen, say, text_of
+from tests.e2e.sockets import connect, echo, expect_refusal, listen, say, text_of
 from tests.e2e.subject import Forward, Sockpair
 from tests.e2e.subject import sockpair as again
 from tests.observe.admin import admin_server
@@ -79,9 +78,7 @@ async def test_rows_appear_as_traffic_runs_and_leave_with_their_reason(
             await say(client, b"x" * 2048)
             await browser.wait("document.querySelector('main').innerText.includes('4.00 KiB')")
         await browser.wait("document.querySelector('.empty').textContent == 'No flow is live.'")
-        with pytest.raises(trio.BrokenResourceError):
-            async with await connect(dead.address) as refused:
-                await refused.receive_some()
+        await expect_refusal(dead.address)
         await browser.do(lambda page: page.get_by_role("tab", name="Closed").click())
         assert (await row_with(browser, "finished"))["Side"] == "client"
         assert (await row_with(browser, "connect refused"))["Listener"] == "dead"
