@@ -13,10 +13,9 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
+from contextlib import closing, suppress
 from itertools import count
 from pathlib import Path
-from socket import AF_UNIX, SOCK_STREAM, socketpair
 from typing import TYPE_CHECKING, Any, Final, Protocol
 
 import structlog
@@ -26,7 +25,7 @@ import proxy
 from proxy.core.events import EventKind, FlowEvent
 from proxy.engine.child import Hello, hello, order, read_lines
 from proxy.engine.watch import Told
-from proxy.engine.wire import Wire, WireError
+from proxy.engine.wire import Wire, WireError, wire_pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -118,22 +117,22 @@ class RemoteWorker:
             OSError: it could not be started.
 
         """
-        ours, theirs = socketpair(AF_UNIX, SOCK_STREAM)
-        ours.setblocking(False)
-        with theirs:
-            process = self._process = await _start(theirs.fileno())
-        wire = self._wire = Wire(trio.socket.from_stdlib_socket(ours))
-        self.pid = process.pid
-        try:
-            with suppress(WireError):
-                await wire.send(*hello(self._settings, self._commons))
-                self._started.set()
-                await self._hear(wire)
-        finally:
-            self._lose()
-            wire.close()
-            with trio.CancelScope(shield=True):
-                await _see_off(process)
+        wire, theirs = wire_pair()
+        with closing(wire):
+            with theirs:
+                process = self._process = await _start(theirs.fileno())
+            self._wire = wire
+            self.pid = process.pid
+            try:
+                with suppress(WireError):
+                    await wire.send(*hello(self._settings, self._commons))
+                    self._started.set()
+                    await self._hear(wire)
+            finally:
+                self._lose()
+                wire.close()
+                with trio.CancelScope(shield=True):
+                    await _see_off(process)
         assert process.returncode is not None
         return process.returncode
 

@@ -92,7 +92,8 @@ class Ceiling:
             them, whatever was rounded.
         lease: bytes that may be moved before they are booked; see ``core.shaper``.
         first_lease: the same of a new bucket, which holds a piece.
-        new: what a new bucket owes.
+        new: what a new bucket owes, which holds a piece. Were it empty, each new flow would wait
+            for its first byte; full, it would begin with a burst. 10 seconds bring 100.5 % at most.
         at_lease: what a bucket owes that holds a lease.
         calm_lease: bytes that may pass a policer before they are booked; half of what is above
             ``CALM``, so that who stays below the ceiling has a lease always.
@@ -157,14 +158,6 @@ class Ceiling:
         spare = (1 - CALM) * rate.burst
         self.calm_lease = int(min(LEASE_MAX, spare / 2))
         self.at_calm = (spare - self.calm_lease) * self.cost
-
-    def fresh(self, now: float) -> float:
-        """When a new bucket is full, which holds a piece.
-
-        Were it empty, each new flow would wait for its first byte; full, it would begin with a
-        burst. 10 seconds bring 100.5 % at most.
-        """
-        return now + self.new
 
     def tokens(self, owed: float) -> float:
         """Bytes in a bucket that owes so much, and below 0 owes nothing."""

@@ -231,13 +231,19 @@ class StreamListener:
             return Refusal.ACCESS
         if relay.table.comes_round(self.counters, remote, local):
             return Refusal.LOOP
+        return self.room(client, remote, now)
+
+    def room(self, client: Socket, remote: Address, now: float) -> Refusal | None:
+        """Why there is no room for a client here or by an order; or None."""
+        relay = self.relay
         refusal = relay.refusal(FILES_PER_FLOW)
-        if refusal is not None:
-            if refusal is not Refusal.TABLE_FULL:
-                return refusal
-            holder = self.counters.gate.limits.key(remote[0])
-            refusal = relay.press(FILES_PER_FLOW, holder, now)
+        if refusal is Refusal.TABLE_FULL:
+            refusal = relay.press(FILES_PER_FLOW, self.holder(client, remote), now)
         return refusal or relay.orders.refusal(self.counters, remote)
+
+    def holder(self, client: Socket, remote: Address) -> SourceKey:
+        """The source that holds a client's flow in a full table, though nobody else asks for it."""
+        return self.counters.gate.limits.key(remote[0])
 
     def open(
         self,

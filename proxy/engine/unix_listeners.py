@@ -24,7 +24,6 @@ from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import DatagramBatch
 from proxy.engine.sockaddr import CMSG
 from proxy.engine.sources import user_key
-from proxy.engine.stream import FILES_PER_FLOW as FILES_PER_STREAM
 from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_unix_leg, unix_name
 from proxy.engine.unix_flow import UnixFlow
 
@@ -56,15 +55,15 @@ class UnixListener(StreamListener):
         """The user who has connected."""
         return user_key(credentials_of(client))
 
+    def holder(self, client: Socket, remote: Address) -> SourceKey:
+        """The same in a full table."""
+        return self.source_of(client, remote)
+
     def refusal(
         self, client: Socket, remote: Address, local: Address, now: float
     ) -> Refusal | None:
         """Why a client is not let in, whatever the gate says; or None."""
-        refusal = self.relay.refusal(FILES_PER_STREAM)
-        if refusal is Refusal.TABLE_FULL:
-            holder = self.source_of(client, remote)
-            refusal = self.relay.press(FILES_PER_STREAM, holder, now)
-        return refusal or self.relay.orders.refusal(self.counters, remote)
+        return self.room(client, remote, now)
 
     def open(
         self,

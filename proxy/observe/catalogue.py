@@ -51,11 +51,6 @@ class MetricEntry:
     read: Callable[[Reading], Samples]
 
 
-def catalogue() -> tuple[MetricEntry, ...]:
-    """Every metric, in the order of ``/metrics``."""
-    return CATALOGUE
-
-
 _LISTENER: Final = ("listener",)
 _REASON: Final = ("listener", "reason")
 _ENDPOINT: Final = ("upstream", "endpoint")

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from proxy.observe.catalogue import catalogue
+from proxy.observe.catalogue import CATALOGUE
 from proxy.observe.exposition import Family
 from proxy.observe.flow_metrics import FLOW_CATALOGUE, OMITTED
 
@@ -21,7 +21,7 @@ END = "<!-- end of metrics -->\n"
 def metrics_table() -> str:
     """Every metric, its type, its labels and its meaning, as Markdown."""
     of_flows = map(_row, (OMITTED, *FLOW_CATALOGUE))
-    return "".join([HEAD, *map(_row, catalogue()), FLOWS, HEAD, *of_flows, "\n"])
+    return "".join([HEAD, *map(_row, CATALOGUE), FLOWS, HEAD, *of_flows, "\n"])
 
 
 def _row(entry: Family) -> str:

@@ -43,12 +43,12 @@ def test_a_bucket_holds_what_the_rate_says(speed: float, burst: float, owed: flo
 
 def test_a_new_bucket_holds_a_piece() -> None:
     ceiling = Ceiling(shaping_rate(1e6))
-    assert ceiling.tokens(ceiling.fresh(NOW) - NOW) == pytest.approx(ceiling.piece)
+    assert ceiling.tokens(ceiling.new) == pytest.approx(ceiling.piece)
 
 
 def test_without_a_rate_there_is_always_enough() -> None:
     ceiling = Ceiling(None)
-    assert ceiling.fresh(NOW) == NOW
+    assert ceiling.new == 0
     assert ceiling.tokens(-1) == ceiling.tokens(1) == inf
     assert ceiling.cost == 0
     ceiling.become(shaping_rate(1e6))

@@ -10,7 +10,7 @@ from prometheus_client.openmetrics.parser import (
 from prometheus_client.parser import text_string_to_metric_families as parse_text
 
 from proxy.core.flow import CloseReason, CloseSide, Drop, Refusal
-from proxy.observe.catalogue import catalogue
+from proxy.observe.catalogue import CATALOGUE
 from proxy.observe.metrics import render
 from proxy.observe.samples import Reading
 from tests.e2e.program import peer
@@ -43,12 +43,12 @@ async def test_render_emits_exactly_the_catalogue() -> None:
     _, text = await scrape(FakeRelay())
     written = [line.split()[2:4] for line in text.splitlines() if line.startswith("# TYPE")]
     types = {"info": "gauge"}
-    assert written == [[entry.name, types.get(entry.type, entry.type)] for entry in catalogue()]
+    assert written == [[entry.name, types.get(entry.type, entry.type)] for entry in CATALOGUE]
 
 
 async def test_samples_carry_exactly_the_labels_of_the_catalogue() -> None:
     _, text = await scrape(FakeRelay())
-    labels = {entry.name: set(entry.labels) for entry in catalogue()}
+    labels = {entry.name: set(entry.labels) for entry in CATALOGUE}
     for family in parse_text(text):
         for sample in family.samples:
             name = sample.name
