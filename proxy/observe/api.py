@@ -15,7 +15,6 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing
-from difflib import get_close_matches
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 
@@ -23,7 +22,6 @@ import structlog
 
 from proxy.core.address import Transport
 from proxy.core.condition import Administration
-from proxy.core.events import EventKind
 from proxy.core.explanation import FlowQuestion
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
@@ -45,20 +43,25 @@ from proxy.observe.params import (
     LIMITING,
     LISTING,
     RELOADING,
-    STREAMED,
     STREAMING,
     ParamError,
-    explained_client,
     flow_query,
-    read_params,
+)
+from proxy.observe.paths import Paths
+from proxy.observe.questions import (
+    check_evictable,
+    event_wish,
+    flow_id,
+    flow_question,
+    params_of,
+    refused,
+    whole_number,
 )
 from proxy.observe.reader import Wish, as_events, as_lines, read_events
 from proxy.observe.samples import Reading
 from proxy.observe.trust import Trust
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from proxy.core.counters import ListenerSnapshot
     from proxy.engine.port import CheckRow, RelayCounters, RelayPort, StewardPort
     from proxy.observe.reader import Message
@@ -66,16 +69,10 @@ if TYPE_CHECKING:
 SLICE_ROWS: Final = 10
 """Rows written before the relay gets its turn: a twentieth of a millisecond."""
 
-NEAR: Final = 0.75
-"""How alike a word must be to one of ours to be taken for it, of 1."""
-
 NDJSON: Final = "application/x-ndjson"
 EVENTS: Final = "text/event-stream"
 
 NOBODY_ELSE: Final = Trust()
-
-FLOW_PARAMS: Final = (*STREAMED, "sort", "limit")
-"""What of a stream's parameters says which flows."""
 
 log = structlog.get_logger()
 
@@ -123,8 +120,7 @@ class Api:
         objection = None if request.local else self._trust.objection(request.headers)
         if objection is not None:
             raise HttpError(403, objection)
-        path, word = _split(request.path)
-        answer = _method(request, path)
+        answer, word = PATHS.find(request)
         return await answer(self, request, word)
 
     async def index(self, request: Request, _word: str) -> Response:
@@ -179,12 +175,12 @@ class Api:
 
     async def status(self, request: Request, _word: str) -> Response:
         """The relay's status."""
-        _params(request, ())
+        params_of(request, ())
         return json_response(await self._port.status())
 
     async def listeners(self, request: Request, _word: str) -> Response:
         """Every listener: where it listens, and what its flows have done."""
-        _params(request, ())
+        params_of(request, ())
         status, counters = await self._port.status(), await self._port.counters()
         rows = [
             {
@@ -204,24 +200,24 @@ class Api:
 
     async def upstreams(self, request: Request, _word: str) -> Response:
         """Every upstream with its endpoints."""
-        _params(request, ())
+        params_of(request, ())
         checks = self._steward.checks()
         return json_response({"upstreams": _by_upstream(await self._port.counters(), checks)})
 
     async def names(self, request: Request, _word: str) -> Response:
         """What is known of the names of endpoints."""
-        _params(request, ())
+        params_of(request, ())
         return json_response({"names": self._steward.names()})
 
     async def checks(self, request: Request, _word: str) -> Response:
         """How endpoints are, as active checks show."""
-        _params(request, ())
+        params_of(request, ())
         return json_response({"checks": self._steward.checks()})
 
     async def flows(self, request: Request, _word: str) -> Response:
         """Rows of the flow table."""
-        values = _params(request, LISTING)
-        _check_evictable(values)
+        values = params_of(request, LISTING)
+        check_evictable(values)
         await self._check_listener(values)
         query = flow_query(values)
         found = await self._port.flow_ids(query)
@@ -229,7 +225,7 @@ class Api:
 
     async def find(self, request: Request, _word: str) -> Response:
         """Which flows own an address or port on either pair: live ones, then recently closed."""
-        values = _params(request, FINDING)
+        values = params_of(request, FINDING)
         if not values.keys() & {"address", "port"}:
             raise HttpError(400, 'say what to find: "?address=192.0.2.1:80" or "?port=80"')
         page = await self._port.flows(flow_query(values))
@@ -239,8 +235,8 @@ class Api:
 
     async def explain(self, request: Request, _word: str) -> Response:
         """What a new flow would meet with, and why; nothing is sent, and nothing changes."""
-        values = _params(request, EXPLAINING, verbatim=("client",))
-        question = _question(values)
+        values = params_of(request, EXPLAINING, verbatim=("client",))
+        question = flow_question(values)
         rows = (await self._port.counters())["listeners"]
         if (problem := _no_such(rows, question)) is not None:
             raise HttpError(404, problem)
@@ -252,19 +248,20 @@ class Api:
 
     async def events(self, request: Request, _word: str) -> Response:
         """What happens to flows, for as long as the client listens."""
-        values = _params(request, STREAMING)
+        values = params_of(request, STREAMING)
         await self._check_listener(values)
         if self.hub.full:
             raise HttpError(503, f"{READERS_MAX} others read events already; try again later")
-        wish = _wish(values, request.headers.get("last-event-id"))
-        if values.get("format", _format(request)) == "ndjson":
+        wish = event_wish(values, request.headers.get("last-event-id"))
+        accepted = "ndjson" if NDJSON in request.headers.get("accept", "") else "sse"
+        if values.get("format", accepted) == "ndjson":
             return Response(self._event_pieces(wish, as_lines), NDJSON, lasting=True)
         return Response(self._event_pieces(wish, as_events), EVENTS, lasting=True)
 
     async def flow(self, request: Request, word: str) -> Response:
         """One flow, live or recently closed."""
-        _params(request, ())
-        number = _flow_id(word)
+        params_of(request, ())
+        number = flow_id(word)
         for recent in (False, True):
             page = await self._port.flows(flow_query({}, id=number, recent=recent))
             if page["rows"]:
@@ -273,15 +270,15 @@ class Api:
 
     async def kill_flow(self, request: Request, word: str) -> Response:
         """End one flow."""
-        _params(request, ())
-        number = _flow_id(word)
+        params_of(request, ())
+        number = flow_id(word)
         if not await self._kill(request, flow_query({}, id=number)):
             raise HttpError(404, f"no flow {number} is live")
         return json_response({"killed": 1})
 
     async def kill_flows(self, request: Request, _word: str) -> Response:
         """End every flow that matches."""
-        values = _params(request, KILLING)
+        values = params_of(request, KILLING)
         everything = values.pop("all", False)
         if bool(values) == everything:
             raise HttpError(
@@ -292,7 +289,7 @@ class Api:
 
     async def reload(self, request: Request, _word: str) -> Response:
         """Read the configuration again, and do what it says."""
-        values = _params(request, RELOADING)
+        values = params_of(request, RELOADING)
         answer = await self._steward.reload(request.peer, dry_run=values.get("dry_run", False))
         if answer["problems"]:
             raise HttpError(409, "nothing was changed; see the problems", **answer)
@@ -300,7 +297,7 @@ class Api:
 
     async def drain(self, request: Request, _word: str) -> Response:
         """Begin to drain a listener, or an endpoint; the status tells how it goes on."""
-        values = _params(request, DRAINING, verbatim=("endpoint",))
+        values = params_of(request, DRAINING, verbatim=("endpoint",))
         listener, endpoint = values.get("listener"), values.get("endpoint")
         if (listener is None) == (endpoint is None):
             raise HttpError(400, 'say what to drain: "?listener=web" or "?endpoint=192.0.2.1:80"')
@@ -320,7 +317,7 @@ class Api:
         return await self._administer(request, Administration.ENABLED)
 
     async def _administer(self, request: Request, administration: Administration) -> Response:
-        values = _params(request, ADMINISTERING, verbatim=("endpoint",))
+        values = params_of(request, ADMINISTERING, verbatim=("endpoint",))
         endpoint = values.get("endpoint")
         if endpoint is None:
             raise HttpError(400, 'say which endpoint: "?endpoint=192.0.2.1:80"')
@@ -332,12 +329,12 @@ class Api:
 
     async def limits(self, request: Request, _word: str) -> Response:
         """Every limit in force, and where it comes from."""
-        _params(request, ())
+        params_of(request, ())
         return json_response(await self._steward.limits())
 
     async def limit(self, request: Request, _word: str) -> Response:
         """Keep flows to an order from now on."""
-        params = _params(request, LIMITING)
+        params = params_of(request, LIMITING)
         await self._check_listener(params)
         query = flow_query({name: params[name] for name in LIMITED if name in params})
         values = LimitValues(*map(params.get, LimitValues._fields))
@@ -352,8 +349,8 @@ class Api:
 
     async def lift_limit(self, request: Request, word: str) -> Response:
         """Keep flows to an order no more."""
-        _params(request, ())
-        number = _number(word, "the number of a limit: numbers")
+        params_of(request, ())
+        number = whole_number(word, "the number of a limit: numbers")
         row = await self._steward.lift_limit(number, by=request.peer)
         if row is None:
             raise HttpError(404, f'there is no limit {number}; "sockpair limits" lists them')
@@ -403,7 +400,7 @@ class Api:
         names = [row["listener"] for row in (await self._port.counters())["listeners"]]
         if values["listener"] not in names:
             named = f'there is no listener "{values["listener"]}"'
-            raise _refused(ParamError("listener", f"{named}; there are: {', '.join(names)}"))
+            raise refused(ParamError("listener", f"{named}; there are: {', '.join(names)}"))
 
 
 Method: TypeAlias = Callable[[Api, Request, str], Awaitable[Response]]
@@ -437,9 +434,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     FLOW_PATH: {"GET": Api.flow, "DELETE": Api.kill_flow},
 }
 
-ROUTES_WITH_WORD: Final = {
-    route.rpartition("/")[0]: route for route in (FLOW_PATH, LIMIT_PATH, ASSET_PATH)
-}
+PATHS: Final = Paths(ROUTES, (FLOW_PATH, LIMIT_PATH, ASSET_PATH))
 
 INDEX: Final = f"""sockpair
 
@@ -470,27 +465,6 @@ POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER
 """
 
 
-def _question(values: dict[str, Any]) -> FlowQuestion:
-    """Which flow is to be explained.
-
-    Raises:
-        HttpError: it is not said, or there are none such.
-
-    """
-    missing = [name for name in EXPLAINING[:3] if name not in values]
-    if missing:
-        example = '"?transport=tcp&client=192.0.2.7&listener=web"'
-        raise HttpError(400, f"say which flow, by {', '.join(missing)} too: {example}")
-    transport = values["transport"]
-    if transport.is_unix:
-        raise _refused(ParamError("transport", f'"{transport}" has no clients with an address'))
-    try:
-        client = explained_client(values["client"])
-    except ParamError as error:
-        raise _refused(error) from None
-    return FlowQuestion(**{**values, "client": client})
-
-
 def _no_such(rows: Sequence[ListenerSnapshot], question: FlowQuestion) -> str | None:
     """Why no listener is meant, and which there are; None if one is."""
     there = [f"{row['transport']} {row['listener']}" for row in rows]
@@ -498,114 +472,6 @@ def _no_such(rows: Sequence[ListenerSnapshot], question: FlowQuestion) -> str | 
     if asked in there:
         return None
     return f'there is no listener "{asked}"; there are: {", ".join(there)}'
-
-
-def _split(path: str) -> tuple[str, str]:
-    """Divide a path into its route and the id at its end."""
-    head, _, word = path.rpartition("/")
-    if word and head in ROUTES_WITH_WORD:
-        return ROUTES_WITH_WORD[head], word
-    return path, ""
-
-
-def _method(request: Request, path: str) -> Method:
-    """The way to answer, or an error that says what there is."""
-    methods = ROUTES.get(path)
-    if methods is None:
-        raise HttpError(404, _no_path(request.path))
-    method = "GET" if request.method == "HEAD" else request.method
-    if method not in methods:
-        raise _not_allowed(request, methods)
-    if method != "GET" and not request.control:
-        raise _not_permitted(request)
-    return methods[method]
-
-
-def _not_permitted(request: Request) -> HttpError:
-    """403: who asks may only read. A user of this host who tries is worth a line in the log."""
-    if not request.local:
-        method = request.method
-        return HttpError(403, f"{method} needs the admin Unix socket; by TCP one can only read")
-    log.warning("change_refused", asked=f"{request.method} {request.path}", by=request.peer)
-    return HttpError(403, f"{request.peer} may only read: admin.users names who may change things")
-
-
-def _no_path(path: str) -> str:
-    """Name the path whose last word is near; all paths of the API are alike in the rest."""
-    ends = {
-        route.rpartition("/")[2]: route
-        for route in ROUTES
-        if route not in ROUTES_WITH_WORD.values()
-    }
-    nearest = get_close_matches(path.rstrip("/").rpartition("/")[2], ends, 1, NEAR)
-    hint = f'did you mean "{ends[nearest[0]]}"?' if nearest else '"/" lists what there is'
-    return f'there is no "{path}"; {hint}'
-
-
-def _not_allowed(request: Request, methods: dict[str, Method]) -> HttpError:
-    """405, with the methods that this client may use."""
-    reading = ["GET", "HEAD"] if "GET" in methods else []
-    allowed = [*reading, *(name for name in methods if name != "GET" and request.control)]
-    use = ", ".join(allowed) or f"the admin Unix socket, and {', '.join(methods)}"
-    error = HttpError(405, f"{request.method} is not for {request.path}; use {use}")
-    error.headers = (("Allow", ", ".join(allowed)),)
-    return error
-
-
-def _params(
-    request: Request, known: Collection[str], verbatim: Collection[str] = ()
-) -> dict[str, Any]:
-    try:
-        return read_params(request.query, known, verbatim)
-    except ParamError as exc:
-        raise _refused(exc) from exc
-    except ValueError as exc:
-        raise HttpError(400, str(exc)) from exc
-
-
-def _wish(values: dict[str, Any], last_event: str | None) -> Wish:
-    """What a reader wants to be told; a browser that comes back says where it was in a header."""
-    query = flow_query({name: values[name] for name in FLOW_PARAMS if name in values})
-    after = values.get("after")
-    if after is None and last_event:
-        is_number = last_event.isascii() and last_event.isdigit() and len(last_event) <= 18
-        after = int(last_event) if is_number else 0  # which is no number of an event
-    return Wish(
-        query=query,
-        kinds=values.get("event", frozenset(EventKind)),
-        snapshot=values.get("snapshot", True),
-        counters=values.get("counters", False),
-        after=after,
-    )
-
-
-def _format(request: Request) -> str:
-    return "ndjson" if NDJSON in request.headers.get("accept", "") else "sse"
-
-
-def _check_evictable(values: dict[str, Any]) -> None:
-    """Refuse what makes no sense with, or without, ``evictable``: it has an order of its own."""
-    if values.get("evictable"):
-        for name in ("recent", "sort"):
-            if values.get(name):
-                reason = "not with evictable, which lists live flows in the order they would go"
-                raise _refused(ParamError(name, reason))
-    elif "newcomer" in values:
-        raise _refused(ParamError("newcomer", "only with evictable=true"))
-
-
-def _refused(error: ParamError) -> HttpError:
-    return HttpError(400, str(error), parameter=error.parameter, reason=error.reason)
-
-
-def _flow_id(word: str) -> int:
-    return _number(word, "the id of a flow: ids")
-
-
-def _number(word: str, what: str) -> int:
-    if not (word.isascii() and word.isdigit() and len(word) <= 18):
-        raise HttpError(400, f'"{word}" is not {what} are whole numbers')
-    return int(word)
 
 
 def _direction(row: ListenerSnapshot, name: Literal["original", "reply"]) -> dict[str, Any]:
