@@ -33,7 +33,7 @@ from proxy.config.values import (
     WhenFull,
     as_array,
 )
-from proxy.core.upstream import WEIGHT_MAX
+from proxy.core.endpoint import WEIGHT_MAX
 
 
 class Endpoint(Table):

@@ -25,10 +25,11 @@ from proxy.control.specs import style_of, waiting_of
 from proxy.core.address import parse_address
 from proxy.core.balance.ways import Balance
 from proxy.core.ejection import EjectionTerms
+from proxy.core.endpoint import WEIGHT_MAX
 from proxy.core.names import Outcome
 from proxy.core.source import ANY_PORT
 from proxy.core.unix import unix_address
-from proxy.core.upstream import WEIGHT_MAX, MulticastPath
+from proxy.core.upstream import MulticastPath
 from proxy.engine.sockaddr import family_of, scoped
 from proxy.engine.specs import EndpointSpec, SourceSpec, UpstreamSpec
 

@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import format_address
 from proxy.core.condition import Condition
-from proxy.core.upstream import STEPS
+from proxy.core.endpoint import STEPS
 
 if TYPE_CHECKING:
     from proxy.core.counters import AddressSnapshot
-    from proxy.core.upstream import Endpoint
+    from proxy.core.endpoint import Endpoint
 
 SEVERITY: Final = [each.value for each in Condition]
 """From what is well to what is out for good: of several workers' views the last is shown."""

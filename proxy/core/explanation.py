@@ -22,8 +22,9 @@ from proxy.core.flow import CloseReason, Refusal
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.admission import GateLevel
+    from proxy.core.endpoint import Endpoint
     from proxy.core.live_limit import LiveLimit
-    from proxy.core.upstream import Endpoint, Upstream
+    from proxy.core.upstream import Upstream
 
 
 class Outcome(StrEnum):

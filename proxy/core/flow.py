@@ -20,12 +20,12 @@ from typing import TYPE_CHECKING, Final
 if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.counters import ListenerCounters
+    from proxy.core.endpoint import Endpoint
     from proxy.core.identity import Identity
     from proxy.core.responders import Responders
     from proxy.core.sample import Insight
     from proxy.core.sources import SourceKey
     from proxy.core.unix import Credentials
-    from proxy.core.upstream import Endpoint
 
 
 class State(StrEnum):

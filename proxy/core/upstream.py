@@ -1,8 +1,4 @@
-"""Upstreams, their endpoints, and which of these are usable.
-
-An endpoint here is resolved: it has one socket address. Its name is what the configuration says,
-and is the metric label; a name that resolves to several addresses is several endpoints, which share
-the name and its counters, and have each their own condition and their own live flows.
+"""Upstreams: which of their endpoints are usable, and how one of them is chosen.
 
 Who is asked for new flows is worked out when the condition of an endpoint changes, not when a flow
 comes: choosing costs the same whether all endpoints are well or none. Backups are usable only while
@@ -22,177 +18,14 @@ from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
 from proxy.core.balance.turns import Turns
-from proxy.core.condition import CONDITIONS, USABLE, Administration, Condition, Health
-from proxy.core.counters import EndpointCounters
+from proxy.core.condition import USABLE, Condition
 from proxy.core.ejection import EjectionTerms, Record
+from proxy.core.endpoint import ENABLED, STEPS
 
 if TYPE_CHECKING:
-    from proxy.core.address import Address
     from proxy.core.balance.picker import Pick, Picker
-    from proxy.core.flow import CloseReason
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-
-ORIGINAL: Final = "original"
-"""The name, and the metric label, of the one endpoint that stands for original destinations."""
-
-NOWHERE: Final = ("0.0.0.0", 0)  # noqa: S104 - nobody connects to it
-
-WEIGHT_MAX: Final = 256
-"""As much as one endpoint can be of another; more is better said by another upstream."""
-
-
-ENABLED: Final = Administration.ENABLED
-
-STEPS: Final = 20
-"""In which the share of an endpoint that starts slowly grows: from a twentieth, by a twentieth."""
-
-
-class Endpoint:
-    """One address of an upstream, with its condition and its part of the flows.
-
-    What it is in the configuration may change (``weight``, ``backup``); it is the same endpoint for
-    as long as name and address are.
-
-    Attributes:
-        name: what the configuration calls it.
-        address: where it is.
-        counters: of its name.
-        weight: its part of the flows beside others, as configured.
-        share: the same, as it is now.
-        backup: whether it is asked only while no other can be.
-        ceiling: flows that it may have at once.
-        kin: usable endpoints of its name that are of the other IP version.
-        warm_from: when it began to be usable, monotonic seconds; minus infinity if it always was.
-        flows: live ones, of this address, and those that are being connected.
-        administration: what operators want of it.
-        health: what active checks say.
-        reason: why, in a few words.
-        ejected: whether it is, for what flows met with.
-        record: of what flows met with; None if nobody asks.
-        condition: what follows from these three.
-        since: when it came into this condition, monotonic seconds; 0 if it was never in another.
-        upstream: which is told of changes; None for an endpoint of a single flow.
-
-    """
-
-    __slots__ = (
-        "address",
-        "administration",
-        "backup",
-        "ceiling",
-        "condition",
-        "counters",
-        "ejected",
-        "flows",
-        "health",
-        "kin",
-        "name",
-        "reason",
-        "record",
-        "share",
-        "since",
-        "upstream",
-        "warm_from",
-        "weight",
-    )
-
-    def __init__(
-        self,
-        upstream: str,
-        name: str,
-        address: Address,
-        counters: EndpointCounters | None = None,
-    ) -> None:
-        self.name = name
-        self.address = address
-        self.counters = counters or EndpointCounters(upstream, name)
-        self.weight = self.share = 1
-        self.backup = False
-        self.ceiling = inf
-        self.warm_from = -inf
-        self.kin: tuple[Endpoint, ...] = ()
-        self.flows = 0
-        self.administration = Administration.ENABLED
-        self.health = Health.UNKNOWN
-        self.reason = ""
-        self.ejected = False
-        self.record: Record | None = None
-        self.condition = Condition.UNKNOWN
-        self.since = 0.0
-        self.upstream: Upstream | None = None
-
-    @property
-    def is_full(self) -> bool:
-        """Whether it has all the flows that it may have."""
-        return self.flows >= self.ceiling
-
-    def become(self, weight: int, *, backup: bool, ceiling: float = inf) -> None:
-        """Be as configured from now on; ``Upstream.become`` follows, which sees to the rest."""
-        self.weight = self.share = weight
-        self.backup = backup
-        self.ceiling = ceiling
-
-    def take(self) -> None:
-        """Have one flow more, which is being connected."""
-        self.flows += 1
-        if self.flows == self.ceiling and self.upstream is not None:
-            self.upstream.filled(self)
-
-    def leave(self, now: float) -> None:
-        """Have one flow less: it has ended, or could not be connected."""
-        if self.flows == self.ceiling and self.upstream is not None:
-            self.upstream.freed(self)
-        self.flows -= 1
-
-    def administer(self, administration: Administration, now: float) -> None:
-        """Follow the orders of operators."""
-        self.administration = administration
-        self._look_again(now)
-
-    def set_health(self, health: Health, reason: str, now: float) -> None:
-        """Know what active checks say, and why."""
-        self.health = health
-        self.reason = reason
-        self._look_again(now)
-
-    def try_eject(self, reason: str, now: float) -> bool:
-        """Take no new flows for what flows met with; false if that may not be."""
-        if self.record is None or self.ejected or self.upstream is None:
-            return False
-        if not self.upstream.may_eject(self.record.terms.most_percent):
-            return False
-        self.record.eject(reason, now)
-        self.counters.ejections += 1
-        self.eject(now)
-        return True
-
-    def eject(self, now: float, *, ejected: bool = True) -> None:
-        """Take no new flows for what flows met with, or take them again."""
-        self.ejected = ejected
-        self._look_again(now)
-
-    def come_back(self, now: float) -> None:
-        """Be no longer ejected, if the time is over; the upstream looks again afterwards."""
-        if self.ejected and (self.record is None or now >= self.record.until):
-            self.ejected = False
-            if self.record is not None:
-                self.record.come_back()
-            self._settle(now)
-
-    def _look_again(self, now: float) -> None:
-        if self._settle(now) and self.upstream is not None:
-            self.upstream.look_again(now)
-
-    def _settle(self, now: float) -> bool:
-        """Be in the condition that follows; tell whether it is another."""
-        condition = CONDITIONS[self.administration, self.health, self.ejected]
-        if condition is self.condition:
-            return False
-        before, self.condition = self.condition, condition
-        self.since = now
-        if before.is_usable is not condition.is_usable:
-            self.warm_from = now if condition.is_usable else -inf
-        return True
 
 
 class MulticastPath(NamedTuple):
@@ -209,19 +42,6 @@ class MulticastPath(NamedTuple):
 
 
 HOME: Final = MulticastPath()
-
-
-class OriginalCounters(EndpointCounters):
-    """The counters of all original destinations together.
-
-    That one of them cannot be reached says nothing about the others, so they are never down.
-    """
-
-    __slots__ = ()
-
-    def attempt_failed(self, reason: CloseReason, now: float) -> None:
-        """Count a connection attempt that ended without a connection."""
-        self.failures[reason] += 1
 
 
 class Waiter(Protocol):
@@ -498,43 +318,3 @@ def _find_kin(endpoints: Sequence[Endpoint]) -> None:
 
 def _version(endpoint: Endpoint) -> int:
     return 6 if ":" in endpoint.address[0] else 4
-
-
-class OriginalUpstream(Upstream):
-    """An upstream whose flows go where their clients meant to go before they were diverted."""
-
-    __slots__ = ()
-
-    def __init__(self, name: str, counters: EndpointCounters | None = None) -> None:
-        counters = counters or OriginalCounters(name, ORIGINAL)
-        super().__init__(name, [Endpoint(name, ORIGINAL, NOWHERE, counters)])
-
-    def towards(self, address: Address) -> SoleUpstream:
-        """The upstream of one flow: its destination is the only endpoint."""
-        endpoint = Endpoint(self.name, ORIGINAL, address, self.endpoints[0].counters)
-        return SoleUpstream(endpoint, self.multicast)
-
-
-class SoleUpstream:
-    """What a flow asks of its upstream, where that has one endpoint, for this flow alone.
-
-    It holds no reference to itself, as an upstream does by its picker: there is one for each flow,
-    and cycles are not collected often.
-    """
-
-    __slots__ = ("multicast", "usable")
-
-    by_source: Final = False
-    queue: Final = None
-
-    def __init__(self, endpoint: Endpoint, multicast: MulticastPath) -> None:
-        self.usable = (endpoint,)
-        self.multicast = multicast
-
-    def pick(self, tried: Collection[Endpoint], source: SourceKey, now: float) -> Endpoint | None:
-        """The endpoint, unless it has been tried."""
-        return None if tried else self.usable[0]
-
-    def has_room_later(self, tried: Collection[Endpoint]) -> bool:
-        """It is never full."""
-        return False

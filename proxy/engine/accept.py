@@ -19,7 +19,7 @@ import structlog
 
 from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
-from proxy.core.upstream import OriginalUpstream
+from proxy.core.original import OriginalUpstream
 from proxy.engine.copied import CopiedWay, dscp_of_stream, keep_syn
 from proxy.engine.identified import IdentifiedFlow
 from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT, prioritize

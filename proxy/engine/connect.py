@@ -45,9 +45,10 @@ if TYPE_CHECKING:
     from socket import SocketType as Socket
 
     from proxy.core.address import Address
+    from proxy.core.endpoint import Endpoint
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Choice, Endpoint, Queue
+    from proxy.core.upstream import Choice, Queue
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.stream import StreamFlow

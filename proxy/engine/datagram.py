@@ -40,10 +40,11 @@ from proxy.engine.unix import UnixDatagramSocket
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
+    from proxy.core.endpoint import Endpoint
     from proxy.core.proxy_protocol import HeaderStyle
     from proxy.core.responders import Responders
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Choice, Endpoint
+    from proxy.core.upstream import Choice
     from proxy.core.wheel import Slot
     from proxy.engine.datagram_listener import DatagramListener
     from proxy.engine.limited import Allowance

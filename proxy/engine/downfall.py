@@ -23,7 +23,8 @@ from proxy.engine.drains import slices
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
-    from proxy.core.upstream import Endpoint, Upstream
+    from proxy.core.endpoint import Endpoint
+    from proxy.core.upstream import Upstream
     from proxy.engine.relay import Relay
 
 FALLEN: Final = frozenset({Condition.DOWN, Condition.EJECTED})

@@ -160,7 +160,7 @@ class Drains:
             return sum(each.flows for each in counters if each.listener == target.listener)
         return sum(
             each.flows
-            for each in self._roster.endpoint_counters
+            for each in self._roster.upstreams.counters
             if (each.upstream, each.endpoint) == (target.upstream, target.endpoint)
         )
 

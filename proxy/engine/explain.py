@@ -21,7 +21,7 @@ from proxy.core.explanation import (
     verdict,
 )
 from proxy.core.flow import Refusal
-from proxy.core.upstream import OriginalUpstream
+from proxy.core.original import OriginalUpstream
 from proxy.engine.datagram import FILES_PER_FLOW as FILES_PER_DATAGRAM_FLOW
 from proxy.engine.queue import UpstreamQueue
 from proxy.engine.stream import FILES_PER_FLOW
@@ -68,7 +68,7 @@ class Explainer:
         if spec is None:
             return None
         evicted = await self._evicted(question, spec)
-        self._roster.refresh(now)
+        self._roster.upstreams.refresh(now)
         rule = rule_of(question, spec)
         route = self._route(question, spec)
         choice = self._choice(question, spec, route["upstream"], now, offset)
@@ -147,7 +147,8 @@ class Explainer:
     def _choice(
         self, question: FlowQuestion, spec: ListenerSpec, name: str, now: float, offset: float
     ) -> ChoiceRow:
-        upstream, balance = self._roster.upstream_called(name)
+        route = self._roster.upstreams[name]
+        upstream, balance = route.upstream, route.spec.balance
         if isinstance(upstream, OriginalUpstream):
             empty: ChoiceRow = {
                 "balance": balance.value,

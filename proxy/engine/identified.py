@@ -21,8 +21,8 @@ from proxy.engine.stream import StreamFlow
 from proxy.engine.unix_flow import UnixFlow
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.identity import Identity
-    from proxy.core.upstream import Endpoint
 
 
 class Identified(StreamFlow):

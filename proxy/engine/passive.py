@@ -10,8 +10,8 @@ from proxy.core.address import format_address
 from proxy.core.flow import CloseReason
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.flow import Flow
-    from proxy.core.upstream import Endpoint
 
 log = structlog.get_logger()
 

@@ -16,7 +16,7 @@ from proxy.engine.tcp import RESET_SINCE, take_error
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
-    from proxy.core.upstream import Endpoint
+    from proxy.core.endpoint import Endpoint
 
 
 class Race(Protocol):

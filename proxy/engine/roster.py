@@ -1,4 +1,4 @@
-"""The listeners and upstreams of a worker: what the last change made of them.
+"""The listeners of a worker: what the last change made of them; for upstreams see ``upstreams``.
 
 A listener here is one socket. A name may have had another socket before: that one accepts no more,
 and a datagram socket is still served until the last of its flows has ended, because their clients
@@ -12,32 +12,24 @@ Counters go by name and transport, for the life of the process; see ``core.ledge
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import astuple, dataclass, replace
-from random import random
+from dataclasses import astuple, replace
 from socket import SOCK_DGRAM, SOCK_STREAM
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport, format_address
-from proxy.core.address_rows import address_row
 from proxy.core.admission import NOBODY
-from proxy.core.balance.maglev import size_for
-from proxy.core.balance.ways import Balance, picker_of
 from proxy.core.condition import Administration
-from proxy.core.counters import EndpointCounters, ListenerCounters
+from proxy.core.counters import ListenerCounters
 from proxy.core.ledger import Ledger
 from proxy.core.server_names import ServerNames
-from proxy.core.source import SourcePool
-from proxy.core.upstream import ORIGINAL, Endpoint, OriginalCounters, OriginalUpstream, Upstream
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram_listener import DatagramListener
-from proxy.engine.downfall import Downfall
 from proxy.engine.limited import LimitedFlow, Policing
 from proxy.engine.outbound import Outbound
 from proxy.engine.parts import BandwidthPart
 from proxy.engine.preface import PrefaceRoom
-from proxy.engine.queue import UpstreamQueue
 from proxy.engine.routed import Routes, Way
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
@@ -45,14 +37,13 @@ from proxy.engine.terms import Terms
 from proxy.engine.throttle import Bandwidth
 from proxy.engine.transparent import TransparentListener
 from proxy.engine.unix_listeners import UnixgramFlow, UnixgramListener, UnixListener
+from proxy.engine.upstreams import Upstreams
 from proxy.engine.waiting import WaitingRoom
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
     from proxy.core.admission import AdmissionLimits, Gate
-    from proxy.core.balance.picker import Picker
-    from proxy.core.counters import AddressSnapshot
     from proxy.core.flow import Flow
     from proxy.core.sources import SourceKey
     from proxy.engine.datagram import DatagramFlow
@@ -62,11 +53,7 @@ if TYPE_CHECKING:
     from proxy.engine.specs import (
         Change,
         DrainTarget,
-        EndpointOrder,
-        EndpointSpec,
-        HealthReport,
         ListenerSpec,
-        UpstreamSpec,
     )
 
 Listener: TypeAlias = StreamListener | DatagramListener
@@ -76,37 +63,28 @@ EndpointKey: TypeAlias = tuple[str, str]
 NO_ORDERS: Final[Mapping[str, Administration]] = MappingProxyType({})
 
 
-@dataclass(slots=True)
-class _Route:
-    """An upstream, the spec it is made from, and the sources of its flows, taken in turn."""
-
-    spec: UpstreamSpec
-    upstream: Upstream
-    pool: SourcePool | None
-
-
 class Roster:
     """Listeners and upstreams of one worker.
 
     Args:
         relay: where flows live.
 
+    Attributes:
+        upstreams: where flows go.
+
     """
 
     def __init__(self, relay: Relay) -> None:
+        self.upstreams = Upstreams(relay)
         self._relay = relay
         self._listeners: dict[str, list[Listener]] = {}
         self._specs: dict[str, ListenerSpec] = {}
         self._terms: dict[str, Terms] = {}
         self._parts: list[BandwidthPart] = []
         self._retired: list[Listener] = []  # datagram sockets that serve their last flows
-        self._routes: dict[str, _Route] = {}
-        self._downfall = Downfall(relay)
-        self._disabled = set[EndpointKey]()  # by order; bounded by what there was to disable
         self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
             lambda key: ListenerCounters(*key, upstream="")
         )
-        self._endpoints: Ledger[EndpointKey, EndpointCounters] = Ledger(_endpoint_counters)
 
     @property
     def counters(self) -> list[ListenerCounters]:
@@ -114,19 +92,9 @@ class Roster:
         return self._ledger.shown()
 
     @property
-    def endpoint_counters(self) -> list[EndpointCounters]:
-        """Those of every endpoint, and of former ones that have flows."""
-        return self._endpoints.shown()
-
-    @property
-    def remembered(self) -> tuple[list[ListenerCounters], list[EndpointCounters]]:
-        """Those of every listener and endpoint that is or was, and is not forgotten."""
-        return list(self._ledger), list(self._endpoints)
-
-    @property
-    def upstreams(self) -> list[Upstream]:
-        """Every upstream."""
-        return [route.upstream for route in self._routes.values()]
+    def remembered(self) -> list[ListenerCounters]:
+        """Those of every listener that is or was, and is not forgotten."""
+        return list(self._ledger)
 
     def listening(self) -> list[ListenRow]:
         """Every socket that new flows may come by."""
@@ -147,15 +115,6 @@ class Roster:
             if isinstance(listener, DatagramListener):
                 listener.count_kernel_drops()
 
-    def addresses(
-        self, counters: EndpointCounters, now: float, offset: float
-    ) -> list[AddressSnapshot]:
-        """How the addresses are that an endpoint has now."""
-        route = self._routes.get(counters.upstream)
-        if route is None or route.spec.original:
-            return []
-        return [address_row(each, now, offset) for each in route.upstream.called(counters.endpoint)]
-
     def look_around(self, now: float) -> None:
         """Have the listeners that all workers limit together know what the others admit."""
         for spec in self._specs.values():
@@ -173,7 +132,7 @@ class Roster:
         Sockets that go to another name are known before any listener retires, so that one that
         is wanted again is not closed in between.
         """
-        self._use_upstreams(change.upstreams, now)
+        self.upstreams.use(change.upstreams, now)
         specs = {name: spec for name, spec in self._specs.items() if name not in change.closed}
         specs |= {each.spec.name: each.spec for each in change.opened}
         specs |= {spec.name: spec for spec in change.changed}
@@ -195,21 +154,6 @@ class Roster:
             for name, spec in specs.items()
             if name in before and _held_to(before[name]) != _held_to(spec)
         }
-
-    def readdress(self, specs: Iterable[UpstreamSpec], now: float) -> None:
-        """Have upstreams the endpoints that these say, and leave all else as it is.
-
-        What was ordered for an endpoint holds for its new addresses, too. An upstream that is no
-        more, as a reload came between, is passed over.
-        """
-        new = {spec.name: spec for spec in specs if spec.name in self._routes}
-        self._endpoints.use(
-            _endpoint_keys(new.get(name, route.spec) for name, route in self._routes.items())
-        )
-        for name, spec in new.items():
-            former = self._routes[name].upstream.endpoints
-            orders = {each.name: each.administration for each in former}
-            self._routes[name] = self._route(spec, now, orders)
 
     def serve_again(self) -> None:
         """Have the listeners treat flows as if nothing had ever been ordered."""
@@ -233,7 +177,7 @@ class Roster:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""
         known = self._terms.get(spec.name)
         terms = Terms(limits=spec.limits, access=spec.access, priority=spec.priority)
-        terms = replace(terms, style=self._routes[spec.upstream].spec.style)
+        terms = replace(terms, style=self.upstreams[spec.upstream].spec.style)
         if spec.transport.is_datagram:
             policing = self._policing(known.policing if known else None, spec, now)
             return replace(terms, policing=policing, proxied=spec.proxied)
@@ -254,7 +198,7 @@ class Roster:
         return Routes(ServerNames(patterns), spec.routes.time)
 
     def _route_to(self, spec: ListenerSpec, name: str) -> Way:
-        route = self._routes[name]
+        route = self.upstreams[name]
         return Way(name, route.upstream, self._way(spec, name), route.spec.style)
 
     def _prefaces(self, known: PrefaceRoom | None, spec: ListenerSpec) -> PrefaceRoom | None:
@@ -316,11 +260,6 @@ class Roster:
         """What the flows of a listener in use are held to."""
         return self._terms[spec.name]
 
-    def upstream_called(self, name: str) -> tuple[Upstream, Balance]:
-        """An upstream in use, and its way of choosing."""
-        route = self._routes[name]
-        return route.upstream, route.spec.balance
-
     def retire(self, name: str, now: float) -> None:
         """Accept no more for this name; it stays configured."""
         for listener in self._listeners[name]:
@@ -331,34 +270,6 @@ class Roster:
         """Accept no more."""
         for name in self._listeners:
             self.retire(name, now)
-
-    def retire_endpoint(self, upstream: str, endpoint: str, now: float) -> None:
-        """Choose an endpoint for no further flow."""
-        for each in self._routes[upstream].upstream.called(endpoint):
-            each.administer(Administration.DRAINING, now)
-        self._endpoints[upstream, endpoint].draining = True
-
-    def administer(self, order: EndpointOrder, now: float) -> bool:
-        """Disable or enable an endpoint, over reloads too; false if there is none of this name."""
-        route = self._routes.get(order.upstream)
-        found = route.upstream.called(order.endpoint) if route and not route.spec.original else ()
-        for each in found:
-            each.administer(order.administration, now)
-        key = order.upstream, order.endpoint
-        self._disabled.discard(key)
-        if found:
-            self._endpoints[key].draining = False
-            if order.administration is Administration.DISABLED:
-                self._disabled.add(key)
-        return bool(found)
-
-    def set_health(self, reports: Iterable[HealthReport], now: float) -> None:
-        """Know what active checks say of endpoints."""
-        for report in reports:
-            route = self._routes.get(report.upstream)
-            for each in route.upstream.called(report.endpoint) if route else ():
-                if each.address == report.address:
-                    each.set_health(report.health, report.reason, now)
 
     def cookies(self) -> list[int]:
         """The listening sockets in use, by the numbers that the kernel gave them."""
@@ -377,18 +288,13 @@ class Roster:
         """Whether there is such a listener or endpoint."""
         if target.listener is not None:
             return target.listener in self._listeners
-        route = self._routes.get(target.upstream or "")
-        return route is not None and target.endpoint in {each.name for each in route.spec.endpoints}
+        return self.upstreams.knows(target.upstream or "", target.endpoint or "")
 
     def is_wanted(self, target: DrainTarget) -> bool:
         """Whether flows of a target may be opened: what drained it is over."""
         if target.listener is not None:
             return any(row["listener"] == target.listener for row in self.listening())
-        route = self._routes.get(target.upstream or "")
-        return route is not None and any(
-            each.administration is not Administration.DRAINING
-            for each in route.upstream.called(target.endpoint or "")
-        )
+        return self.upstreams.is_wanted(target.upstream or "", target.endpoint or "")
 
     def _join(self, gate: Gate, before: ListenerSpec | None, spec: ListenerSpec) -> None:
         """Have a listener's ceilings hold over all workers, where there are others."""
@@ -417,88 +323,6 @@ class Roster:
             each for listeners in self._listeners.values() for each in listeners if each.is_open
         )
 
-    def _use_upstreams(self, specs: Iterable[UpstreamSpec], now: float) -> None:
-        specs = tuple(specs)
-        self._endpoints.use(_endpoint_keys(specs))
-        for counters in self._endpoints:  # also one whose first flow is still connecting
-            counters.draining = True
-        self._routes = {spec.name: self._route(spec, now) for spec in specs}
-
-    def _route(
-        self, spec: UpstreamSpec, now: float, orders: Mapping[str, Administration] = NO_ORDERS
-    ) -> _Route:
-        """The same upstream with other endpoints, where that can be, so that the turn goes on."""
-        before = self._routes.get(spec.name)
-        pool = before.pool if before and before.spec.source == spec.source else _pool(spec)
-        if spec.original:
-            counters = self._endpoints[spec.name, ORIGINAL]
-            counters.draining = False
-            return _Route(spec, OriginalUpstream(spec.name, counters), pool)
-        former = before.upstream.endpoints if before else ()
-        known = {(each.name, each.address): each for each in former}
-        endpoints = [
-            self._endpoint(
-                spec.name,
-                each,
-                known.get((each.name, each.address)),
-                orders.get(each.name, Administration.ENABLED),
-                now,
-            )
-            for each in spec.endpoints
-        ]
-        if before is None or before.spec.original:
-            upstream = Upstream(spec.name, endpoints, spec.multicast, _picker(spec))
-            self._set_up(upstream, spec, now)
-            upstream.become(endpoints, spec.multicast, None, spec.slow_start)
-            return _Route(spec, upstream, pool)
-        upstream = before.upstream
-        self._set_up(upstream, spec, now)
-        picker = None if _chooses(before.spec) == _chooses(spec) else _picker(spec)
-        upstream.become(endpoints, spec.multicast, picker, spec.slow_start, now)
-        return _Route(spec, upstream, pool)
-
-    def _set_up(self, upstream: Upstream, spec: UpstreamSpec, now: float) -> None:
-        """Have an upstream what is configured, but for its endpoints and the way of choosing."""
-        upstream.judge_by(spec.ejection)
-        upstream.closes_fallen = spec.closes_fallen
-        upstream.on_change = self._downfall.look
-        self._let_queue(upstream, spec, now)
-
-    def refresh(self, now: float) -> None:
-        """Have endpoints back whose ejection is over."""
-        for route in self._routes.values():
-            route.upstream.refresh(now)
-
-    def _let_queue(self, upstream: Upstream, spec: UpstreamSpec, now: float) -> None:
-        """Have flows wait for endpoints that are full as it is configured, or no longer."""
-        queue = upstream.queue
-        if spec.waiting is None:
-            upstream.queue = None
-            if isinstance(queue, UpstreamQueue):
-                queue.dissolve(now)
-        elif isinstance(queue, UpstreamQueue):
-            queue.limits = spec.waiting
-        else:
-            upstream.queue = UpstreamQueue(self._relay, spec.name, spec.waiting)
-
-    def _endpoint(
-        self,
-        upstream: str,
-        spec: EndpointSpec,
-        before: Endpoint | None,
-        order: Administration,
-        now: float,
-    ) -> Endpoint:
-        """The same object where it is the same: attempts under way know what they have tried."""
-        counters = self._endpoints[upstream, spec.name]
-        counters.draining = order is Administration.DRAINING
-        endpoint = before or Endpoint(upstream, spec.name, spec.address, counters)
-        endpoint.become(spec.weight, backup=spec.backup, ceiling=spec.ceiling)
-        if order is Administration.ENABLED and (upstream, spec.name) in self._disabled:
-            order = Administration.DISABLED
-        endpoint.administer(order, now)
-        return endpoint
-
     def _exchange(self, opened: Iterable[OpenListener], closed: Iterable[str], now: float) -> None:
         """Retire the sockets that no name has any more, and serve those that came."""
         opened = tuple(opened)
@@ -521,7 +345,7 @@ class Roster:
 
     def _open(self, spec: ListenerSpec, socket: Socket) -> Listener:
         relay, counters = self._relay, self.counters_of(spec)
-        upstream, connect = self._routes[spec.upstream].upstream, self._way(spec, spec.upstream)
+        upstream, connect = self.upstreams[spec.upstream].upstream, self._way(spec, spec.upstream)
         terms, datagrams = self._terms[spec.name], spec.datagrams
         match spec.transport:
             case Transport.UNIX:
@@ -538,7 +362,7 @@ class Roster:
 
     def _serve(self, listener: Listener, spec: ListenerSpec) -> None:
         """Have a listener do what its spec says; one that drains goes on draining."""
-        counters, upstream = self.counters_of(spec), self._routes[spec.upstream].upstream
+        counters, upstream = self.counters_of(spec), self.upstreams[spec.upstream].upstream
         counters.upstream = spec.upstream
         connect, terms = self._way(spec, spec.upstream), self._terms[spec.name]
         if isinstance(listener, StreamListener):
@@ -548,7 +372,7 @@ class Roster:
         listener.serve(counters, terms, upstream, spec.datagrams, kind, connect)
 
     def _way(self, spec: ListenerSpec, upstream: str) -> Connect:
-        route = self._routes[upstream]
+        route = self.upstreams[upstream]
         as_client = spec.transparent and route.pool is None
         marks = route.spec.marks._replace(transparent=as_client)
         outbound = Outbound(marks, route.pool, as_client, route.spec.copies_dscp)
@@ -567,32 +391,6 @@ def _kind_of(spec: ListenerSpec, terms: Terms) -> type[DatagramFlow]:
 def _held_to(spec: ListenerSpec) -> tuple[object, ...]:
     """What the live flows of a listener must be told of when it changes."""
     return astuple(spec.limits), spec.bandwidth, spec.admission.dry_run
-
-
-def _endpoint_keys(specs: Iterable[UpstreamSpec]) -> Iterator[EndpointKey]:
-    """The endpoints of upstreams; several of one name are one."""
-    for spec in specs:
-        for name in [ORIGINAL] if spec.original else [each.name for each in spec.endpoints]:
-            yield spec.name, name
-
-
-def _endpoint_counters(key: EndpointKey) -> EndpointCounters:
-    make = OriginalCounters if key[1] == ORIGINAL else EndpointCounters
-    return make(*key)
-
-
-def _picker(spec: UpstreamSpec) -> Picker:
-    return picker_of(spec.balance, len(spec.endpoints), random)
-
-
-def _chooses(spec: UpstreamSpec) -> tuple[Balance, int]:
-    """What a picker is made for: it is kept while that is the same."""
-    is_table = spec.balance is Balance.MAGLEV
-    return spec.balance, size_for(len(spec.endpoints)) if is_table else 0
-
-
-def _pool(spec: UpstreamSpec) -> SourcePool | None:
-    return None if spec.source is None else SourcePool(*spec.source)
 
 
 def _again(listener: Listener | None, socket: Socket) -> Listener | None:

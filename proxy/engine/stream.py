@@ -30,8 +30,9 @@ from proxy.engine.tcp import CLOSED, has_data, reason_of, reset_on_close, unsent
 if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Choice, Endpoint
+    from proxy.core.upstream import Choice
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
     from proxy.engine.relay import Relay

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.address import Transport
 from proxy.core.flow import Refusal
 from proxy.core.identity import Arrival
-from proxy.core.upstream import OriginalUpstream
+from proxy.core.original import OriginalUpstream
 from proxy.engine.accept import EXHAUSTED
 from proxy.engine.copied import CLASS_SPACE
 from proxy.engine.datagram import DatagramFlow

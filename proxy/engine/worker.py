@@ -134,7 +134,7 @@ class Worker:
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         """Have these upstreams other endpoints from now on; flows that live go on."""
         await trio.lowlevel.checkpoint()
-        self._roster.readdress(upstreams, monotonic())
+        self._roster.upstreams.readdress(upstreams, monotonic())
 
     async def drain(self, order: DrainOrder) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
@@ -150,21 +150,21 @@ class Worker:
         else:
             assert target.upstream is not None
             assert target.endpoint is not None
-            roster.retire_endpoint(target.upstream, target.endpoint, now)
+            roster.upstreams.retire(target.upstream, target.endpoint, now)
         self._drains.start(order, now)
         return True
 
     async def administer(self, order: EndpointOrder) -> bool:
         """Disable or enable an endpoint; one that is enabled drains no more."""
         await trio.lowlevel.checkpoint()
-        known = self._roster.administer(order, monotonic())
+        known = self._roster.upstreams.administer(order, monotonic())
         self._drains.cancel(self._roster.is_wanted)
         return known
 
     async def set_health(self, reports: Sequence[HealthReport]) -> None:
         """Know what active checks say of endpoints; those that are gone by now are left out."""
         await trio.lowlevel.checkpoint()
-        self._roster.set_health(reports, monotonic())
+        self._roster.upstreams.set_health(reports, monotonic())
 
     async def limit(self, orders: Sequence[LiveLimit]) -> None:
         """Keep flows to these orders: new ones at once, then those that live."""
@@ -266,15 +266,16 @@ class Worker:
         await trio.lowlevel.checkpoint()
         relay, now = self._relay, monotonic()
         self._roster.count_kernel_drops()
-        self._roster.refresh(now)
+        self._roster.upstreams.refresh(now)
         offset = self._wall_offset()
-        listeners, endpoints = self._roster.counters, self._roster.endpoint_counters
+        roster = self._roster
+        listeners, endpoints = roster.counters, roster.upstreams.counters
         if former:
-            listeners, endpoints = self._roster.remembered
+            listeners, endpoints = roster.remembered, roster.upstreams.remembered
         return {
             "listeners": [counters.snapshot() for counters in listeners],
             "endpoints": [
-                counters.snapshot(now, self._roster.addresses(counters, now, offset))
+                counters.snapshot(now, roster.upstreams.addresses(counters, now, offset))
                 for counters in endpoints
             ],
             "table_entries": len(relay.table),
@@ -376,7 +377,7 @@ class Worker:
 
     def _not_ready(self) -> list[str]:
         now = monotonic()
-        self._roster.refresh(now)
+        self._roster.upstreams.refresh(now)
         closed = [] if self._relay.draining else self._roster.closed_listeners()
         return [
             *(f'listener "{name}": drained; a reload opens it again' for name in closed),

@@ -12,8 +12,8 @@ from proxy.config.model import Config
 from proxy.control.dns import Asking, Resolver
 from proxy.control.endpoints import unresolved, upstream_specs
 from proxy.control.names import Names
+from proxy.core.endpoint import WEIGHT_MAX
 from proxy.core.names import Answer, Failure, Parts, Target
-from proxy.core.upstream import WEIGHT_MAX
 from proxy.engine.specs import EndpointSpec
 
 WEB = "web.example"

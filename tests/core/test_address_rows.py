@@ -3,7 +3,8 @@ from __future__ import annotations
 from proxy.core.address_rows import address_row, merge_addresses
 from proxy.core.condition import Health
 from proxy.core.ejection import EjectionTerms
-from proxy.core.upstream import HOME, Endpoint, Upstream
+from proxy.core.endpoint import Endpoint
+from proxy.core.upstream import HOME, Upstream
 
 
 def upstream_of(slow_start: float = 0.0) -> Upstream:

@@ -5,7 +5,8 @@ from hypothesis import strategies as st
 
 from proxy.core.condition import Condition, Health
 from proxy.core.ejection import EjectionTerms, Record
-from proxy.core.upstream import HOME, Endpoint, Upstream
+from proxy.core.endpoint import Endpoint
+from proxy.core.upstream import HOME, Upstream
 
 TERMS = EjectionTerms(failures=3, time=10.0, time_max=60.0)
 

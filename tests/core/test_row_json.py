@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.core.address import Address, Transport
 from proxy.core.counters import ListenerCounters
+from proxy.core.endpoint import Endpoint
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.identity import Arrival, Identity
 from proxy.core.proxy_header import Tlv
@@ -17,7 +18,6 @@ from proxy.core.responders import Responders
 from proxy.core.row_json import closed_flow, row_json
 from proxy.core.sample import Insight
 from proxy.core.unix import Credentials, UnixAddress
-from proxy.core.upstream import Endpoint
 from tests.core.test_sample import samples, stalls
 
 IPV6 = st.sampled_from(["::1", "2001:db8::1", "fe80::1%eth0"])

@@ -7,8 +7,10 @@ from hypothesis import strategies as st
 
 from proxy.core.condition import CONDITIONS, Administration, Condition, Health
 from proxy.core.counters import DOWN
+from proxy.core.endpoint import STEPS, Endpoint
 from proxy.core.flow import CloseReason
-from proxy.core.upstream import HOME, STEPS, Endpoint, OriginalUpstream, Upstream
+from proxy.core.original import OriginalUpstream
+from proxy.core.upstream import HOME, Upstream
 
 
 def upstream_of(count: int, backups: int = 0) -> Upstream:

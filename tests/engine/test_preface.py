@@ -297,7 +297,7 @@ async def test_who_waits_since_before_a_reload_does_not_enter_a_listener_that_is
 async def test_a_proxy_that_is_ourselves_is_refused() -> None:
     """A flow that leaves for its own listener, which trusts it, would be declared for ever."""
     async with proxied(listening()) as lab:
-        upstream = lab.worker._roster._routes["lab"].upstream
+        upstream = lab.worker._roster.upstreams["lab"].upstream
         upstream.endpoints[0].address = lab.address
         client = await connect(lab.address)
         await client.send(LINE)
@@ -327,7 +327,7 @@ async def test_a_circle_through_a_listener_that_believes_us_ends() -> None:
     async with proxied(listening(), LOOPBACK._replace(time=60.0)) as lab:
         socket = bind_socket(ListenAddress(Transport.TCP, "127.0.0.1", 0))
         await open_listener(lab.worker, "first", socket, [lab.address])
-        routes = lab.worker._roster._routes
+        routes = lab.worker._roster.upstreams
         routes["lab"].upstream.endpoints[0].address = socket.getsockname()
         terms = lab.worker._roster._terms
         (first,) = lab.worker._roster._listeners["first"]

@@ -227,7 +227,7 @@ async def test_a_client_that_has_ended_already(said: bytes) -> None:
 async def test_a_client_that_has_left_does_not_wait_for_an_endpoint() -> None:
     async with routing() as lab:
         roster = lab.worker._roster
-        specs = [route.spec for route in roster._routes.values()]
+        specs = [route.spec for route in roster.upstreams._routes.values()]
         (endpoint,) = specs[0].endpoints
         waits = WaitLimits(3600.0, 10)
         full = replace(specs[0], endpoints=(endpoint._replace(ceiling=1),), waiting=waits)
@@ -239,7 +239,7 @@ async def test_a_client_that_has_left_does_not_wait_for_an_endpoint() -> None:
         while not (ended := await lab.ended()):
             await trio.sleep(0.002)
         assert ended[0]["close_reason"] == "client_reset"
-        assert not roster.upstreams[0].queue
+        assert not next(iter(roster.upstreams)).queue
 
 
 async def test_a_client_that_resets() -> None:
@@ -286,7 +286,7 @@ async def test_a_silent_flow_can_be_killed() -> None:
 
 async def test_an_upstream_that_nobody_serves_is_the_one_in_the_table() -> None:
     async with routing() as lab:
-        (endpoint,) = lab.worker._roster._routes["web"].upstream.endpoints
+        (endpoint,) = lab.worker._roster.upstreams["web"].upstream.endpoints
         endpoint.address = closed_port()
         client = await connect(lab.address)
         await client.send(HELLO)

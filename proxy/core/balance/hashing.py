@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.address import format_address
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint
 
 WORD: Final = (1 << 64) - 1
 """The greatest number of 64 bits."""

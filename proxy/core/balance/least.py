@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.balance.turns import next_in_turn, richest_of, settled
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint
 
 
 class LeastFlows:

@@ -28,8 +28,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.balance.hashing import hash_of, identity_of
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint
 
 SIZES: Final = (4099, 16411, 65537)
 

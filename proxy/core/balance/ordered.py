@@ -10,8 +10,8 @@ from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Final
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint
 
 
 class FirstOfAll:

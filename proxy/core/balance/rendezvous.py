@@ -23,8 +23,8 @@ from typing import TYPE_CHECKING, Final
 from proxy.core.balance.hashing import WORD, hash_of, identity_of, mixed
 
 if TYPE_CHECKING:
+    from proxy.core.endpoint import Endpoint
     from proxy.core.sources import SourceKey
-    from proxy.core.upstream import Endpoint
 
 
 class Rendezvous:

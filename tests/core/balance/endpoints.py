@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from proxy.core.balance.picker import Picker
-from proxy.core.upstream import Endpoint
+from proxy.core.endpoint import Endpoint
 
 
 def endpoints_of(weights: Sequence[int]) -> list[Endpoint]:

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from proxy.core.balance.chance import TwoChoices
-from proxy.core.upstream import Endpoint
+from proxy.core.endpoint import Endpoint
 from tests.core.balance.endpoints import endpoints_of, picks
 
 weights = st.lists(st.integers(1, 9), min_size=1, max_size=5)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from proxy.core.balance.hashing import hash_of, identity_of
 from proxy.core.balance.maglev import OFFSET, SIZES, STEP, Maglev, filled, size_for
-from proxy.core.upstream import Endpoint
+from proxy.core.endpoint import Endpoint
 from tests.core.balance.endpoints import endpoints_of
 
 SIZE = SIZES[0]

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from proxy.core.balance.hashing import hash_of, identity_of, mixed
 from proxy.core.balance.rendezvous import Rendezvous
-from proxy.core.upstream import Endpoint
+from proxy.core.endpoint import Endpoint
 from tests.core.balance.endpoints import endpoints_of
 
 SOURCES = [f"10.0.{n // 250}.{n % 250}" for n in range(2000)]

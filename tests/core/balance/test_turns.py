@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.balance.turns import Turns
-from proxy.core.upstream import Endpoint
+from proxy.core.endpoint import Endpoint
 from tests.core.balance.endpoints import endpoints_of
 
 weights = st.lists(st.integers(1, 20), min_size=1, max_size=6)
