@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Final
 
 from grafana.frame import board, stack, upstreams
 from grafana.panels import levels, lines
@@ -10,6 +10,13 @@ from grafana.queries import ENDPOINT, busy, each_second, now, of, share
 
 if TYPE_CHECKING:
     from grafana_foundation_sdk.builders.dashboard import Dashboard
+
+
+WAITS: Final = {
+    "waited": "upstream_flows_waited_total",
+    "in vain": "upstream_flows_wait_expired_total",
+    "no room": "upstream_flows_turned_away_total",
+}
 
 
 def upstream() -> Dashboard:
@@ -32,6 +39,11 @@ def _endpoints(built: Dashboard) -> Dashboard:
               {f"{each}: {{{{condition}}}}": busy(of("endpoint_addresses", ENDPOINT))}),
         lines("Ejections", "Endpoints that failed their flows, and got no new ones for a while.",
               "cps", {each: each_second("endpoint_ejections_total", *labels, selector=ENDPOINT)}),
+        lines("Flows that wait", "For an endpoint, as all are full.", "short",
+              {"{{upstream}}": of("upstream_flows_waiting", ENDPOINT)}, stacked=True),
+        lines("Waits", "Those in vain, or without room to wait, end as `no_endpoint`.", "cps",
+              {f"{{{{upstream}}}}: {word}": each_second(each, "upstream", selector=ENDPOINT)
+               for word, each in WAITS.items()}),
         lines("Connection attempts", "By endpoint.", "cps", {each: attempts}),
         lines("Failures", "By endpoint and reason.", "cps",
               {f"{each}: {{{{reason}}}}": busy(reasons)}, stacked=True),

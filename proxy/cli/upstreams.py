@@ -35,6 +35,8 @@ def upstreams(admin: str, output: str, upstream: str | None) -> None:
         click.echo("".join(f"{json.dumps(row)}\n" for row in found), nl=False)
     else:
         write_table(_columns(time.time()), list(_lines(found)))
+        queues = "".join(_queue_lines(found))
+        click.echo(f"\n{queues}" if queues else "", nl=False)
 
 
 def _lines(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
@@ -49,6 +51,19 @@ def _lines(found: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
                     "whole": whole,
                     "address": address,
                 }
+
+
+def _queue_lines(found: list[dict[str, Any]]) -> Iterator[str]:
+    """A line for each upstream in which flows wait, or had to."""
+    for upstream in found:
+        queue = upstream["queue"]
+        if queue and (queue["waiting"] or queue["waited"] or queue["turned_away"]):
+            yield (
+                f"upstream {upstream['upstream']}: {queue['waiting']} of at most "
+                f"{queue['ceiling']} flows wait for an endpoint; {queue['waited']} waited so far, "
+                f"{queue['expired']} of them in vain, and {queue['turned_away']} found no room to "
+                "wait\n"
+            )
 
 
 def _columns(now: float) -> list[Column]:

@@ -247,6 +247,7 @@ class Crew:
             living = merge_counters(parts)
             counters["listeners"] = counters["listeners"][: len(living["listeners"])]
             counters["endpoints"] = counters["endpoints"][: len(living["endpoints"])]
+            counters["queues"] = counters["queues"][: len(living["queues"])]
         return counters
 
     async def status(self) -> RelayStatus:
@@ -450,4 +451,4 @@ class Crew:
 
 
 def _rows(reading: RelayCounters) -> int:
-    return len(reading["listeners"]) + len(reading["endpoints"])
+    return len(reading["listeners"]) + len(reading["endpoints"]) + len(reading["queues"])

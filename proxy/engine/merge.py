@@ -26,6 +26,7 @@ from proxy import __version__
 from proxy.core.address_rows import merge_addresses
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.histogram import add_histograms
+from proxy.core.queue_counters import add_queues, retire_queue
 from proxy.core.sample_counters import add_samples
 from proxy.engine.drains import Phase
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
         EndpointSnapshot,
         ListenerSnapshot,
     )
+    from proxy.core.queue_counters import QueueSnapshot
     from proxy.engine.port import (
         DrainRow,
         FlowIds,
@@ -53,7 +55,8 @@ PHASES: Final = [phase.value for phase in Phase]
 def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
     """Add the readings of workers, and of those that are retired; of none it is all zero.
 
-    A listener is known by its name and transport, an endpoint by its upstream and address.
+    A listener is known by its name and transport, an endpoint by its upstream and address, a
+    queue by its upstream.
     """
     return {
         "listeners": _merge_rows(
@@ -65,6 +68,9 @@ def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
             (row for part in parts for row in part["endpoints"]),
             _endpoint_key,
             _add_endpoints,
+        ),
+        "queues": _merge_rows(
+            (row for part in parts for row in part["queues"]), _queue_key, add_queues
         ),
         "table_entries": sum(part["table_entries"] for part in parts),
         "table_limit": sum(part["table_limit"] for part in parts),
@@ -82,6 +88,7 @@ def carry_counters(before: RelayCounters | None, now: RelayCounters) -> RelayCou
         **now,
         "listeners": _merge_rows([*now["listeners"], *before["listeners"]], _listener_key, _first),
         "endpoints": _merge_rows([*now["endpoints"], *before["endpoints"]], _endpoint_key, _first),
+        "queues": _merge_rows([*now["queues"], *before["queues"]], _queue_key, _first),
     }
 
 
@@ -95,6 +102,7 @@ def retire_counters(last: RelayCounters) -> RelayCounters:
     return {
         "listeners": [_retire_listener(row) for row in last["listeners"]],
         "endpoints": [_retire_endpoint(row) for row in last["endpoints"]],
+        "queues": [retire_queue(row) for row in last["queues"]],
         "table_entries": 0,
         "table_limit": 0,
         "recent_entries": 0,
@@ -269,6 +277,10 @@ def _listener_key(row: ListenerSnapshot) -> Hashable:
 
 def _endpoint_key(row: EndpointSnapshot) -> Hashable:
     return row["upstream"], row["endpoint"]
+
+
+def _queue_key(row: QueueSnapshot) -> Hashable:
+    return row["upstream"]
 
 
 def _first(one: Row, _: Row) -> Row:

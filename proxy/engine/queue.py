@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 
 if TYPE_CHECKING:
+    from proxy.core.queue_counters import QueueCounters
     from proxy.core.upstream import Waiter
     from proxy.core.waiting import WaitLimits
     from proxy.core.wheel import Slot
@@ -33,37 +34,35 @@ class UpstreamQueue:
 
     Args:
         relay: where flows live.
-        name: of the upstream, for the log.
         limits: how many may wait, and how long.
-
-    Attributes:
-        waited: flows that had to wait.
-        turned_away: those for whom there was no room to wait.
-        expired: those that waited in vain.
+        counters: of what becomes of them.
 
     """
 
-    def __init__(self, relay: Relay, name: str, limits: WaitLimits) -> None:
-        self.limits = limits
-        self.waited = 0
-        self.turned_away = 0
-        self.expired = 0
+    def __init__(self, relay: Relay, limits: WaitLimits, counters: QueueCounters) -> None:
+        self.counters = counters
         self._relay = relay
-        self._name = name
         self._places: dict[Waiter, Place] = {}
         self._asked: deque[Waiter] = deque()  # who is still to be asked
         self._has_room = False  # it was told of room since it began to ask
+        self.become(limits)
 
     def __len__(self) -> int:
         return len(self._places)
 
+    def become(self, limits: WaitLimits) -> None:
+        """Have so many wait, for so long, from now on; whoever waits already stays as it is."""
+        self.limits = limits
+        self.counters.ceiling = limits.flows
+
     def join(self, waiter: Waiter, now: float) -> bool:
         """Have a flow wait; false if too many do."""
         if len(self._places) >= self.limits.flows:
-            self.turned_away += 1
+            self.counters.turned_away += 1
             return False
-        self.waited += 1
         place = self._places[waiter] = Place(self, waiter)
+        self.counters.waited += 1
+        self.counters.waiting += 1
         self._relay.wheel.schedule(place, now + self.limits.time)
         return True
 
@@ -71,6 +70,7 @@ class UpstreamQueue:
         """Have a flow wait no more, if it does."""
         place = self._places.pop(waiter, None)
         if place is not None:
+            self.counters.waiting -= 1
             self._relay.wheel.cancel(place)
 
     def room(self) -> None:
@@ -95,17 +95,18 @@ class UpstreamQueue:
 
     def dissolve(self, now: float) -> None:
         """Have nobody wait any more."""
+        self.counters.ceiling = 0
         for waiter in list(self._places):
             waiter.give_up(now)
 
     def expire(self, waiter: Waiter, now: float) -> None:
         """Have a flow wait no more, whose time is over."""
-        self.expired += 1
+        self.counters.expired += 1
         waiter.give_up(now)
 
     def crashed(self, error: Exception, now: float) -> None:
         """Report a fault of ours, and go on with the next event."""
-        log.error("queue_crashed", upstream=self._name, exc_info=error)
+        log.error("queue_crashed", upstream=self.counters.upstream, exc_info=error)
 
 
 class Place:

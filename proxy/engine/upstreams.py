@@ -21,6 +21,7 @@ from proxy.core.counters import EndpointCounters
 from proxy.core.endpoint import Endpoint
 from proxy.core.ledger import Ledger
 from proxy.core.original import ORIGINAL, OriginalCounters, OriginalUpstream
+from proxy.core.queue_counters import QueueCounters
 from proxy.core.source import SourcePool
 from proxy.core.upstream import Upstream
 from proxy.engine.downfall import Downfall
@@ -60,6 +61,7 @@ class Upstreams:
         self._downfall = Downfall(relay)
         self._disabled = set[EndpointKey]()  # by order; bounded by what there was to disable
         self._endpoints: Ledger[EndpointKey, EndpointCounters] = Ledger(_endpoint_counters)
+        self._queues: Ledger[str, QueueCounters] = Ledger(QueueCounters)
 
     def __iter__(self) -> Iterator[Upstream]:
         return (route.upstream for route in self._routes.values())
@@ -77,6 +79,16 @@ class Upstreams:
         """Those of every endpoint that is or was, and is not forgotten."""
         return list(self._endpoints)
 
+    @property
+    def queues(self) -> list[QueueCounters]:
+        """Those of every upstream in which flows may wait."""
+        return self._queues.shown()
+
+    @property
+    def remembered_queues(self) -> list[QueueCounters]:
+        """The same, and those in which flows could wait once."""
+        return list(self._queues)
+
     def addresses(
         self, counters: EndpointCounters, now: float, offset: float
     ) -> list[AddressSnapshot]:
@@ -90,6 +102,7 @@ class Upstreams:
         """Be these upstreams from now on."""
         specs = tuple(specs)
         self._endpoints.use(_endpoint_keys(specs))
+        self._queues.use(spec.name for spec in specs if spec.waiting is not None)
         for counters in self._endpoints:  # also one whose first flow is still connecting
             counters.draining = True
         self._routes = {spec.name: self._route(spec, now) for spec in specs}
@@ -203,9 +216,10 @@ class Upstreams:
             if isinstance(queue, UpstreamQueue):
                 queue.dissolve(now)
         elif isinstance(queue, UpstreamQueue):
-            queue.limits = spec.waiting
+            queue.become(spec.waiting)
         else:
-            upstream.queue = UpstreamQueue(self._relay, spec.name, spec.waiting)
+            counters = self._queues[spec.name]
+            upstream.queue = UpstreamQueue(self._relay, spec.waiting, counters)
 
     def _endpoint(
         self,

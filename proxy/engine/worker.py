@@ -269,15 +269,18 @@ class Worker:
         self._roster.upstreams.refresh(now)
         offset = self._wall_offset()
         roster = self._roster
-        listeners, endpoints = roster.counters, roster.upstreams.counters
+        upstreams = roster.upstreams
+        listeners, endpoints, queues = roster.counters, upstreams.counters, upstreams.queues
         if former:
-            listeners, endpoints = roster.remembered, roster.upstreams.remembered
+            listeners, endpoints = roster.remembered, upstreams.remembered
+            queues = upstreams.remembered_queues
         return {
             "listeners": [counters.snapshot() for counters in listeners],
             "endpoints": [
-                counters.snapshot(now, roster.upstreams.addresses(counters, now, offset))
+                counters.snapshot(now, upstreams.addresses(counters, now, offset))
                 for counters in endpoints
             ],
+            "queues": [counters.snapshot() for counters in queues],
             "table_entries": len(relay.table),
             "table_limit": relay.table.limit,
             "recent_entries": len(relay.table.recent),

@@ -62,7 +62,8 @@ from proxy.observe.samples import Reading
 from proxy.observe.trust import Trust
 
 if TYPE_CHECKING:
-    from proxy.core.counters import ListenerSnapshot
+    from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
+    from proxy.core.queue_counters import QueueSnapshot
     from proxy.engine.port import CheckRow, RelayCounters, RelayPort, StewardPort
     from proxy.observe.reader import Message
 
@@ -483,14 +484,22 @@ def _direction(row: ListenerSnapshot, name: Literal["original", "reply"]) -> dic
 
 
 def _by_upstream(counters: RelayCounters, checks: Iterable[CheckRow]) -> list[dict[str, Any]]:
-    """Endpoints by their upstream, and with each address what its last check showed, if any."""
+    """Endpoints and queue by their upstream, and with each address what its last check showed."""
+    queues = {each["upstream"]: _without_name(each) for each in counters["queues"]}
     found = {(each["upstream"], each["endpoint"], each["address"]): each for each in checks}
     upstreams: dict[str, list[dict[str, Any]]] = {}
     for row in counters["endpoints"]:
-        endpoint = {key: value for key, value in row.items() if key != "upstream"}
+        endpoint = _without_name(row)
         endpoint["addresses"] = [
             {**each, "check": found.get((row["upstream"], row["endpoint"], each["address"]))}
             for each in row["addresses"]
         ]
         upstreams.setdefault(row["upstream"], []).append(endpoint)
-    return [{"upstream": name, "endpoints": rows} for name, rows in upstreams.items()]
+    return [
+        {"upstream": name, "endpoints": rows, "queue": queues.get(name)}
+        for name, rows in upstreams.items()
+    ]
+
+
+def _without_name(row: EndpointSnapshot | QueueSnapshot) -> dict[str, Any]:
+    return {key: value for key, value in row.items() if key != "upstream"}

@@ -53,6 +53,7 @@ class MetricEntry:
 
 _LISTENER: Final = ("listener",)
 _REASON: Final = ("listener", "reason")
+_UPSTREAM: Final = ("upstream",)
 _ENDPOINT: Final = ("upstream", "endpoint")
 
 CATALOGUE: Final[tuple[MetricEntry, ...]] = (
@@ -345,6 +346,34 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         (*_ENDPOINT, "reason"),
         "Connections to an endpoint that failed, by cause.",
         samples.connect_failures,
+    ),
+    MetricEntry(
+        "sockpair_upstream_flows_waiting",
+        "gauge",
+        _UPSTREAM,
+        "Flows that wait for an endpoint, as all are full; upstreams that let them wait.",
+        samples.queue(lambda row: row["waiting"]),
+    ),
+    MetricEntry(
+        "sockpair_upstream_flows_waited_total",
+        "counter",
+        _UPSTREAM,
+        "Flows that had to wait for an endpoint, whatever came of it.",
+        samples.queue(lambda row: row["waited"]),
+    ),
+    MetricEntry(
+        "sockpair_upstream_flows_turned_away_total",
+        "counter",
+        _UPSTREAM,
+        "Flows that found every endpoint full, and no room to wait; they end as no_endpoint.",
+        samples.queue(lambda row: row["turned_away"]),
+    ),
+    MetricEntry(
+        "sockpair_upstream_flows_wait_expired_total",
+        "counter",
+        _UPSTREAM,
+        "Flows for which no endpoint had a place in time; they end as no_endpoint.",
+        samples.queue(lambda row: row["expired"]),
     ),
     MetricEntry(
         "sockpair_log_records_dropped_total",

@@ -20,6 +20,7 @@ from proxy.observe.processes import cpu_seconds, memory_bytes
 if TYPE_CHECKING:
     from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
     from proxy.core.histogram import HistogramSnapshot
+    from proxy.core.queue_counters import QueueSnapshot
     from proxy.engine.port import CheckRow, NameRow, RelayCounters, RelayStatus, ReloadRecord
 
 EVERY: Final = tuple(Transport)
@@ -88,6 +89,11 @@ def endpoint(read: Callable[[EndpointSnapshot], float]) -> Callable[[Reading], S
     return lambda reading: (
         ((row["upstream"], row["endpoint"]), read(row)) for row in reading.counters["endpoints"]
     )
+
+
+def queue(read: Callable[[QueueSnapshot], float]) -> Callable[[Reading], Samples]:
+    """One sample an upstream in which flows may wait."""
+    return lambda reading: (((row["upstream"],), read(row)) for row in reading.counters["queues"])
 
 
 def name(read: Callable[[NameRow], float]) -> Callable[[Reading], Samples]:

@@ -46,11 +46,24 @@ def test_endpoints_by_upstream(house: House) -> None:
     assert result.exit_code == 0
     head, *lines = result.stdout.splitlines()
     assert head.split()[:4] == ["UPSTREAM", "ENDPOINT", "ADDRESS", "CONDITION"]
-    assert [line.split()[0] for line in lines] == ["web", "web", "resolvers"]
+    assert [line.split()[0] for line in lines[:3]] == ["web", "web", "resolvers"]
+    assert lines[3:] == []
     assert "ejected" in lines[0]
     assert "5 failures in a row; back in 12s" in lines[0]
     assert "3/100" in lines[0]
     assert "192.0.2.9:80" in lines[1]
+
+
+def test_who_waits_for_an_endpoint(house: House) -> None:
+    (queue,) = house.relay.queues
+    queue.waiting, queue.ceiling, queue.waited, queue.turned_away, queue.expired = 2, 40, 9, 5, 3
+    *_, blank, line = house.run("upstreams").stdout.splitlines()
+    assert blank == ""
+    assert line == (
+        "upstream web: 2 of at most 40 flows wait for an endpoint; "
+        "9 waited so far, 3 of them in vain, and 5 found no room to wait"
+    )
+    assert "wait" not in house.run("upstreams", "--upstream", "resolvers").stdout
 
 
 def test_one_upstream_as_json(house: House) -> None:

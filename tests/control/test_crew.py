@@ -369,6 +369,43 @@ async def test_a_name_goes_on_where_it_was_though_a_worker_died_while_it_was_awa
         nursery.cancel_scope.cancel()
 
 
+async def test_who_waits_for_an_endpoint_is_counted_over_workers_that_die_and_reloads(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(crew_module, "READING", 0.02)
+    endpoint = listening()
+    host, number = endpoint.getsockname()
+    one_place = f'endpoints = [{{ address = "{host}:{number}", flows = 2 }}]\nwhen_full = "wait"\n'
+    file = tmp_path / "f.toml"
+    web = listener("web", "tcp://127.0.0.1:0", (host, number))
+    waits = web.replace(f'endpoints = ["{host}:{number}"]\n', f'{one_place}wait = "1h"\n')
+    file.write_text(settings(tmp_path) + waits)
+    async with crewed(file.read_text()) as house:
+        crew, steward = crew_of(house), Steward(house, str(file))
+        port = await port_of(house, "web")
+        for client in CLIENTS:
+            await client_from(client, port)
+        counters = await until(house, lambda read: read["queues"][0]["waited"] == 18)
+        (row,) = counters["queues"]
+        assert (row["waiting"], row["ceiling"]) == (18, 1000), "of both workers together"
+        while not all(last and last["queues"][0]["waited"] for last in crew._last):
+            await trio.sleep(0.01)
+        victim = crew._remotes[0]
+        assert victim is not None
+        os.kill(victim.pid, signal.SIGKILL)
+        counters = await until(house, lambda read: read["worker_restarts"] == 1)
+        (row,) = counters["queues"]
+        assert row["waited"] == 18
+        assert row["waiting"] < 18
+        file.write_text(settings(tmp_path) + web)
+        assert (await steward.reload("test"))["problems"] == []
+        assert (await house.worker.counters())["queues"] == []
+        file.write_text(settings(tmp_path) + waits)
+        assert (await steward.reload("test"))["problems"] == []
+        (row,) = (await house.worker.counters())["queues"]
+        assert row == {**row, "waiting": 0, "ceiling": 1000, "waited": 18}
+
+
 async def test_a_reload_reaches_every_worker(tmp_path: Path) -> None:
     one, two = listening(), listening()
     file = tmp_path / "f.toml"

@@ -17,10 +17,12 @@ import trio
 from proxy.core.address import Address
 from proxy.core.balance.ways import Balance
 from proxy.core.expiry import FlowLimits
+from proxy.core.queue_counters import QueueSnapshot
 from proxy.core.waiting import WaitLimits
 from proxy.engine.queue import ENTRIES_PER_TURN
 from proxy.engine.specs import UpstreamSpec
 from tests.engine.lab import (
+    Lab,
     accept,
     change,
     closed_port,
@@ -56,6 +58,12 @@ def named(*addresses: Address, balance: Balance = Balance.FIRST) -> UpstreamSpec
     spec = upstream_spec("lab", addresses)
     endpoints = tuple(each._replace(name="web:80") for each in spec.endpoints)
     return replace(spec, endpoints=endpoints, balance=balance)
+
+
+async def queue_row(lab: Lab) -> QueueSnapshot:
+    """What the only upstream tells of its queue."""
+    (row,) = (await lab.counters())["queues"]
+    return row
 
 
 async def test_all_attempts_together_have_the_time_to_connect() -> None:
@@ -227,8 +235,9 @@ async def test_flows_wait_for_a_place_first_come_first_served() -> None:
             first.close()
             accepted, first = await accept(endpoint), waiting.pop(0)
             assert await receive_exactly(accepted, 3) == word
-        (upstream,) = lab.worker._roster.upstreams
-        assert (upstream.queue.waited, upstream.queue.turned_away) == (2, 1)
+        row = await queue_row(lab)
+        assert (row["waiting"], row["ceiling"]) == (0, 2)
+        assert (row["waited"], row["turned_away"], row["expired"]) == (2, 1, 0)
 
 
 async def test_who_waits_is_refused_when_the_time_is_over_and_the_clock_of_connect_stands() -> None:
@@ -243,6 +252,8 @@ async def test_who_waits_is_refused_when_the_time_is_over_and_the_clock_of_conne
         assert monotonic() - began >= 0.4
         (ended,) = await lab.ended()
         assert ended["close_reason"] == "no_endpoint"
+        row = await queue_row(lab)
+        assert (row["waiting"], row["waited"], row["expired"]) == (0, 1, 1)
 
 
 async def test_who_leaves_while_waiting_is_forgotten() -> None:
@@ -283,6 +294,10 @@ async def test_those_who_wait_go_on_when_a_reload_raises_the_ceiling_or_end_with
         ended = await lab.ended()
         assert [row["close_reason"] for row in ended] == ["no_endpoint"]
         assert await is_reset(clients[2])
+        assert (await lab.counters())["queues"] == []
+        await lab.worker.apply(change(with_ceiling(2, address, waiting=waits)))
+        row = await queue_row(lab)
+        assert (row["waiting"], row["ceiling"], row["waited"]) == (0, 10, 2), "it goes on counting"
 
 
 async def test_who_waited_in_a_queue_that_is_no_more_never_connects() -> None:
@@ -296,6 +311,7 @@ async def test_who_waited_in_a_queue_that_is_no_more_never_connects() -> None:
         clients = [await connect(lab.address) for _ in range(2)]
         while not upstream.queue:
             await lab.wait_live("connecting")
+        assert (await queue_row(lab))["waiting"] == 1
         upstream.queue.room()
         await lab.worker.apply(change(with_ceiling(2, address, waiting=None)))
         assert await is_reset(clients[1])
@@ -320,7 +336,7 @@ async def test_who_waited_waits_again_when_whoever_had_room_cannot_be_reached() 
             await lab.wait_live("connecting")
         with structlog.testing.capture_logs() as logs:
             await lab.worker.apply(change(with_ceiling(1, full, unreachable, waiting=waits)))
-            while upstream.queue.waited < 2:
+            while (await queue_row(lab))["waited"] < 2:
                 await lab.wait_live("connecting")
             reset(first)
             accepted.close()

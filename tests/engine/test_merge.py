@@ -23,12 +23,14 @@ from proxy.core.flow import (
     Refusal,
     State,
 )
+from proxy.core.queue_counters import QueueCounters
 from proxy.core.sample import Waits
 from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
 from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
 
 WORKERS = 3
 LISTENERS = [("web", Transport.TCP, "origin"), ("dns", Transport.UDP, "resolvers")]
+QUEUES = ["origin"]
 ENDPOINTS = [("origin", "10.0.0.1:80"), ("origin", "10.0.0.2:80"), ("resolvers", "10.0.0.3:53")]
 
 
@@ -43,12 +45,14 @@ class Books:
     def __init__(self) -> None:
         self.listeners = [ListenerCounters(*listener) for listener in LISTENERS]
         self.endpoints = [EndpointCounters(*endpoint) for endpoint in ENDPOINTS]
+        self.queues = [QueueCounters(upstream) for upstream in QUEUES]
         self.flows: list[list[Flow]] = [[] for _ in LISTENERS]
         self.log_dropped = 0
         self.closed = 0
 
     def live(self, event: Event, now: float) -> None:
         """Have something happen, where it can."""
+        line_up(self.queues[0], event)
         listener = self.listeners[event.listener]
         direction = listener.reply if event.size % 2 else listener.original
         endpoint = self.endpoints[event.size % len(ENDPOINTS)]
@@ -100,12 +104,26 @@ class Books:
         return {
             "listeners": [listener.snapshot() for listener in self.listeners],
             "endpoints": [endpoint.snapshot(now) for endpoint in self.endpoints],
+            "queues": [queue.snapshot() for queue in self.queues],
             "table_entries": sum(sum(listener.live.values()) for listener in self.listeners),
             "table_limit": 100,
             "recent_entries": min(self.closed, 10),
             "log_dropped": self.log_dropped,
             "worker_restarts": 0,
         }
+
+
+def line_up(queue: QueueCounters, event: Event) -> None:
+    """Have a flow wait, or wait no more, or find no room."""
+    match event.what:
+        case "wait":
+            queue.ceiling = 5
+            queue.waiting += 1
+            queue.waited += 1
+        case "leave" if queue.waiting:
+            queue.waiting -= 1
+            queue.expired += event.size % 2
+            queue.turned_away += event.size
 
 
 def flow_of(listener: ListenerCounters, size: int, now: float) -> Flow:
@@ -123,7 +141,7 @@ class Event(NamedTuple):
     size: int
 
 
-MOVES = ["receive", "buffer", "send", "discard", "sample", "linger"]
+MOVES = ["receive", "buffer", "send", "discard", "sample", "linger", "wait", "leave"]
 HAPPENINGS = ["open", "open", "move", "close", *MOVES, "fail", "answer", "refuse", "die"]
 events = st.builds(
     Event,
@@ -191,6 +209,9 @@ def counts(reading: RelayCounters) -> dict[tuple[str, ...], float]:
             found[name, what] = histogram["sum"]
             for bound, count in enumerate(histogram["counts"]):
                 found[name, what, str(bound)] = count
+    for queue in reading["queues"]:
+        for key in ("waited", "turned_away", "expired"):
+            found[queue["upstream"], key] = queue[key]  # type: ignore[literal-required]
     for end in reading["endpoints"]:
         found[end["endpoint"], "attempts"] = end["attempts"]
         found |= {(end["endpoint"], word): count for word, count in end["failures"].items()}
@@ -206,6 +227,7 @@ def levels(reading: RelayCounters) -> list[int]:
         *(count for row in reading["listeners"] for count in row["live"].values()),
         *(row[side]["buffered"] for row in reading["listeners"] for side in ("original", "reply")),
         *(row["flows"] for row in reading["endpoints"]),
+        *(row[level] for row in reading["queues"] for level in ("waiting", "ceiling")),
     ]
 
 

@@ -69,6 +69,17 @@ class CheckedForward(Forward):
         return f'{super().toml}[upstream.{self.name}.health]\ncheck = "tcp"\ninterval = "1s"\n'
 
 
+class QueuedForward(Forward):
+    """A listener whose flows wait while its endpoint is full."""
+
+    @property
+    def toml(self) -> str:
+        (endpoint,) = self.endpoints
+        table = f'{{ address = "{endpoint}", flows = 100 }}'
+        text = super().toml.replace(f'"{endpoint}"', table)
+        return f'{text}when_full = "wait"\n'
+
+
 class Prometheus:
     """A running server."""
 
@@ -145,7 +156,7 @@ async def scraped(stage: Stage, tmp_path: Path) -> AsyncIterator[Prometheus]:
     forwards = {
         "web": CheckedForward("web", "tcp", [endpoint]),
         "dead": Forward("dead", "tcp", [dead]),
-        "named": Forward("named", "tcp", [endpoint.replace("127.0.0.1", "localhost")]),
+        "named": QueuedForward("named", "tcp", [endpoint.replace("127.0.0.1", "localhost")]),
         "full": LimitedForward("full", "tcp", [endpoint]),
         "dry": LimitedForward("dry", "tcp", [endpoint], dry_run=True),
         "dns": Forward("dns", "udp", [dead]),

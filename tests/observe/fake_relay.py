@@ -14,6 +14,7 @@ from proxy.core.events import EventKind, FlowEvent
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
 from proxy.core.query import SORTS, FlowQuery, flow_row
+from proxy.core.queue_counters import QueueCounters
 from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
 from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.watch import Pending, Told
@@ -51,6 +52,7 @@ class FakeRelay:
             EndpointCounters("resolvers", "10.0.0.53:53"),
         ]
         self.addresses: list[AddressSnapshot] = []  # of the first endpoint
+        self.queues = [QueueCounters("web")]
         self.live: list[Flow] = []
         self.closed: list[Flow] = []
         self.draining = False
@@ -160,6 +162,7 @@ class FakeRelay:
                 endpoint.snapshot(0.0, () if number else self.addresses)
                 for number, endpoint in enumerate(self.endpoint_counters)
             ],
+            "queues": [queue.snapshot() for queue in self.queues],
             "table_entries": len(self.live),
             "table_limit": 1000,
             "recent_entries": len(self.closed),

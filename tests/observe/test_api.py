@@ -199,6 +199,14 @@ async def test_status_listeners_upstreams(relay: FakeRelay, tmp_path: Path) -> N
         ("web", 1),
         ("resolvers", 1),
     ]
+    assert upstreams[0]["queue"] == {
+        "waiting": 0,
+        "ceiling": 0,
+        "waited": 0,
+        "turned_away": 0,
+        "expired": 0,
+    }
+    assert upstreams[1]["queue"] is None
 
 
 async def test_metrics_add_what_the_sink_dropped(relay: FakeRelay, tmp_path: Path) -> None:
