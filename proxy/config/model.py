@@ -43,6 +43,7 @@ from proxy.config.values import (
     Rate,
     Size,
     SocketPath,
+    Survive,
     Timeout,
     WhenFull,
     Workers,
@@ -378,6 +379,11 @@ class Listener(Table):
         example="eth0",
         only=UDP_ALONE,
     )
+    survive: Survive = key(
+        "restart",
+        'What flows live on through: "restart" a restart or an upgrade of sockpair, "crash" the '
+        'end of their process, too, "off" neither.',
+    )
     tcp: TcpOptions = key({}, "Socket options. TCP.", only=STREAMS)
     limits: Limits = key({}, "Ceilings of this listener.")
 
@@ -431,6 +437,11 @@ class Config(Table):
         if faults:
             raise ValidationError.from_exception_data(cls.__name__, faults)
         return config
+
+    @property
+    def keeps_crashed(self) -> bool:
+        """Whether flows of any listener are to outlive their process: so it is not ours."""
+        return any(listener.survive == "crash" for listener in self.listener.values())
 
     def unused_upstreams(self) -> list[str]:
         """Upstreams that no listener forwards to: legal, and rarely meant."""

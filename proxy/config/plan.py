@@ -9,10 +9,10 @@ A plan decides nothing that it does not show. Each of its steps is one line with
     - endpoint 10.0.0.2:80 of upstream web: no new flows, those it has live on
     ! admin.http: 127.0.0.1:9600 -> 127.0.0.1:9700; needs a restart
 
-Whatever can be applied to a running relay is. Only two things need a restart: the addresses of the
-admin, because who asks for the reload may be connected there, and the number of workers, because
-flows cannot change theirs. Until then they stay as they are, and every further plan names them
-again.
+Whatever can be applied to a running relay is. Only three things need a restart: the addresses of
+the admin, because who asks for the reload may be connected there, and what flows would have to
+change their process for, the number of workers and ``survive = "crash"`` where they live in the
+supervisor's. Until then they stay as they are, and every further plan names them again.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ from proxy.core.units import format_bandwidth, format_duration, format_size
 if TYPE_CHECKING:
     from proxy.config.model import Config, Listener
     from proxy.config.upstream import Upstream
+    from proxy.config.values import Survive
 
 LINES_MAX: Final = 1000
 """Steps shown; a plan of more is another file. The rest is counted."""
@@ -123,17 +124,21 @@ class Plan(NamedTuple):
 NOTHING_DRAINED: Final = Drained()
 
 
-def plan(old: Config, new: Config, drained: Drained = NOTHING_DRAINED) -> Plan:
+def plan(
+    old: Config, new: Config, drained: Drained = NOTHING_DRAINED, *, is_alone: bool = False
+) -> Plan:
     """Find what changes.
 
     Args:
         old: what is at work.
         new: what shall be.
         drained: what of the old was drained by hand.
+        is_alone: whether flows live in the supervisor's process.
 
     """
+    listeners = _listener_steps(old.listener, new.listener, drained.listeners)
     steps = [
-        *_listener_steps(old.listener, new.listener, drained.listeners),
+        *(_outlasting(step) if is_alone else step for step in listeners),
         *_upstream_steps(old.upstream, new.upstream, drained.endpoints),
         *_key_steps("engine", old.engine, new.engine),
         *_key_steps("names", old.names, new.names),
@@ -143,10 +148,27 @@ def plan(old: Config, new: Config, drained: Drained = NOTHING_DRAINED) -> Plan:
     return Plan(tuple(_restarting(step) for step in steps))
 
 
-def applicable(old: Config, new: Config) -> Config:
+def applicable(old: Config, new: Config, *, is_alone: bool = False) -> Config:
     """What of a new configuration can be at work without a restart."""
     engine = new.engine.model_copy(update={"workers": old.engine.workers})
-    return new.model_copy(update={"admin": old.admin, "engine": engine})
+    changes: dict[str, Any] = {"admin": old.admin, "engine": engine}
+    if is_alone and new.keeps_crashed:
+        changes["listener"] = {
+            name: listener.model_copy(update={"survive": _lasting(listener.survive)})
+            for name, listener in new.listener.items()
+        }
+    return new.model_copy(update=changes)
+
+
+def _lasting(survive: Survive) -> Survive:
+    """What can be had of this where flows live in the supervisor's process."""
+    return "restart" if survive == "crash" else survive
+
+
+def _outlasting(step: Step) -> Step:
+    """A step of a listener, where flows live in the supervisor's process."""
+    crash = step.subject.endswith(".survive") and step.note.endswith(" -> crash")
+    return step._replace(act=Act.RESTART, note=f"{step.note}; needs a restart") if crash else step
 
 
 def _restarting(step: Step) -> Step:

@@ -405,6 +405,7 @@ Balance: TypeAlias = Literal["round_robin", "least_flows", "random", "first", "s
 SendProxy: TypeAlias = Literal["v1", "v2"]
 NameFamily: TypeAlias = Literal["any", "ipv4", "ipv6"]
 OnDown: TypeAlias = Literal["keep", "close"]
+Survive: TypeAlias = Literal["restart", "crash", "off"]
 WhenFull: TypeAlias = Literal["refuse", "wait"]
 LogFormat: TypeAlias = Literal["auto", "json", "text"]
 LogFlows: TypeAlias = Literal["all", "errors", "off"]

@@ -40,7 +40,7 @@ from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, Open
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
-    from proxy.config.model import Admin, Config, Engine
+    from proxy.config.model import Admin, Config
     from proxy.core.pace import Pace
     from proxy.engine.specs import EndpointOrder, UpstreamSpec
 
@@ -57,6 +57,7 @@ class House:
 
     Attributes:
         config: what is at work.
+        is_alone: whether flows live in this process, where none outlives a crash.
         drained_listeners: those that were drained by hand since.
         drained_endpoints: the same, each with its upstream before it.
         admin_users: who may change something at the admin's Unix socket; None: all who may open it.
@@ -75,6 +76,7 @@ class House:
     ) -> None:
         self.config = config
         self.worker = worker
+        self.is_alone = isinstance(worker, Worker)
         self.workers = 1 if isinstance(worker, Worker) else worker.size
         self.admin = admin
         self.drained_listeners: set[str] = set()
@@ -244,7 +246,7 @@ async def open_house(
 
     """
     raise_file_limit()
-    house = House(config, _workers(config.engine), [], notifier)
+    house = House(config, _workers(config), [], notifier)
     house.admin_users = _admin_users(config.admin)
     upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
@@ -277,11 +279,15 @@ def _admin_users(admin: Admin) -> frozenset[int] | None:
         raise BindError("admin.users", names, error, "cannot admit") from error
 
 
-def _workers(engine: Engine) -> Worker | Crew:
-    """One worker in this process, which costs nothing; several in processes of their own."""
+def _workers(config: Config) -> Worker | Crew:
+    """One worker in this process, which costs nothing; several in processes of their own.
+
+    So is one whose flows are to outlive its process.
+    """
+    engine = config.engine
     cores = min(len(os.sched_getaffinity(0)), WORKERS_MAX)
     count = cores if engine.workers == AUTO else engine.workers
-    if count == 1:
+    if count == 1 and not config.keeps_crashed:
         return Worker(engine.table_limit, engine.recent)
     return Crew(count, engine.table_limit, engine.recent)
 

@@ -14,6 +14,7 @@ from proxy.core.longest import LongestMatch
 from proxy.core.pace import Pace
 from proxy.core.proxy_protocol import HeaderStyle
 from proxy.core.rate import Rate
+from proxy.core.survive import Survive
 from proxy.core.waiting import WaitLimits
 from proxy.engine.datagram_options import DatagramOptions, Pmtu
 from proxy.engine.options import stream_options
@@ -56,6 +57,7 @@ def listener_spec(name: str, listener: Listener) -> ListenerSpec:
         datagrams=datagram_options(listener),
         transparent=listener.transparent,
         priority=listener.priority,
+        survive=Survive(listener.survive),
     )
 
 

@@ -215,8 +215,8 @@ class Steward:
         warnings: list[Problem] = []
         wanted = await self._read(warnings)
         drained = Drained(house.drained_listeners, house.drained_endpoints)
-        steps = plan(house.config, wanted, drained)
-        config = applicable(house.config, wanted)
+        steps = plan(house.config, wanted, drained, is_alone=house.is_alone)
+        config = applicable(house.config, wanted, is_alone=house.is_alone)
         await self._put_to_work(config, dry_run=dry_run)
         lines = steps.lines()
         if not dry_run:

@@ -23,6 +23,7 @@ from proxy.core.balance.ways import Balance
 from proxy.core.ceiling import ShapeRates
 from proxy.core.ejection import EjectionTerms
 from proxy.core.longest import LongestMatch
+from proxy.core.survive import Survive
 from proxy.core.upstream import HOME, MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
 from proxy.engine.marks import UNMARKED, Marks
@@ -174,6 +175,7 @@ class ListenerSpec:
         datagrams: how datagram flows are treated.
         transparent: whether it takes what was diverted, and leaves as the client if it may.
         priority: of packets to clients, which accepted sockets do not inherit; None leaves it.
+        survive: what its flows live on through.
         slot: where workers tell each other of it; None if they need not. See ``commons``.
 
     """
@@ -192,6 +194,7 @@ class ListenerSpec:
     datagrams: DatagramOptions = ORDINARY
     transparent: bool = False
     priority: int | None = None
+    survive: Survive = Survive.RESTART
     slot: int | None = None
 
     @property

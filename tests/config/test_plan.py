@@ -161,3 +161,22 @@ def test_a_plan_is_bounded() -> None:
     assert len(steps.lines()) == LINES_MAX + 1
     assert steps.lines()[-1] == "and 6 more"
     assert len(steps.rows()) == LINES_MAX
+
+
+def test_a_lone_process_cannot_begin_to_keep_flows_through_its_end() -> None:
+    crash = config(('upstream = "dns"', 'upstream = "dns"\nsurvive = "crash"'))
+    (line,) = plan(config(), crash, is_alone=True).lines()
+    assert line == "! listener.dns.survive: restart -> crash; needs a restart"
+    assert plan(config(), crash).lines() == ["~ listener.dns.survive: restart -> crash"]
+    assert applicable(config(), crash, is_alone=True) == config()
+    assert applicable(config(), crash) == crash
+
+
+def test_a_new_listener_of_a_lone_process_does_without() -> None:
+    more = '[listener.x]\nlisten = "tcp://0.0.0.0:1"\nupstream = "web"\nsurvive = "crash"\n'
+    assert lines(config(more=more)) == ["+ listener x: tcp://0.0.0.0:1 to web"]
+    applied = applicable(config(), config(more=more), is_alone=True)
+    assert applied.listener["x"].survive == "restart"
+    assert plan(applied, config(more=more), is_alone=True).lines() == [
+        "! listener.x.survive: restart -> crash; needs a restart"
+    ]
