@@ -44,6 +44,9 @@ def _flows(built: Dashboard) -> Dashboard:
         lines("New and ended flows", "Each second.", "cps",
               {"opened": each_second("flows_opened_total"),
                "closed": each_second("flows_closed_total")}),
+        lines("Flows by route", "Of listeners with route_metrics; those of `*` have no route.",
+              "cps", {"{{listener}}: {{route}}":
+                      each_second("routed_flows_total", "listener", "route")}, stacked=True),
         lines("How flows end", "By reason.", "cps",
               {"{{reason}}": busy(each_second("flows_closed_total", "reason"))}, stacked=True),
         lines("Share of flows that fail",

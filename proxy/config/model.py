@@ -298,6 +298,12 @@ class Listener(Table):
         "How long a TLS client may take to say where it wants to go, where there are routes. TCP.",
         only=TCP_ALONE,
     )
+    route_metrics: bool = key(
+        False,
+        "Count flows by route, as sockpair_routed_flows_total: its label has what is written in "
+        "routes, never what clients ask for. TCP.",
+        only=TCP_ALONE,
+    )
     proxy_from: Prefixes = key(
         [],
         "Proxies that must begin with a PROXY protocol header, over UDP each datagram with one of "

@@ -17,6 +17,9 @@ Table: TypeAlias = dict[str, Any]
 ROUTES_MAX: Final = 10_000
 """Of a listener; each holds an entry of a dictionary in every worker."""
 
+COUNTED_MAX: Final = 1000
+"""Routes of a listener that are counted: each is a series, and each worker tells it each second."""
+
 EXAMPLE: Final = '"www.example.org", "*.example.org", ".example.org" or "/h2"'
 
 ServerName: TypeAlias = Annotated[
@@ -28,6 +31,7 @@ Routes: TypeAlias = Annotated[dict[ServerName, Name], Field(max_length=ROUTES_MA
 
 def route_faults(name: str, listener: Table) -> Iterator[Fault]:
     """Find routes of a listener that say the same, however they are written."""
+    yield from _counted_faults(name, listener)
     seen: dict[RoutePattern, str] = {}
     for text in routes_of(listener):
         try:
@@ -38,6 +42,16 @@ def route_faults(name: str, listener: Table) -> Iterator[Fault]:
             message = f"is the same as {shown(seen[pattern])}; remove one of them"
             yield ("listener", name, "routes", text), message
         seen[pattern] = text
+
+
+def _counted_faults(name: str, listener: Table) -> Iterator[Fault]:
+    if listener.get("route_metrics") is not True:
+        return
+    place, count = ("listener", name, "route_metrics"), len(routes_of(listener))
+    if not listener.get("routes"):
+        yield place, "has no effect without routes; add some, or remove this"
+    if count > COUNTED_MAX:
+        yield place, f"is for {COUNTED_MAX} routes at most, and there are {count}; remove this"
 
 
 def routes_of(listener: Table) -> dict[str, str]:

@@ -248,6 +248,7 @@ class Crew:
             counters["listeners"] = counters["listeners"][: len(living["listeners"])]
             counters["endpoints"] = counters["endpoints"][: len(living["endpoints"])]
             counters["queues"] = counters["queues"][: len(living["queues"])]
+            counters["routes"] = counters["routes"][: len(living["routes"])]
         return counters
 
     async def status(self) -> RelayStatus:
@@ -451,4 +452,5 @@ class Crew:
 
 
 def _rows(reading: RelayCounters) -> int:
-    return len(reading["listeners"]) + len(reading["endpoints"]) + len(reading["queues"])
+    of_listeners = len(reading["listeners"]) + len(reading["routes"])
+    return of_listeners + len(reading["endpoints"]) + len(reading["queues"])

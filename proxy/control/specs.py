@@ -90,7 +90,8 @@ def routes_of(listener: Listener) -> RoutesSpec | None:
     """Who goes to other upstreams of a listener."""
     if not listener.routes:
         return None
-    return RoutesSpec(tuple(listener.routes.items()), listener.hello_timeout)
+    routes = tuple(listener.routes.items())
+    return RoutesSpec(routes, listener.hello_timeout, counted=listener.route_metrics)
 
 
 def style_of(upstream: Upstream) -> HeaderStyle | None:

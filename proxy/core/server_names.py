@@ -104,6 +104,9 @@ class ServerNames(Generic[Value]):
         for (name, alpn), value in routes.items():
             self._routes.setdefault(name, {})[alpn] = value
 
+    def __getitem__(self, pattern: RoutePattern) -> Value:
+        return self._routes[pattern.name][pattern.alpn]
+
     def find(self, name: str | None, alpn: tuple[str, ...] = ()) -> Value | None:
         """The route of a client; None if there is none.
 
@@ -114,7 +117,7 @@ class ServerNames(Generic[Value]):
 
         """
         pattern = self.pattern(name, alpn)
-        return None if pattern is None else self._routes[pattern.name][pattern.alpn]
+        return None if pattern is None else self[pattern]
 
     def pattern(self, name: str | None, alpn: tuple[str, ...] = ()) -> RoutePattern | None:
         """Which pattern decides about a client; see ``find``."""

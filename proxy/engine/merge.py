@@ -27,6 +27,7 @@ from proxy.core.address_rows import merge_addresses
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.histogram import add_histograms
 from proxy.core.queue_counters import add_queues, retire_queue
+from proxy.core.route_counters import add_routes
 from proxy.core.sample_counters import add_samples
 from proxy.engine.drains import Phase
 
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
         ListenerSnapshot,
     )
     from proxy.core.queue_counters import QueueSnapshot
+    from proxy.core.route_counters import RouteSnapshot
     from proxy.engine.port import (
         DrainRow,
         FlowIds,
@@ -56,7 +58,7 @@ def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
     """Add the readings of workers, and of those that are retired; of none it is all zero.
 
     A listener is known by its name and transport, an endpoint by its upstream and address, a
-    queue by its upstream.
+    queue by its upstream, a route by its listener and pattern.
     """
     return {
         "listeners": _merge_rows(
@@ -71,6 +73,9 @@ def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
         ),
         "queues": _merge_rows(
             (row for part in parts for row in part["queues"]), _queue_key, add_queues
+        ),
+        "routes": _merge_rows(
+            (row for part in parts for row in part["routes"]), _route_key, add_routes
         ),
         "table_entries": sum(part["table_entries"] for part in parts),
         "table_limit": sum(part["table_limit"] for part in parts),
@@ -89,6 +94,7 @@ def carry_counters(before: RelayCounters | None, now: RelayCounters) -> RelayCou
         "listeners": _merge_rows([*now["listeners"], *before["listeners"]], _listener_key, _first),
         "endpoints": _merge_rows([*now["endpoints"], *before["endpoints"]], _endpoint_key, _first),
         "queues": _merge_rows([*now["queues"], *before["queues"]], _queue_key, _first),
+        "routes": _merge_rows([*now["routes"], *before["routes"]], _route_key, _first),
     }
 
 
@@ -103,6 +109,7 @@ def retire_counters(last: RelayCounters) -> RelayCounters:
         "listeners": [_retire_listener(row) for row in last["listeners"]],
         "endpoints": [_retire_endpoint(row) for row in last["endpoints"]],
         "queues": [retire_queue(row) for row in last["queues"]],
+        "routes": last["routes"],
         "table_entries": 0,
         "table_limit": 0,
         "recent_entries": 0,
@@ -281,6 +288,10 @@ def _endpoint_key(row: EndpointSnapshot) -> Hashable:
 
 def _queue_key(row: QueueSnapshot) -> Hashable:
     return row["upstream"]
+
+
+def _route_key(row: RouteSnapshot) -> Hashable:
+    return row["listener"], row["route"]
 
 
 def _first(one: Row, _: Row) -> Row:

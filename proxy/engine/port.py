@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LimitValues, LiveLimit, OrderRow
     from proxy.core.queue_counters import QueueSnapshot
+    from proxy.core.route_counters import RouteSnapshot
     from proxy.engine.specs import Change, DrainOrder, EndpointOrder, HealthReport, UpstreamSpec
     from proxy.engine.watch import Told
 
@@ -70,6 +71,7 @@ class RelayCounters(TypedDict):
     listeners: list[ListenerSnapshot]
     endpoints: list[EndpointSnapshot]
     queues: list[QueueSnapshot]
+    routes: list[RouteSnapshot]
     table_entries: int
     table_limit: int
     recent_entries: int

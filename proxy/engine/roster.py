@@ -22,6 +22,7 @@ from proxy.core.admission import NOBODY
 from proxy.core.condition import Administration
 from proxy.core.counters import ListenerCounters
 from proxy.core.ledger import Ledger
+from proxy.core.route_counters import ELSE, RouteCounters
 from proxy.core.server_names import ServerNames
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 
     from proxy.core.admission import AdmissionLimits, Gate
     from proxy.core.flow import Flow
+    from proxy.core.server_names import RoutePattern
     from proxy.core.sources import SourceKey
     from proxy.engine.datagram import DatagramFlow
     from proxy.engine.outbound import Connect
@@ -59,6 +61,7 @@ if TYPE_CHECKING:
 Listener: TypeAlias = StreamListener | DatagramListener
 ListenerKey: TypeAlias = tuple[str, Transport]
 EndpointKey: TypeAlias = tuple[str, str]
+RouteKey: TypeAlias = tuple[str, str]
 
 NO_ORDERS: Final[Mapping[str, Administration]] = MappingProxyType({})
 
@@ -85,6 +88,9 @@ class Roster:
         self._ledger: Ledger[ListenerKey, ListenerCounters] = Ledger(
             lambda key: ListenerCounters(*key, upstream="")
         )
+        self._route_ledger: Ledger[RouteKey, RouteCounters] = Ledger(
+            lambda key: RouteCounters(*key)
+        )
 
     @property
     def counters(self) -> list[ListenerCounters]:
@@ -95,6 +101,16 @@ class Roster:
     def remembered(self) -> list[ListenerCounters]:
         """Those of every listener that is or was, and is not forgotten."""
         return list(self._ledger)
+
+    @property
+    def route_counters(self) -> list[RouteCounters]:
+        """Those of every route that is counted."""
+        return self._route_ledger.shown()
+
+    @property
+    def remembered_routes(self) -> list[RouteCounters]:
+        """Those of every route that is or was counted, and is not forgotten."""
+        return list(self._route_ledger)
 
     def listening(self) -> list[ListenRow]:
         """Every socket that new flows may come by."""
@@ -139,6 +155,7 @@ class Roster:
         before, self._specs = self._specs, specs
         self._leave(before, specs)
         self._ledger.use((spec.name, spec.transport) for spec in specs.values())
+        self._route_ledger.use(key for spec in specs.values() for key in _route_keys(spec))
         for spec in specs.values():
             counters = self.counters_of(spec)
             counters.gate.become(spec.admission, now, self._sources(counters, spec.admission))
@@ -195,7 +212,18 @@ class Roster:
         names = {name for _, name in spec.routes.upstreams}
         ways = {name: self._route_to(spec, name) for name in names}
         patterns = {pattern: ways[name] for pattern, name in spec.routes.upstreams}
-        return Routes(ServerNames(patterns), spec.routes.time)
+        return Routes(ServerNames(patterns), spec.routes.time, self._route_counters(spec))
+
+    def _route_counters(
+        self, spec: ListenerSpec
+    ) -> Mapping[RoutePattern | None, RouteCounters] | None:
+        if spec.routes is None or not spec.routes.counted:
+            return None
+        ledger = self._route_ledger
+        counters: dict[RoutePattern | None, RouteCounters] = {None: ledger[spec.name, ELSE]}
+        for pattern, _ in spec.routes.upstreams:
+            counters[pattern] = ledger[spec.name, str(pattern)]
+        return counters
 
     def _route_to(self, spec: ListenerSpec, name: str) -> Way:
         route = self.upstreams[name]
@@ -379,6 +407,14 @@ class Roster:
         if spec.transport.is_datagram:
             return outbound.way(SOCK_DGRAM)
         return outbound.way(SOCK_STREAM, spec.options)
+
+
+def _route_keys(spec: ListenerSpec) -> Iterator[RouteKey]:
+    """The routes of a listener that are counted."""
+    if spec.routes is not None and spec.routes.counted:
+        for pattern, _ in spec.routes.upstreams:
+            yield spec.name, str(pattern)
+        yield spec.name, ELSE
 
 
 def _kind_of(spec: ListenerSpec, terms: Terms) -> type[DatagramFlow]:

@@ -11,6 +11,7 @@ upstream of the listener; so does whoever has no route.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from select import EPOLLRDHUP
 from socket import MSG_DONTWAIT, MSG_PEEK
 from typing import TYPE_CHECKING, NamedTuple
@@ -23,7 +24,8 @@ from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
     from proxy.core.proxy_protocol import HeaderStyle
-    from proxy.core.server_names import ServerNames
+    from proxy.core.route_counters import RouteCounters
+    from proxy.core.server_names import RoutePattern, ServerNames
     from proxy.core.upstream import Choice
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
@@ -52,11 +54,13 @@ class Routes(NamedTuple):
     Attributes:
         names: to each by its server names.
         time: seconds that a ClientHello may take.
+        counters: of each pattern, and of those whom none fits; None if nobody asks.
 
     """
 
     names: ServerNames[Way]
     time: float
+    counters: Mapping[RoutePattern | None, RouteCounters] | None = None
 
     @property
     def copies_dscp(self) -> bool:
@@ -160,5 +164,8 @@ class HelloWait:
         flow.relay.wheel.cancel(self)
         flow.relay.pump.hand_over(flow.original.socket.fileno(), flow.original)
         hello = answer if isinstance(answer, Hello) else None
-        way = flow.routes.names.find(hello.server_name, hello.alpn) if hello else None
-        flow.go(way or self._default, hello, now)
+        names, counters = flow.routes.names, flow.routes.counters
+        pattern = names.pattern(hello.server_name, hello.alpn) if hello else None
+        if counters is not None:
+            counters[pattern].flows += 1
+        flow.go(self._default if pattern is None else names[pattern], hello, now)

@@ -149,11 +149,13 @@ class RoutesSpec(NamedTuple):
     Attributes:
         upstreams: their names, by who goes there.
         time: seconds that a ClientHello may take.
+        counted: whether it is told how many flows took each.
 
     """
 
     upstreams: tuple[tuple[RoutePattern, str], ...]
     time: float
+    counted: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -270,10 +270,11 @@ class Worker:
         offset = self._wall_offset()
         roster = self._roster
         upstreams = roster.upstreams
-        listeners, endpoints, queues = roster.counters, upstreams.counters, upstreams.queues
+        listeners, endpoints = roster.counters, upstreams.counters
+        queues, routes = upstreams.queues, roster.route_counters
         if former:
             listeners, endpoints = roster.remembered, upstreams.remembered
-            queues = upstreams.remembered_queues
+            queues, routes = upstreams.remembered_queues, roster.remembered_routes
         return {
             "listeners": [counters.snapshot() for counters in listeners],
             "endpoints": [
@@ -281,6 +282,7 @@ class Worker:
                 for counters in endpoints
             ],
             "queues": [counters.snapshot() for counters in queues],
+            "routes": [counters.snapshot() for counters in routes],
             "table_entries": len(relay.table),
             "table_limit": relay.table.limit,
             "recent_entries": len(relay.table.recent),

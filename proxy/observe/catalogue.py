@@ -348,6 +348,14 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         samples.connect_failures,
     ),
     MetricEntry(
+        "sockpair_routed_flows_total",
+        "counter",
+        ("listener", "route"),
+        "Flows by the route they took, as it is configured, or * where none fits; listeners with "
+        "route_metrics.",
+        samples.routed,
+    ),
+    MetricEntry(
         "sockpair_upstream_flows_waiting",
         "gauge",
         _UPSTREAM,

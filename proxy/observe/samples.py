@@ -96,6 +96,11 @@ def queue(read: Callable[[QueueSnapshot], float]) -> Callable[[Reading], Samples
     return lambda reading: (((row["upstream"],), read(row)) for row in reading.counters["queues"])
 
 
+def routed(reading: Reading) -> Samples:
+    """Flows by the route they took, of listeners that count them."""
+    return (((row["listener"], row["route"]), row["flows"]) for row in reading.counters["routes"])
+
+
 def name(read: Callable[[NameRow], float]) -> Callable[[Reading], Samples]:
     """One sample an endpoint that has a name."""
     return lambda reading: [

@@ -94,6 +94,17 @@ def test_routes() -> None:
     assert listener.upstreams == ("b",)
 
 
+def test_routes_are_counted_where_that_is_wanted() -> None:
+    for key, counted in (("", False), ("route_metrics = true\n", True)):
+        spec = routes_of(config(key + ROUTES).listener["a"])
+        assert spec is not None
+        assert spec.counted is counted
+    assert "has no effect without routes" in problem(listener="route_metrics = true")
+    many = "\n".join(f'"{n}.example" = "b"' for n in range(1001))
+    found = problem(listener=f"route_metrics = true\n[listener.a.routes]\n{many}")
+    assert "is for 1000 routes at most, and there are 1001" in found
+
+
 def routes(*lines: str) -> str:
     return "[listener.a.routes]\n" + "\n".join(lines)
 

@@ -24,6 +24,7 @@ from proxy.core.flow import (
     State,
 )
 from proxy.core.queue_counters import QueueCounters
+from proxy.core.route_counters import RouteCounters
 from proxy.core.sample import Waits
 from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
 from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
@@ -31,6 +32,7 @@ from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
 WORKERS = 3
 LISTENERS = [("web", Transport.TCP, "origin"), ("dns", Transport.UDP, "resolvers")]
 QUEUES = ["origin"]
+ROUTES = ["www.example.org", "*"]
 ENDPOINTS = [("origin", "10.0.0.1:80"), ("origin", "10.0.0.2:80"), ("resolvers", "10.0.0.3:53")]
 
 
@@ -45,6 +47,7 @@ class Books:
     def __init__(self) -> None:
         self.listeners = [ListenerCounters(*listener) for listener in LISTENERS]
         self.endpoints = [EndpointCounters(*endpoint) for endpoint in ENDPOINTS]
+        self.routes = [RouteCounters("web", each) for each in ROUTES]
         self.queues = [QueueCounters(upstream) for upstream in QUEUES]
         self.flows: list[list[Flow]] = [[] for _ in LISTENERS]
         self.log_dropped = 0
@@ -53,6 +56,7 @@ class Books:
     def live(self, event: Event, now: float) -> None:
         """Have something happen, where it can."""
         line_up(self.queues[0], event)
+        self.routes[event.size % 2].flows += event.what == "open"
         listener = self.listeners[event.listener]
         direction = listener.reply if event.size % 2 else listener.original
         endpoint = self.endpoints[event.size % len(ENDPOINTS)]
@@ -105,6 +109,7 @@ class Books:
             "listeners": [listener.snapshot() for listener in self.listeners],
             "endpoints": [endpoint.snapshot(now) for endpoint in self.endpoints],
             "queues": [queue.snapshot() for queue in self.queues],
+            "routes": [route.snapshot() for route in self.routes],
             "table_entries": sum(sum(listener.live.values()) for listener in self.listeners),
             "table_limit": 100,
             "recent_entries": min(self.closed, 10),
@@ -212,6 +217,7 @@ def counts(reading: RelayCounters) -> dict[tuple[str, ...], float]:
     for queue in reading["queues"]:
         for key in ("waited", "turned_away", "expired"):
             found[queue["upstream"], key] = queue[key]  # type: ignore[literal-required]
+    found |= {("route", row["route"]): row["flows"] for row in reading["routes"]}
     for end in reading["endpoints"]:
         found[end["endpoint"], "attempts"] = end["attempts"]
         found |= {(end["endpoint"], word): count for word, count in end["failures"].items()}

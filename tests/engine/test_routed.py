@@ -71,6 +71,8 @@ async def routing(
     time: float = 5.0,
     style: HeaderStyle | None = None,
     limits: FlowLimits | None = None,
+    *,
+    counted: bool = False,
     **parts: Any,
 ) -> AsyncIterator[Routed]:
     endpoints = {name: listening() for name in ("default", *routes.values())}
@@ -82,7 +84,7 @@ async def routing(
         upstream="default",
         limits=limits or FlowLimits(),
         routes=RoutesSpec(
-            tuple((parse_pattern(text), name) for text, name in routes.items()), time
+            tuple((parse_pattern(text), name) for text, name in routes.items()), time, counted
         ),
         **parts,
     )
@@ -222,6 +224,52 @@ async def test_a_client_that_has_ended_already(said: bytes) -> None:
         assert await receive_all(client) == b"alert"
         (row,) = await lab.wait_ended()
         assert row["close_reason"] == "finished"
+
+
+async def took(lab: Lab) -> dict[str, int]:
+    """How many flows took each route, as it is told."""
+    return {row["route"]: row["flows"] for row in (await lab.counters())["routes"]}
+
+
+async def greet(lab: Routed, upstream: str, *hello: bytes) -> None:
+    """A flow that comes to an upstream by what it says first."""
+    client = await connect(lab.address)
+    for part in hello:
+        await client.send(part)
+    await lab.arrival(upstream)
+
+
+async def test_flows_are_counted_by_the_routes_that_are_configured_alone() -> None:
+    async with routing(counted=True) as lab:
+        assert await took(lab) == dict.fromkeys((*ROUTES, "*"), 0)
+        await greet(lab, "web", HELLO)
+        for name in ("a.example.org", "b.example.org", "c.b.example.org"):
+            await greet(lab, "others", real_hello(name, []))
+        await greet(lab, "default", real_hello("elsewhere.example.com", []))
+        await greet(lab, "default", b"no hello")
+        counts = {"www.example.org": 1, ".example.org": 3, "/acme-tls/1": 0, "*": 2}
+        assert await took(lab) == counts
+
+
+async def test_routes_are_not_counted_unless_that_is_wanted() -> None:
+    async with routing() as lab:
+        await greet(lab, "web", HELLO)
+        assert await took(lab) == {}
+
+
+async def test_a_route_that_comes_again_goes_on_counting() -> None:
+    async with routing(counted=True) as lab:
+        await greet(lab, "web", HELLO)
+        upstreams = [route.spec for route in lab.worker._roster.upstreams._routes.values()]
+        spec = lab.worker._roster._specs["lab"]
+        assert spec.routes is not None
+        fewer = replace(spec, routes=spec.routes._replace(upstreams=spec.routes.upstreams[1:]))
+        await lab.worker.apply(change(*upstreams, changed=(fewer,)))
+        await greet(lab, "others", HELLO)
+        assert await took(lab) == {".example.org": 1, "/acme-tls/1": 0, "*": 0}
+        await lab.worker.apply(change(*upstreams, changed=(spec,)))
+        await greet(lab, "web", HELLO)
+        assert (await took(lab))["www.example.org"] == 2
 
 
 async def test_a_client_that_has_left_does_not_wait_for_an_endpoint() -> None:

@@ -70,13 +70,16 @@ class CheckedForward(Forward):
 
 
 class QueuedForward(Forward):
-    """A listener whose flows wait while its endpoint is full."""
+    """A listener that counts its routes, and whose flows wait while its endpoint is full."""
 
     @property
     def toml(self) -> str:
         (endpoint,) = self.endpoints
         table = f'{{ address = "{endpoint}", flows = 100 }}'
         text = super().toml.replace(f'"{endpoint}"', table)
+        routes = f'[listener.{self.name}.routes]\n"www.example.org" = "{self.name}"\n'
+        upstream = f'upstream = "{self.name}"\n'
+        text = text.replace(upstream, f"{upstream}route_metrics = true\n{routes}", 1)
         return f'{text}when_full = "wait"\n'
 
 

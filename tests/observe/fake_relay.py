@@ -15,6 +15,7 @@ from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
 from proxy.core.query import SORTS, FlowQuery, flow_row
 from proxy.core.queue_counters import QueueCounters
+from proxy.core.route_counters import RouteCounters
 from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
 from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.watch import Pending, Told
@@ -53,6 +54,7 @@ class FakeRelay:
         ]
         self.addresses: list[AddressSnapshot] = []  # of the first endpoint
         self.queues = [QueueCounters("web")]
+        self.routes = [RouteCounters("web", "www.example.org")]
         self.live: list[Flow] = []
         self.closed: list[Flow] = []
         self.draining = False
@@ -163,6 +165,7 @@ class FakeRelay:
                 for number, endpoint in enumerate(self.endpoint_counters)
             ],
             "queues": [queue.snapshot() for queue in self.queues],
+            "routes": [route.snapshot() for route in self.routes],
             "table_entries": len(self.live),
             "table_limit": 1000,
             "recent_entries": len(self.closed),
