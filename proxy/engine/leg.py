@@ -409,7 +409,8 @@ class StreamLeg(Direction):
             moved = self.bytes - before
             is_more = moved >= chunk or (moved > 0 and bool(mask & READ_ON))
             self.chunk = LEAST_BULK if moved >= LEAST_BULK else SMALLEST_CHUNK  # may be doubled
-            if chunk >= LEAST_BULK and moved >= chunk and not self.ended:
+            is_bulk = chunk >= LEAST_BULK and moved >= chunk and not self.ended
+            if is_bulk and self.pending is None:  # what is pending would not be in the pipe
                 self._borrow_pipe()
         meter = self.meter
         if meter is not None:

@@ -24,8 +24,10 @@ from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
 from proxy.core.longest import LongestMatch
 from proxy.core.query import FlowQuery
+from proxy.engine import leg
 from proxy.engine.leg import StreamLeg
 from proxy.engine.specs import BandwidthLimits
+from proxy.engine.splice import PipePool
 from tests.engine.lab import (
     Lab,
     accept,
@@ -403,3 +405,26 @@ async def test_a_dry_run_lets_a_flow_move_more_than_its_bytes_and_counts_it_once
             nursery.start_soon(send_all, client, BULK)
             assert await receive_exactly(accepted, len(BULK)) == BULK
         assert await counts(lab, "dry_run_hits") == {"byte_budget": 1}
+
+
+async def test_what_was_not_taken_is_sent_before_a_pipe_is_borrowed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(leg, "BUDGET_ROOM", 1 << 50)  # so that each move is asked for
+    monkeypatch.setattr(leg, "LEAST_BULK", 16 << 10)
+    monkeypatch.setattr(leg, "LARGEST_CHUNK", 16 << 10)
+    take, hold = PipePool.take, StreamLeg._hold
+    monkeypatch.setattr(PipePool, "take", lambda _: None)
+
+    def hold_and_have_pipes(self: StreamLeg, rest: memoryview, mask: int) -> None:
+        monkeypatch.setattr(PipePool, "take", take)
+        hold(self, rest, mask)
+
+    monkeypatch.setattr(StreamLeg, "_hold", hold_and_have_pipes)
+    endpoint, bulk = listening(), os.urandom(24 << 20)
+    async with limited(endpoint, limits=FlowLimits(bytes=1 << 40)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, bulk)
+            await lab.wait_counter(lambda read: read["listeners"][0]["original"]["buffered"], 1)
+            assert await receive_exactly(accepted, len(bulk)) == bulk
