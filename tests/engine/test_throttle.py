@@ -421,7 +421,7 @@ async def test_what_was_not_taken_is_sent_before_a_pipe_is_borrowed(
         hold(self, rest, mask)
 
     monkeypatch.setattr(StreamLeg, "_hold", hold_and_have_pipes)
-    endpoint, bulk = listening(), os.urandom(24 << 20)
+    endpoint, bulk = listening(), os.urandom(6 << 20)
     async with limited(endpoint, limits=FlowLimits(bytes=1 << 40)) as lab:
         client, accepted = await pair(lab, endpoint)
         async with trio.open_nursery() as nursery:
