@@ -46,6 +46,7 @@ from proxy.engine.watch import Pending, Told
 if TYPE_CHECKING:
     from socket import SocketType as Socket
 
+    from proxy.control.remote import ChannelKeeper
     from proxy.core.address import Address
     from proxy.core.events import FlowEvent
     from proxy.core.explanation import Explanation, FlowQuestion
@@ -90,11 +91,13 @@ class Crew:
         size: how many.
         table_limit: flows at once, of all together.
         recent: ended flows remembered, of all together.
+        keeper: keeps the succession channels of workers.
 
     """
 
-    def __init__(self, size: int, table_limit: int, recent: int) -> None:
+    def __init__(self, size: int, table_limit: int, recent: int, keeper: ChannelKeeper) -> None:
         self.size = size
+        self._keeper = keeper
         self._division = Division(size, table_limit, recent)
         self._commons = make_commons(size)
         self._slots = Slots(Commons(self._commons, size))
@@ -333,7 +336,8 @@ class Crew:
         pause = 0.0
         while True:
             began = trio.current_time()
-            remote = RemoteWorker(index, self._division.settings(index), self._commons, self)
+            settings = self._division.settings(index)
+            remote = RemoteWorker(index, settings, self._commons, self, self._keeper)
             async with trio.open_nursery() as life:
                 life.start_soon(self._employ, remote, task_status)
                 code = await self._live(remote)

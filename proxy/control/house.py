@@ -33,7 +33,7 @@ from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
 from proxy.control.specs import listener_spec, pace_of
-from proxy.control.store import SocketStore, sockets_to_keep
+from proxy.control.store import ChannelStore, SocketStore, sockets_to_keep
 from proxy.control.unix import socket_files, user_numbers
 from proxy.core.steering import WORKERS_MAX
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener
@@ -41,6 +41,7 @@ from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
     from proxy.config.model import Admin, Config
+    from proxy.control.inherited import Channel
     from proxy.core.pace import Pace
     from proxy.engine.specs import EndpointOrder, UpstreamSpec
 
@@ -246,7 +247,7 @@ async def open_house(
 
     """
     raise_file_limit()
-    house = House(config, _workers(config), [], notifier)
+    house = House(config, _workers(config, notifier), [], notifier)
     house.admin_users = _admin_users(config.admin)
     upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
@@ -257,12 +258,20 @@ async def open_house(
             undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
         if config.admin.http is not None:
             house.admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
+        _let_go(inheritance.channels, house.store)
         given = adopt(config, inheritance, house.store, house.workers)
         for socket in (socket for sockets in given.values() for socket in sockets):
             undo.enter_context(socket)
         await house.put_to_work(config, upstreams, given)
         undo.pop_all()
     return house
+
+
+def _let_go(channels: Iterable[Channel], store: SocketStore) -> None:
+    """Have the workers that an earlier life left behind know that nobody comes: they end."""
+    for channel in channels:
+        channel.end.close()
+        store.drop([channel.name])
 
 
 def _admin_users(admin: Admin) -> frozenset[int] | None:
@@ -279,7 +288,7 @@ def _admin_users(admin: Admin) -> frozenset[int] | None:
         raise BindError("admin.users", names, error, "cannot admit") from error
 
 
-def _workers(config: Config) -> Worker | Crew:
+def _workers(config: Config, notifier: Notifier) -> Worker | Crew:
     """One worker in this process, which costs nothing; several in processes of their own.
 
     So is one whose flows are to outlive its process.
@@ -289,7 +298,7 @@ def _workers(config: Config) -> Worker | Crew:
     count = cores if engine.workers == AUTO else engine.workers
     if count == 1 and not config.keeps_crashed:
         return Worker(engine.table_limit, engine.recent)
-    return Crew(count, engine.table_limit, engine.recent)
+    return Crew(count, engine.table_limit, engine.recent, ChannelStore(notifier))
 
 
 def raise_file_limit() -> None:

@@ -4,6 +4,8 @@ They come from two places. A socket unit has made them for us (socket activation
 that an operator chose. Or an earlier life of ours had them stored, under a name of our own with
 ``STORED`` before it, which no listener's name can contain.
 
+Ends of succession channels, see ``engine.succession``, come from the store, too.
+
 Whoever starts a process may hand it anything, so nothing here is believed: what is not a listening
 socket of a kind we know is closed, and told. It never keeps us from starting.
 
@@ -29,11 +31,12 @@ from socket import (
     SO_PROTOCOL,
     SO_TYPE,
     SOCK_DGRAM,
+    SOCK_SEQPACKET,
     SOCK_STREAM,
     SOL_SOCKET,
 )
 from socket import socket as Socket
-from typing import Final
+from typing import Final, NamedTuple
 
 from proxy.control.unix import UnixListenSocket
 from proxy.core.address import Transport, format_address
@@ -47,6 +50,9 @@ MOST_FILES: Final = 4096
 
 STORED: Final = "kept/"
 """Begins the names of what we had stored ourselves; "/" is in no listener's name."""
+
+CHANNEL: Final = "worker/"
+"""Begins the names of succession channels; the process id of the worker follows."""
 
 TRANSPORTS: Final[dict[tuple[int, int, int], Transport]] = {
     (AF_INET, SOCK_STREAM, IPPROTO_TCP): Transport.TCP,
@@ -90,17 +96,32 @@ class Inherited:
         return f"{self.transport}://{format_address(address)}"
 
 
+class Channel(NamedTuple):
+    """Our end of the succession channel of a worker that an earlier life of ours left behind.
+
+    Attributes:
+        name: as it is called in the store.
+        end: owned by whoever holds this.
+
+    """
+
+    name: str
+    end: Socket
+
+
 @dataclass(slots=True)
 class Inheritance:
     """All that was given to us.
 
     Attributes:
         sockets: that may serve.
+        channels: to workers of an earlier life.
         rejected: name, and what is wrong, of what may not; closed already.
 
     """
 
     sockets: list[Inherited] = field(default_factory=list)
+    channels: list[Channel] = field(default_factory=list)
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -128,6 +149,9 @@ def take_inherited(environ: MutableMapping[str, str]) -> Inheritance:
 def _take(found: Inheritance, fd: int, name: str) -> None:
     try:
         os.set_inheritable(fd, False)
+        if name.startswith(CHANNEL):
+            found.channels.append(Channel(name, _channel(fd)))
+            return
         taken = _listening(fd, name)
     except (OSError, ValueError) as error:
         found.rejected.append((name, str(getattr(error, "strerror", None) or error)))
@@ -135,6 +159,22 @@ def _take(found: Inheritance, fd: int, name: str) -> None:
             os.close(fd)
     else:
         found.sockets.append(taken)
+
+
+def _channel(fd: int) -> Socket:
+    """Make a socket of a descriptor that is an end of a succession channel.
+
+    Raises:
+        OSError: it is not open.
+        ValueError: it is something else; the descriptor stays open.
+
+    """
+    if not stat.S_ISSOCK(os.fstat(fd).st_mode):
+        raise ValueError("is not a socket")
+    with _Borrowed(fd) as socket:
+        if (socket.family, socket.type) != (AF_UNIX, SOCK_SEQPACKET):
+            raise ValueError("is no end of a succession channel")
+    return Socket(fileno=fd)
 
 
 def _listening(fd: int, name: str) -> Inherited:

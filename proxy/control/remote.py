@@ -3,6 +3,9 @@
 Every call is an order over the wire (see ``engine.child``) and waits for the answer with its
 number. A caller who leaves takes nothing back: the order is obeyed, its answer unheard.
 
+The process also has one end of a succession channel; the other is here, and with whoever keeps it
+for a successor, who can so speak to the process when we are gone. ``part`` leaves it to that.
+
 When the process ends, however that happens, every call that waits fails with ``WorkerLostError``,
 and so does each later one: what to do then is the crew's affair.
 """
@@ -24,11 +27,13 @@ import trio
 import proxy
 from proxy.core.events import EventKind, FlowEvent
 from proxy.engine.child import Hello, hello, order, read_lines
+from proxy.engine.succession import channel
 from proxy.engine.watch import Told
 from proxy.engine.wire import Wire, WireError, wire_pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from socket import socket as Socket
 
     from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
@@ -76,26 +81,45 @@ class Watcher(Protocol):
         ...
 
 
+class ChannelKeeper(Protocol):
+    """Who keeps our ends of succession channels for whoever comes after us."""
+
+    def keep(self, pid: int, end: Socket) -> None:
+        """Keep that of the worker with this process id."""
+        ...
+
+    def drop(self, pid: int) -> None:
+        """Keep it no more: the worker has ended."""
+        ...
+
+
 class RemoteWorker:
-    """A worker process, and the calls to it. Owns the process, and its end of the wire.
+    """A worker process, and the calls to it. Owns the process, and its ends of wire and channel.
 
     Args:
         index: of the worker, from 0 on.
         settings: what it is made of.
         commons: the memory of all workers.
         watcher: told what happens to it.
+        keeper: keeps the channel.
 
     Attributes:
         pid: of the process; 0 before it was started.
+        channel: our end of its succession channel; None before it was started.
 
     """
 
-    def __init__(self, index: int, settings: Hello, commons: int, watcher: Watcher) -> None:
+    def __init__(
+        self, index: int, settings: Hello, commons: int, watcher: Watcher, keeper: ChannelKeeper
+    ) -> None:
         self.index = index
         self.pid = 0
         self._settings = settings
         self._commons = commons
         self._watcher = watcher
+        self._keeper = keeper
+        self.channel: Socket | None = None
+        self._parted = False
         self._wire: Wire | None = None
         self._process: trio.Process | None = None
         self._numbers = count(1)
@@ -118,11 +142,13 @@ class RemoteWorker:
 
         """
         wire, theirs = wire_pair()
-        with closing(wire):
-            with theirs:
-                process = self._process = await _start(theirs.fileno())
+        self.channel, line = channel()
+        with closing(wire), self.channel:
+            with theirs, line:
+                process = self._process = await _start(theirs.fileno(), line.fileno())
             self._wire = wire
             self.pid = process.pid
+            self._keeper.keep(self.pid, self.channel)
             try:
                 with suppress(WireError):
                     await wire.send(*hello(self._settings, self._commons))
@@ -130,11 +156,21 @@ class RemoteWorker:
                     await self._hear(wire)
             finally:
                 self._lose()
-                wire.close()
-                with trio.CancelScope(shield=True):
-                    await _see_off(process)
-        assert process.returncode is not None
-        return process.returncode
+                if not self._parted:
+                    self._keeper.drop(self.pid)
+                    self.channel.close()
+                    wire.close()
+                    with trio.CancelScope(shield=True):
+                        await _see_off(process)
+        return process.returncode or 0
+
+    async def part(self) -> None:
+        """Leave the process to whoever comes after us; it lives on when ``run`` is cancelled.
+
+        Its lines have come by then, and further ones it writes by itself.
+        """
+        await self._call("part")
+        self._parted = True
 
     def kill_process(self) -> None:
         """End the process, which does not do it by itself."""
@@ -227,6 +263,10 @@ class RemoteWorker:
         moved: MovedFlows = await self._call("moved_flows")
         return moved
 
+    async def entrust(self, estate: Mapping[str, Any]) -> None:
+        """Have it know what a successor gets from us, which can be written as JSON."""
+        await self._call("entrust", estate)
+
     async def finish(self) -> int:
         """End every flow; return how many there were. Their lines have come by then."""
         return int(await self._call("finish"))
@@ -300,13 +340,13 @@ def _read_event(
     return FlowEvent(EventKind(kind), tuple(watches), when, limit, row)
 
 
-async def _start(fd: int) -> trio.Process:
-    """Start a worker whose wire is at this descriptor; it finds the program where we did."""
+async def _start(fd: int, channel: int) -> trio.Process:
+    """Start a worker with its wire and channel here; it finds the program where we did."""
     home = str(Path(proxy.__file__).parents[1])
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     return await trio.lowlevel.open_process(
-        [sys.executable, "-P", "-m", "proxy.engine.child", str(fd)],
-        pass_fds=[fd],
+        [sys.executable, "-P", "-m", "proxy.engine.child", str(fd), str(channel)],
+        pass_fds=[fd, channel],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},

@@ -4,6 +4,9 @@ A listener's one socket is stored under its name, those of workers under its nam
 
 Each is stored as soon as it listens, not at the end: so a crash keeps it, too. While nobody serves
 it, clients wait in its backlog, and datagrams in its buffer.
+
+So is our end of the succession channel of each worker process, see ``engine.succession``: by it our
+next life speaks to workers that this one has left behind.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING
 
-from proxy.control.inherited import STORED, Inherited
+from proxy.control.inherited import CHANNEL, STORED, Inherited
 
 if TYPE_CHECKING:
     from proxy.config.model import Config, Listener
@@ -68,6 +71,31 @@ class SocketStore:
         for label in wanted.keys() - self._held.keys():
             self._notifier.store(label, [wanted[label]])
             self._held[label] = inodes[label]
+
+
+class ChannelStore:
+    """What the service manager keeps of the succession channels of our workers.
+
+    Args:
+        notifier: the line to it.
+
+    """
+
+    def __init__(self, notifier: Notifier) -> None:
+        self._notifier = notifier
+
+    def keep(self, pid: int, end: Socket) -> None:
+        """Have our end of the channel of the worker with this process id in the store."""
+        self._notifier.store(channel_label(pid), [end])
+
+    def drop(self, pid: int) -> None:
+        """Have it there no more."""
+        self._notifier.forget(channel_label(pid))
+
+
+def channel_label(pid: int) -> str:
+    """What the channel of the worker with this process id is called in the store."""
+    return f"{CHANNEL}{pid}"
 
 
 def labels(name: str, count: int) -> list[str]:

@@ -1,10 +1,13 @@
-"""A worker in a process of its own: ``python -m proxy.engine.child FD``.
+"""A worker in a process of its own: ``python -m proxy.engine.child FD CHANNEL``.
 
 It is told what to be by the supervisor, over the wire at the descriptor FD, and lives as long as
-that. It takes no signals but those that cannot be refused: the supervisor decides when to stop.
+that; or longer, as an orphan, if somebody may come by CHANNEL, see ``succession``. It takes no
+signals but those that cannot be refused: the supervisor decides when to stop.
 
 Down come orders, pickled: a number, the name of a ``RelayPort`` method, its arguments. Sockets of
-an ``apply`` come beside it, in the order of the listeners they belong to. Up go, as JSON objects:
+an ``apply`` come beside it, in the order of the listeners they belong to. Two more orders are about
+its being left behind: ``entrust`` is what the supervisor leaves to its successor, and ``part`` is
+the last word before it goes. Up go, as JSON objects:
 
 * ``{"answer": NUMBER, "value": ..., "serving": [COOKIE, ...]}`` or ``{"answer": NUMBER, "error":
   TEXT}``; ``serving`` are the listening sockets that are still in use, so that the supervisor can
@@ -35,7 +38,9 @@ import trio
 from proxy.engine.commons import Commons
 from proxy.engine.flow_lines import Lines
 from proxy.engine.garbage import spare_collector
+from proxy.engine.orphan_log import OrphanLog
 from proxy.engine.specs import OpenListener
+from proxy.engine.succession import Succession
 from proxy.engine.unix import BoundUnixSocket
 from proxy.engine.wire import Message, Wire, WireError
 from proxy.engine.worker import Worker
@@ -111,21 +116,29 @@ def _received(opened: OpenListener, fd: int) -> Socket:
 
 
 class Child:
-    """Serves a supervisor.
+    """Serves a supervisor, and then whoever comes after it.
 
     Args:
-        wire: to it.
+        wire: to the supervisor.
         worker: the relay.
+        succession: how a successor comes.
+        orphan_log: where lines go when nobody is there who writes them.
 
     """
 
-    def __init__(self, wire: Wire, worker: Worker) -> None:
+    def __init__(
+        self, wire: Wire, worker: Worker, succession: Succession, orphan_log: OrphanLog
+    ) -> None:
         self._wire = wire
         self._worker = worker
+        self._succession = succession
+        self._log = orphan_log
         self._logging = trio.Event()
+        self._orphaned = False
+        self._finishing = False
 
     async def serve(self, events: trio.MemoryReceiveChannel[Event]) -> None:
-        """Relay and obey until the supervisor is gone; then end every flow.
+        """Relay and obey until the supervisor is gone, and nobody comes; then end every flow.
 
         Args:
             events: what is logged meanwhile.
@@ -135,21 +148,29 @@ class Child:
             nursery.start_soon(self._worker.run)
             nursery.start_soon(self._tell_events, events)
             nursery.start_soon(self._tell_flows)
+            nursery.start_soon(self._succession.run)
             with suppress(WireError):
                 while True:
                     nursery.start_soon(self._obey, *read_order(await self._wire.receive()))
-            await self._worker.finish()
+            if not self._finishing:
+                self._orphaned = True
+                await self._succession.outlive()
+            ended = await self._worker.finish()
+            if self._orphaned:
+                await self._tell_last_flows()
+                log.info("orphan_ended", pid=os.getpid(), ended=ended)
             nursery.cancel_scope.cancel()
+        if self._orphaned:
+            with suppress(trio.WouldBlock):
+                while True:
+                    await self._log.event(events.receive_nowait())
 
     async def _obey(
         self, number: int, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
+        self._note(method, arguments)
         try:
-            value = await getattr(self._worker, method)(*arguments, **options)
-            if method == "log_flows":
-                self._logging.set()
-            if method == "finish" and self._logging.is_set():
-                await self._tell_last_flows()
+            value = await self._do(method, arguments, options)
         except Exception as error:
             log.exception("order_failed", order=method)
             await self._tell({"answer": number, "error": f"{type(error).__name__}: {error}"})
@@ -157,22 +178,51 @@ class Child:
         serving = self._worker.serving()
         await self._tell({"answer": number, "value": value, "serving": serving})
 
+    def _note(self, method: str, arguments: tuple[Any, ...]) -> None:
+        """Know what of an order is needed when nobody orders any more."""
+        if method == "apply":
+            self._succession.pace = arguments[0].pace
+        elif method == "entrust":
+            self._succession.estate = arguments[0]
+        self._finishing = self._finishing or method == "finish"
+
+    async def _do(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
+        if method == "entrust":
+            return None
+        if method == "part":
+            await self._tell_last_flows()
+            self._orphaned = True
+            return None
+        value = await getattr(self._worker, method)(*arguments, **options)
+        if method == "log_flows":
+            self._logging.set()
+        if method == "finish":
+            await self._tell_last_flows()
+        return value
+
     async def _tell_flows(self) -> None:
         await self._logging.wait()
         while True:
             await self._tell_lines(await self._worker.wait_flow_lines(GATHER_LINES))
 
     async def _tell_last_flows(self) -> None:
-        while (lines := self._worker.flow_lines()).count:
+        while self._logging.is_set() and (lines := self._worker.flow_lines()).count:
             await self._tell_lines(lines)
 
     async def _tell_lines(self, lines: Lines) -> None:
+        if self._orphaned:
+            await self._log.lines(lines.text)
+            return
         with suppress(WireError):
             await self._wire.send(LINES + lines.text)
 
     async def _tell_events(self, events: trio.MemoryReceiveChannel[Event]) -> None:
         async for event in events:
-            await self._tell({"log": event})
+            if not self._orphaned:
+                await self._tell({"log": event})
+                continue
+            with trio.CancelScope(shield=True):  # it takes a moment, and may be the last word
+                await self._log.event(event)
 
     async def _tell(self, message: dict[str, Any]) -> None:
         with suppress(WireError):  # ``serve`` hears of it too
@@ -199,15 +249,15 @@ class EventQueue:
         raise structlog.DropEvent
 
 
-def main(fd: int) -> None:
-    """Serve the supervisor at the other end of a descriptor."""
+def main(fd: int, channel: int) -> None:
+    """Serve the supervisor at the other end of a descriptor, or who comes by a channel."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     spare_collector()
-    trio.run(_main, fd)
+    trio.run(_main, fd, channel)
 
 
-async def _main(fd: int) -> None:
+async def _main(fd: int, channel: int) -> None:
     events = EventQueue()
     structlog.configure(processors=[structlog.processors.format_exc_info, events.put])
     socket = Socket(fileno=fd)
@@ -218,10 +268,13 @@ async def _main(fd: int) -> None:
     (memory,) = message.files
     commons = Commons(memory, hello.step)
     os.close(memory)
-    await Child(wire, Worker(*hello, commons)).serve(events.out)
+    worker = Worker(*hello, commons)
+    place = ((hello.first_id - 1) % hello.step, hello.step)
+    succession = Succession(Socket(fileno=channel), worker, place)
+    await Child(wire, worker, succession, OrphanLog(place[0])).serve(events.out)
 
 
 log = structlog.get_logger()
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]))
+    main(*map(int, sys.argv[1:3]))

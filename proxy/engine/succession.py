@@ -1,0 +1,233 @@
+"""The succession channel: how a worker that was left behind is found, and spoken to.
+
+Every worker process has one end of a Unix socket pair; its supervisor has the other, and has the
+service manager keep it, too. So when the supervisor is gone, whoever is started in its place gets
+the end, and can speak to a worker that it did not start.
+
+What goes over the pair is a *knock*: one packet (SOCK_SEQPACKET), which brings one end of a stream
+socket pair that was made for the occasion. The conversation goes over that, see ``wire``. So a
+successor that dies in the middle of a word leaves nothing behind that the next would stumble over,
+and its end is seen.
+
+A conversation is questions and answers in turn, JSON objects. It is begun by the successor with
+``{"ask": "greet"}``. The answer has the ``version`` of all this: of another one only the greeting
+and ``drain`` are to be relied upon.
+
+==========  ======================================================================================
+greet       who we are, and what the successor goes on from
+counters    the latest reading, and how many flows there are
+drain       accept no more, and end when the last flow has
+==========  ======================================================================================
+
+An *orphan*, whose supervisor is gone, relays and accepts on until a successor says what to do. If
+nobody comes for ``PATIENCE`` it drains. If nobody can come, because nobody has the channel's other
+end, it ends at once, as without a channel.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket as stdlib
+from array import array
+from contextlib import closing, suppress
+from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
+
+import structlog
+import trio
+
+from proxy import __version__
+from proxy.core.pace import Pace
+from proxy.engine.specs import EVERYTHING, DrainOrder
+from proxy.engine.wire import Wire, WireError
+
+if TYPE_CHECKING:
+    from trio.socket import SocketType
+
+    from proxy.engine.port import RelayCounters, RelayStatus
+
+VERSION: Final = 1
+"""Of the questions and answers."""
+
+PATIENCE: Final = 120.0
+"""Seconds for a successor to come: RestartSec= and TimeoutStartSec= of our unit, and some more."""
+
+KNOCK: Final = b"successor"
+KNOCK_BYTES: Final = 64
+KNOCK_FILES: Final = 4
+"""Room for more than there should be, so that what should not be there is seen, and closed."""
+
+AT_ONCE: Final = Pace(0.0, 1000.0, 10.0)
+"""How a worker drains that was never told how: it has no flows."""
+
+Answer: TypeAlias = "dict[str, Any]"
+
+log = structlog.get_logger()
+
+
+class Left(Protocol):
+    """What of a worker is asked for here."""
+
+    async def counters(self, *, former: bool = False) -> RelayCounters:
+        """Read every running aggregate; with those of former names, if wanted."""
+        ...
+
+    async def status(self) -> RelayStatus:
+        """Say how the relay is."""
+        ...
+
+    async def drain(self, order: DrainOrder) -> bool:
+        """Begin to drain."""
+        ...
+
+    async def wait_drained(self) -> None:
+        """Wait until the drain of everything is over."""
+        ...
+
+
+def channel() -> tuple[Socket, Socket]:
+    """Both ends of a channel; neither is inherited, unless it is passed on by intent."""
+    return stdlib.socketpair(AF_UNIX, SOCK_SEQPACKET)
+
+
+class Succession:
+    """Answers whoever comes by a channel. Owns its end of it.
+
+    Args:
+        end: of the channel.
+        worker: what is asked about.
+        place: of how many workers it is which, from 0 on.
+
+    Attributes:
+        pace: how it drains, if it is to.
+        estate: what the supervisor leaves to a successor, as it wrote it.
+
+    """
+
+    def __init__(self, end: Socket, worker: Left, place: tuple[int, int]) -> None:
+        end.setblocking(False)
+        self._end = trio.socket.from_stdlib_socket(end)
+        self._worker = worker
+        self._place = place
+        self._decided = trio.Event()
+        self._leaving = False
+        self.pace = AT_ONCE
+        self.estate: Answer = {}
+
+    async def run(self) -> None:
+        """Answer one successor after the other, until there can be none any more."""
+        with closing(self._end):
+            while (conversation := await _next(self._end)) is not None:
+                wire = Wire(conversation)
+                with closing(wire), suppress(WireError):
+                    await self._converse(wire)
+        self._decided.set()
+
+    async def outlive(self) -> None:
+        """Be an orphan, until there is nothing more to do."""
+        with trio.move_on_after(PATIENCE) as waiting:
+            await self._decided.wait()
+        if waiting.cancelled_caught:
+            log.warning("orphan_unclaimed", waited=PATIENCE, remedy="its flows drain")
+            await self._drain()
+        if self._leaving:
+            await self._worker.wait_drained()
+
+    async def _converse(self, wire: Wire) -> None:
+        while True:
+            message = await wire.receive()
+            for fd in message.files:
+                os.close(fd)
+            answer = await self._answer(message.body)
+            await wire.send(json.dumps(answer, separators=(",", ":")).encode())
+
+    async def _answer(self, body: bytes) -> Answer:
+        try:
+            question = json.loads(body)
+            ask = question["ask"]
+        except (ValueError, TypeError, KeyError):
+            return {"error": 'expected a JSON object with "ask"'}
+        match ask:
+            case "greet":
+                return await self._greeting()
+            case "counters":
+                return await self._reading()
+            case "drain":
+                await self._drain()
+                return {"draining": True}
+        return {"error": f"version {VERSION} knows no {ask!r}"}
+
+    async def _greeting(self) -> Answer:
+        index, workers = self._place
+        return {
+            "version": VERSION,
+            "program": __version__,
+            "pid": os.getpid(),
+            "worker": index,
+            "workers": workers,
+            "estate": self.estate,
+            **await self._reading(),
+        }
+
+    async def _reading(self) -> Answer:
+        status = await self._worker.status()
+        return {
+            "flows": status["flows"],
+            "counters": await self._worker.counters(former=True),
+        }
+
+    async def _drain(self) -> None:
+        if not self._leaving:
+            self._leaving = True
+            await self._worker.drain(DrainOrder(EVERYTHING, self.pace))
+        self._decided.set()
+
+
+async def _next(end: SocketType) -> SocketType | None:
+    """Wait for the next knock, and return what it brings; None if there can be none."""
+    room = stdlib.CMSG_SPACE(KNOCK_FILES * array("i").itemsize)
+    while True:
+        try:
+            data, control, _, _ = await end.recvmsg(KNOCK_BYTES, room, MSG_CMSG_CLOEXEC)
+        except (
+            OSError
+        ):  # ECONNRESET: the other end closed with knocks of ours unread; there are none
+            return None
+        files = _files(control)
+        if len(files) == 1 and data == KNOCK:
+            socket = Socket(fileno=files[0])
+            socket.setblocking(False)
+            return trio.socket.from_stdlib_socket(socket)
+        for fd in files:
+            os.close(fd)
+        if not data:
+            return None
+
+
+def _files(control: list[tuple[int, int, bytes]]) -> list[int]:
+    files: list[int] = []
+    for level, kind, value in control:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            files += array("i", value[: len(value) - len(value) % 4])
+    return files
+
+
+def knock(end: Socket) -> Wire:
+    """Begin a conversation with whoever has the other end of a channel.
+
+    Raises:
+        WireError: nobody has it, or knocks are not heard any more.
+
+    """
+    ours, theirs = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
+    ours.setblocking(False)
+    with theirs:
+        try:
+            rights = [(SOL_SOCKET, SCM_RIGHTS, array("i", [theirs.fileno()]))]
+            end.sendmsg([KNOCK], rights, stdlib.MSG_DONTWAIT)
+        except OSError as error:  # EPIPE, ECONNRESET, EAGAIN
+            ours.close()
+            raise WireError("the predecessor is gone, or does not listen") from error
+    return Wire(trio.socket.from_stdlib_socket(ours))
