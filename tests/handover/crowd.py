@@ -1,0 +1,277 @@
+"""A crowd in two processes of its own: the clients of thousands of flows, and their endpoints.
+
+    python -m tests.handover.crowd clients|endpoints ORDER
+
+ORDER is a JSON object: ``seed``, ``stuck`` (seconds after which a flow that stands still is a
+fault), and ``groups``: by name the ``kind`` of its flows, their ``count``, and ``listener`` and
+``endpoint`` (ports). Both obey one word a line:
+
+* ``open``: the clients begin all flows; endpoints have nothing to do;
+* ``look``: tell how it stands;
+* ``brace``: ends of flows may come from now on;
+* ``stop``: bring all flows to their end;
+* ``tell``: what each flow has carried.
+
+Each is answered by one line, a JSON object with the key ``done``; so is the beginning. Faults are
+told when they are seen, each by a line with the key ``fault``. A crowd leaves when its stdin ends.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import socket
+import sys
+from collections import Counter
+from select import EPOLLIN
+from time import monotonic
+from typing import Any, Final, TypedDict
+
+from tests.handover.datagrams import Responder, Talker
+from tests.handover.kinds import DATAGRAMS, STREAMS, StreamKind
+from tests.handover.loop import Loop
+from tests.handover.streams import HEADER, MAGIC, End, shrink
+from tests.handover.told import Account, Fault
+
+HOST: Final = "127.0.0.1"
+BACKLOG: Final = 4096
+LOOK_EVERY: Final = 1.0
+NUMBERS: Final = 1_000_000
+"""Flows of one group at most, by which their numbers tell the group as well."""
+
+PATIENCE_TO_CONNECT: Final = 30.0
+
+
+class Place(TypedDict):
+    """Of one group of flows: what they are, how many, and the ports they go to."""
+
+    kind: str
+    count: int
+    listener: int
+    endpoint: int
+
+
+class Order(TypedDict):
+    seed: int
+    stuck: float
+    groups: dict[str, Place]
+
+
+class Crowd:
+    """One half of it: what both have in common."""
+
+    def __init__(self, order: Order) -> None:
+        self.loop = Loop()
+        self.seed = order["seed"]
+        self.stuck = order["stuck"]
+        self.places = order["groups"]
+        self.bracing = self.stopping = self.ended = False
+        self.faults = 0
+        self.ends: dict[int, End] = {}
+        self.accounts: dict[int, Account] = {}
+        self._line = b""
+        self.loop.watch(sys.stdin.fileno(), self._obey, EPOLLIN)
+        self.loop.later(LOOK_EVERY, self._look)
+
+    def fault(self, fault: Fault) -> None:
+        self.faults += 1
+        print(json.dumps({"fault": fault}), flush=True)
+
+    def finished(self, end: End) -> None:
+        self.accounts[end.number] = end.account()
+        self.ends.pop(end.number, None)
+        self._end_if_all_have()
+
+    def _look(self) -> None:
+        for end in list(self.ends.values()):
+            end.look()
+        self.loop.later(LOOK_EVERY, self._look)
+
+    def _obey(self, mask: int) -> None:
+        data = os.read(sys.stdin.fileno(), 4096)
+        if not data:
+            raise SystemExit
+        *words, self._line = (self._line + data).split(b"\n")
+        for word in words:
+            getattr(self, f"do_{word.decode()}")()
+
+    def answer(self, **told: Any) -> None:
+        print(json.dumps({"done": told}), flush=True)
+
+    def do_look(self) -> None:
+        """Tell how it stands; and forget the longest turn."""
+        carried: Counter[str] = Counter()
+        for end in self.ends.values():
+            carried[end.group] += end.received
+        self.answer(
+            live=len(self.ends),
+            received=carried,
+            longest_turn=self.loop.longest_turn,
+            **self.more(),
+        )
+        self.loop.longest_turn = 0.0
+
+    def more(self) -> dict[str, Any]:
+        return {}
+
+    def do_brace(self) -> None:
+        self.bracing = True
+        self.answer()
+
+    def do_stop(self) -> None:
+        self.bracing = self.stopping = True
+        for end in list(self.ends.values()):
+            end.stop()
+        self._end_if_all_have()
+
+    def _end_if_all_have(self) -> None:
+        if self.stopping and not self.ended and not self.ends and self.quiet():
+            self.ended = True
+            self.answer()
+
+    def do_tell(self) -> None:
+        self.settle()
+        self.answer(accounts=self.accounts)
+
+    def quiet(self) -> bool:
+        return True
+
+    def settle(self) -> None:
+        """Close the accounts of what has not come to its end."""
+        self.accounts.update((flow, end.account()) for flow, end in self.ends.items())
+
+
+class Clients(Crowd):
+    """The clients: each at an address of its own, by which it is steered to a worker."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self.talkers: dict[int, Talker] = {}
+        self._fresh: Counter[str] = Counter()
+
+    def do_open(self) -> None:
+        for index, (group, place) in enumerate(self.places.items()):
+            for number in range(place["count"]):
+                self.begin(group, index, number)
+        self.answer()
+
+    def begin(self, group: str, index: int, number: int) -> None:
+        self.loop.now = monotonic()  # to begin many takes its time, and each begins when it does
+        flow = index * NUMBERS + number
+        source = f"127.{1 + index}.{number % 65536 // 256}.{1 + number % 256 % 254}"
+        target = HOST, self.places[group]["listener"]
+        if self.places[group]["kind"] in STREAMS:
+            self._connect(group, flow, source, target)
+        else:
+            self._talk(group, index, flow, source, target)
+
+    def _connect(self, group: str, flow: int, source: str, target: tuple[str, int]) -> None:
+        of = STREAMS[self.places[group]["kind"]]
+        connecting = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        connecting.settimeout(PATIENCE_TO_CONNECT)
+        shrink(of.client, connecting)
+        connecting.bind((source, 0))
+        connecting.connect(target)
+        connecting.sendall(HEADER.pack(MAGIC, flow))
+        end = self.ends[flow] = End(self, connecting, group, of, flow, "client")
+        end.start()
+
+    def _talk(
+        self, group: str, index: int, flow: int, source: str, target: tuple[str, int]
+    ) -> None:
+        of = DATAGRAMS[self.places[group]["kind"]]
+        talker = Talker(self, group, of, flow, source, target)
+        if of.fresh:
+            talker.renew = lambda: self._renew(group, index, flow)  # type: ignore[method-assign]
+        self.talkers[flow] = talker
+        talker.start()
+
+    def _renew(self, group: str, index: int, flow: int) -> None:
+        """The next flow of a client that begins one for each question."""
+        self.accounts[flow] = self.talkers.pop(flow).account()
+        self._fresh[group] += 1
+        if not self.stopping:
+            self.begin(group, index, self.places[group]["count"] + self._fresh[group])
+        self._end_if_all_have()
+
+    def do_stop(self) -> None:
+        super().do_stop()
+        self.loop.later(LOOK_EVERY, self._look_at_talkers)
+
+    def _look_at_talkers(self) -> None:
+        self._end_if_all_have()
+        self.loop.later(LOOK_EVERY, self._look_at_talkers)
+
+    def more(self) -> dict[str, Any]:
+        return {"talking": len(self.talkers), "fresh": self._fresh.total()}
+
+    def quiet(self) -> bool:
+        return not any(talker.waiting for talker in self.talkers.values())
+
+    def settle(self) -> None:
+        super().settle()
+        for flow, talker in self.talkers.items():
+            self.accounts[flow] = talker.account()
+
+
+class Endpoints(Crowd):
+    """The endpoints, one of each kind."""
+
+    def __init__(self, order: Order) -> None:
+        super().__init__(order)
+        self.responders: list[Responder] = []
+        for group, place in self.places.items():
+            address, kind = (HOST, place["endpoint"]), place["kind"]
+            if kind in STREAMS:
+                self._listen(group, STREAMS[kind], address)
+            else:
+                self.responders.append(Responder(self, group, DATAGRAMS[kind], address))
+
+    def do_open(self) -> None:
+        self.answer()
+
+    def _listen(self, group: str, of: StreamKind, address: tuple[str, int]) -> None:
+        listening = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
+        listening.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        shrink(of.endpoint, listening)
+        listening.bind(address)
+        listening.listen(BACKLOG)
+        listening.setblocking(False)
+        self.loop.watch(listening.fileno(), lambda _: self._accept(group, of, listening), EPOLLIN)
+
+    def _accept(self, group: str, of: StreamKind, listening: socket.socket) -> None:
+        accepted, _ = listening.accept()
+        self.loop.watch(accepted.fileno(), lambda _: self._greet(group, of, accepted), EPOLLIN)
+
+    def _greet(self, group: str, of: StreamKind, accepted: socket.socket) -> None:
+        """Learn which flow this is. The header is one send of a few bytes, and comes in one."""
+        self.loop.forget(accepted.fileno())
+        try:
+            header = accepted.recv(HEADER.size)
+        except OSError as error:
+            header = os.strerror(error.errno or 0).encode()
+        magic, flow = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0)
+        if magic != MAGIC or flow in self.ends or flow in self.accounts:
+            self.fault(Fault("endpoint", group, flow, "original", 0, f"begins with {header.hex()}"))
+            accepted.close()
+            return
+        end = self.ends[flow] = End(self, accepted, group, of, flow, "endpoint")
+        end.start()
+
+    def settle(self) -> None:
+        super().settle()
+        for responder in self.responders:
+            self.accounts.update(responder.accounts())
+
+
+def main(side: str, order: str) -> None:
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
+    crowd: Crowd = Clients(json.loads(order)) if side == "clients" else Endpoints(json.loads(order))
+    crowd.answer()
+    crowd.loop.run()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
