@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from math import inf
 from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import format_address
-from proxy.core.condition import Condition
+from proxy.core.condition import Condition, Health
 from proxy.core.endpoint import STEPS
 
 if TYPE_CHECKING:
-    from proxy.core.counters import AddressSnapshot
+    from proxy.core.counters import AddressSnapshot, EndpointSnapshot
     from proxy.core.endpoint import Endpoint
+
+AWAY: Final = frozenset({Condition.EJECTED, Condition.DOWN})
+"""Of addresses that get no new flows for what they are, and not for what operators want."""
 
 SEVERITY: Final = [each.value for each in Condition]
 """From what is well to what is out for good: of several workers' views the last is shown."""
@@ -44,6 +47,24 @@ def address_row(endpoint: Endpoint, now: float, offset: float) -> AddressSnapsho
         "ejections": record.times if record is not None else 0,
         "seconds_left": round(record.until - now, 3) if is_ejected and record else None,
     }
+
+
+def is_up(endpoint: EndpointSnapshot, health: Collection[str]) -> bool:
+    """Whether an endpoint is up: as ejections and checks show, and where they do not, as flows do.
+
+    Operators have no say in it: one that is drained or disabled is as well as it was.
+
+    Args:
+        endpoint: as the workers say.
+        health: what active checks say of its addresses.
+
+    """
+    conditions = {each["condition"] for each in endpoint["addresses"]}
+    if conditions and conditions <= AWAY:
+        return False
+    if Health.UP in health:
+        return True
+    return endpoint["up"] and set(health) != {Health.DOWN}
 
 
 def merge_addresses(rows: Iterable[AddressSnapshot]) -> list[AddressSnapshot]:

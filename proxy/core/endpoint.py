@@ -152,13 +152,15 @@ class Endpoint:
         self.ejected = ejected
         self._look_again(now)
 
-    def come_back(self, now: float) -> None:
-        """Be no longer ejected, if the time is over; the upstream looks again afterwards."""
-        if self.ejected and (self.record is None or now >= self.record.until):
-            self.ejected = False
-            if self.record is not None:
-                self.record.come_back()
-            self._settle(now)
+    def come_back(self, now: float) -> bool:
+        """Be no longer ejected, if the time is over, and tell; the upstream looks again then."""
+        if not self.ejected or (self.record is not None and now < self.record.until):
+            return False
+        self.ejected = False
+        if self.record is not None:
+            self.record.come_back()
+        self._settle(now)
+        return True
 
     def _look_again(self, now: float) -> None:
         if self._settle(now) and self.upstream is not None:

@@ -131,6 +131,7 @@ class Upstream:
         ejection: when endpoints are ejected; None is never.
         closes_fallen: whether the flows of an endpoint that is down or ejected are closed.
         on_change: called when some endpoint is in another condition than before.
+        on_return: called with an endpoint whose ejection is over.
         queue: where flows wait for an endpoint that is full; None lets none wait.
 
     """
@@ -146,6 +147,7 @@ class Upstream:
         "multicast",
         "name",
         "on_change",
+        "on_return",
         "pick",
         "queue",
         "slow_start",
@@ -166,6 +168,7 @@ class Upstream:
         self.ejection: EjectionTerms | None = None
         self.closes_fallen = False
         self.on_change: Callable[[Upstream], None] | None = None
+        self.on_return: Callable[[Endpoint], None] | None = None
         self._picker: Picker = picker or Turns()
         self._full: tuple[Endpoint, ...] = ()
         self._step_at = inf
@@ -220,6 +223,12 @@ class Upstream:
         ejected = sum(each.ejected for each in enabled)
         return 100 * (ejected + 1) <= most_percent * len(enabled)
 
+    @property
+    def back_at(self) -> float:
+        """When the next ejection ends, monotonic seconds; never if nobody is ejected."""
+        ends = (each.record.until for each in self.endpoints if each.ejected and each.record)
+        return min(ends, default=inf)
+
     def refresh(self, now: float) -> None:
         """Have those back whose ejection is over, though no flow has asked for them."""
         if now >= self._step_at:
@@ -227,8 +236,7 @@ class Upstream:
 
     def look_again(self, now: float) -> None:
         """Find who is usable, and each one's share: what decides it has changed."""
-        for each in self.endpoints:
-            each.come_back(now)
+        returned = [each for each in self.endpoints if each.come_back(now)]
         usable = self._usable()
         self.usable = tuple([each for each in usable if not each.backup] or usable)
         self._full = tuple(each for each in self.usable if each.is_full)
@@ -241,6 +249,9 @@ class Upstream:
         self._tell_room()
         if self.on_change is not None:
             self.on_change(self)
+        if self.on_return is not None:
+            for each in returned:
+                self.on_return(each)
 
     def _usable(self) -> list[Endpoint]:
         """Those in a usable condition; and, if they are too few, those that are ejected."""
@@ -290,8 +301,7 @@ class Upstream:
 
     def _share_out(self, now: float) -> bool:
         """Give each endpoint its share as it is now; tell whether anything changes by itself."""
-        ejected = (each.record.until for each in self.endpoints if each.ejected and each.record)
-        self._step_at = min(ejected, default=inf)
+        self._step_at = self.back_at
         scale = STEPS if self.slow_start else 1
         for endpoint in self.usable:
             age = now - endpoint.warm_from

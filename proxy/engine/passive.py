@@ -50,3 +50,14 @@ def _judge(endpoint: Endpoint, reason: str, now: float) -> None:
             seconds=round(endpoint.record.until - now, 3),
             times=endpoint.record.times,
         )
+
+
+def returned(endpoint: Endpoint) -> None:
+    """The ejection of an endpoint is over."""
+    log.info(
+        "endpoint_returned",
+        upstream=endpoint.counters.upstream,
+        endpoint=endpoint.name,
+        address=format_address(endpoint.address),
+        condition=endpoint.condition.value,
+    )

@@ -24,7 +24,9 @@ from proxy.core.original import ORIGINAL, OriginalCounters, OriginalUpstream
 from proxy.core.queue_counters import QueueCounters
 from proxy.core.source import SourcePool
 from proxy.core.upstream import Upstream
+from proxy.engine.comeback import Comeback
 from proxy.engine.downfall import Downfall
+from proxy.engine.passive import returned
 from proxy.engine.queue import UpstreamQueue
 
 if TYPE_CHECKING:
@@ -59,6 +61,7 @@ class Upstreams:
         self._relay = relay
         self._routes: dict[str, Route] = {}
         self._downfall = Downfall(relay)
+        self._comeback = Comeback(relay.wheel, lambda: self)
         self._disabled = set[EndpointKey]()  # by order; bounded by what there was to disable
         self._endpoints: Ledger[EndpointKey, EndpointCounters] = Ledger(_endpoint_counters)
         self._queues: Ledger[str, QueueCounters] = Ledger(QueueCounters)
@@ -205,8 +208,14 @@ class Upstreams:
         """Have an upstream what is configured, but for its endpoints and the way of choosing."""
         upstream.judge_by(spec.ejection)
         upstream.closes_fallen = spec.closes_fallen
-        upstream.on_change = self._downfall.look
+        upstream.on_change = self._look
+        upstream.on_return = returned
         self._let_queue(upstream, spec, now)
+
+    def _look(self, upstream: Upstream) -> None:
+        """See to what follows from the condition of an upstream's endpoints."""
+        self._downfall.look(upstream)
+        self._comeback.look(upstream)
 
     def _let_queue(self, upstream: Upstream, spec: UpstreamSpec, now: float) -> None:
         """Have flows wait for endpoints that are full as it is configured, or no longer."""

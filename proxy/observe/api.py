@@ -21,6 +21,7 @@ from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
 import structlog
 
 from proxy.core.address import Transport
+from proxy.core.address_rows import is_up
 from proxy.core.condition import Administration
 from proxy.core.explanation import FlowQuestion
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
@@ -490,9 +491,13 @@ def _by_upstream(counters: RelayCounters, checks: Iterable[CheckRow]) -> list[di
     upstreams: dict[str, list[dict[str, Any]]] = {}
     for row in counters["endpoints"]:
         endpoint = _without_name(row)
-        endpoint["addresses"] = [
-            {**each, "check": found.get((row["upstream"], row["endpoint"], each["address"]))}
+        last = [
+            found.get((row["upstream"], row["endpoint"], each["address"]))
             for each in row["addresses"]
+        ]
+        endpoint["up"] = is_up(row, [check["health"] for check in last if check])
+        endpoint["addresses"] = [
+            {**each, "check": check} for each, check in zip(row["addresses"], last, strict=True)
         ]
         upstreams.setdefault(row["upstream"], []).append(endpoint)
     return [

@@ -307,8 +307,8 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         "sockpair_endpoint_up",
         "gauge",
         _ENDPOINT,
-        "0 if active checks fail, at every address; without checks, 0 for 10 s after a failed "
-        "connection attempt, unless the endpoint answered since; else 1.",
+        "0 if every address is ejected, or fails its active checks; without checks also for 10 s "
+        "after a failed connection attempt, unless the endpoint answered since; else 1.",
         samples.up,
     ),
     MetricEntry(

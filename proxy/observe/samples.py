@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport
+from proxy.core.address_rows import is_up
 from proxy.core.condition import Condition, Health
 from proxy.core.flow import CloseReason
 from proxy.observe.processes import cpu_seconds, memory_bytes
@@ -118,17 +119,13 @@ def name_lookups(reading: Reading) -> Samples:
 
 
 def up(reading: Reading) -> Samples:
-    """Whether endpoints are up: as checks show, and where they show nothing as flows do."""
+    """Whether endpoints are up; see ``is_up``."""
     shown: dict[Labels, set[str]] = {}
     for row in reading.checks:
         shown.setdefault((row["upstream"], row["endpoint"]), set()).add(row["health"])
     for endpoint in reading.counters["endpoints"]:
         labels = (endpoint["upstream"], endpoint["endpoint"])
-        health = shown.get(labels, set())
-        if "up" in health:
-            yield labels, 1
-        else:
-            yield labels, 0 if health == {"down"} else int(endpoint["up"])
+        yield labels, int(is_up(endpoint, shown.get(labels, ())))
 
 
 def check_results(reading: Reading) -> Samples:

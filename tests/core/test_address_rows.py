@@ -1,7 +1,12 @@
 from __future__ import annotations
 
-from proxy.core.address_rows import address_row, merge_addresses
-from proxy.core.condition import Health
+from collections.abc import Collection
+
+import pytest
+
+from proxy.core.address_rows import address_row, is_up, merge_addresses
+from proxy.core.condition import Administration, Health
+from proxy.core.counters import EndpointCounters
 from proxy.core.ejection import EjectionTerms
 from proxy.core.endpoint import Endpoint
 from proxy.core.upstream import HOME, Upstream
@@ -68,3 +73,47 @@ def test_views_of_several_workers_add_up_and_the_worst_is_shown() -> None:
     assert (merged[0]["condition"], merged[0]["reason"]) == ("ejected", "because")
     assert merged[0]["seconds_left"] == 6.0
     assert merged[1]["condition"] == "unknown"
+
+
+DOWN, UP, UNKNOWN = Health.DOWN, Health.UP, Health.UNKNOWN
+
+
+@pytest.mark.parametrize(
+    ("ejected", "health", "answers", "up"),
+    [
+        ((), (), True, True),
+        ((), (), False, False),  # nobody checks it, and it has just refused a flow
+        ((), (UP, UP), False, True),  # checks know better
+        ((), (UP, DOWN), True, True),
+        ((), (DOWN, DOWN), True, False),
+        ((), (DOWN, UNKNOWN), True, True),
+        ((0,), (), True, True),
+        ((0, 1), (), True, False),
+        ((0, 1), (UP, UP), True, False),  # accepts checks, and fails flows
+        ((0,), (UP, DOWN), True, False),
+        ((0,), (DOWN, UP), True, True),
+    ],
+)
+def test_whether_an_endpoint_of_two_addresses_is_up(
+    ejected: Collection[int], health: Collection[Health], answers: bool, up: bool
+) -> None:
+    upstream = upstream_of()
+    for number, each in enumerate(health):
+        upstream.endpoints[number].set_health(each, "", 1.0)
+    for number in ejected:
+        endpoint = upstream.endpoints[number]
+        assert endpoint.record is not None
+        endpoint.record.eject("because", 1.0)
+        endpoint.eject(1.0)
+    rows = [address_row(each, 2.0, 0.0) for each in upstream.endpoints]
+    row = EndpointCounters("web", "e").snapshot(2.0, rows)
+    row["up"] = answers
+    assert is_up(row, health) is up
+
+
+def test_operators_have_no_say_in_it() -> None:
+    upstream = upstream_of()
+    for each, order in zip(upstream.endpoints, ("draining", "disabled"), strict=True):
+        each.administer(Administration(order), 1.0)
+    rows = [address_row(each, 2.0, 0.0) for each in upstream.endpoints]
+    assert is_up(EndpointCounters("web", "e").snapshot(2.0, rows), ())

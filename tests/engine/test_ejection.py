@@ -83,6 +83,54 @@ async def test_an_endpoint_is_asked_again_after_its_time_and_takes_flows_if_it_i
                     break
 
 
+async def test_that_an_ejection_is_over_is_told_though_no_flow_asks() -> None:
+    dead, endpoint = closed_port(), listening()
+    terms = EjectionTerms(failures=2, time=0.2, time_max=0.2)
+    async with relaying([dead, endpoint.getsockname()]) as lab:
+        await lab.worker.apply(change(judged(dead, endpoint.getsockname(), terms=terms)))
+        with structlog.testing.capture_logs() as logs:
+            for _ in range(4):
+                await pair(lab, endpoint)
+            assert conditions(lab)[0] is Condition.EJECTED
+            while conditions(lab)[0] is Condition.EJECTED:  # nobody is asked for it
+                await trio.sleep(0.002)
+        (event,) = [each for each in logs if each["event"] == "endpoint_returned"]
+        assert (event["upstream"], event["endpoint"], event["condition"]) == (
+            "lab",
+            "e0",
+            "unknown",
+        )
+
+
+async def test_an_ejection_that_a_reload_no_longer_wants_is_over() -> None:
+    dead, endpoint = closed_port(), listening()
+    spec = judged(dead, endpoint.getsockname())
+    async with relaying([dead, endpoint.getsockname()]) as lab:
+        await lab.worker.apply(change(spec))
+        for _ in range(4):
+            await pair(lab, endpoint)
+        assert conditions(lab)[0] is Condition.EJECTED
+        with structlog.testing.capture_logs() as logs:
+            never = EjectionTerms(failures=0, failure_percent=0)
+            await lab.worker.apply(change(replace(spec, ejection=never)))
+        assert conditions(lab)[0] is Condition.UNKNOWN
+        assert [each["event"] for each in logs] == ["endpoint_returned"]
+
+
+async def test_of_several_ejections_each_ends_in_its_time() -> None:
+    dead = [closed_port() for _ in range(3)]
+    endpoint = listening()
+    addresses = [*dead, endpoint.getsockname()]
+    terms = EjectionTerms(failures=1, time=0.1, time_max=0.1, most_percent=100)
+    async with relaying(addresses) as lab:
+        await lab.worker.apply(change(judged(*addresses, terms=terms)))
+        with structlog.testing.capture_logs() as logs:
+            await pair(lab, endpoint)
+            while len([each for each in logs if each["event"] == "endpoint_returned"]) < 3:
+                await trio.sleep(0.002)
+        assert conditions(lab) == [Condition.UNKNOWN] * 4
+
+
 async def test_an_endpoint_that_resets_before_a_byte_is_ejected_though_it_accepts() -> None:
     bad, good = listening(), listening()
     async with relaying([bad.getsockname(), good.getsockname()]) as lab:
