@@ -171,6 +171,20 @@ class ListenerCounters:
         self.opened += 1
         self.live[state] += 1
 
+    def flow_arrived(self, first: State, state: State) -> None:
+        """Take back that a flow was opened: it lived already, elsewhere, and is in this state."""
+        self.opened -= 1
+        self.flow_moved(first, state)
+
+    def flow_departed(self, state: State) -> None:
+        """Know that a flow lives on elsewhere."""
+        self.live[state] -= 1
+
+    def flow_lost(self) -> None:
+        """Count the end of a flow that should have arrived, and could not live here."""
+        self.closed[CloseReason.INTERNAL] += 1
+        self.first[BY_PROXY] += 1
+
     def flow_moved(self, old: State, new: State) -> None:
         """Count a flow that changed its state."""
         self.live[old] -= 1

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.counters import ListenerCounters
     from proxy.core.endpoint import Endpoint
+    from proxy.core.flow_state import FlowState
     from proxy.core.identity import Identity
     from proxy.core.responders import Responders
     from proxy.core.sample import Insight
@@ -291,3 +292,21 @@ class Flow:
         self.counters.flow_closed(self, reason)
         self.counters.gate.leave(self.source, now)
         return True
+
+    def arrive(self, state: FlowState) -> None:
+        """Be a flow that lived in another process until now; nothing is counted for it again."""
+        self.counters.flow_arrived(self.state, state.state)
+        self.id = state.id
+        self.state = state.state
+        self.opened = state.opened
+        self.active = state.active
+        for direction, leg in ((self.original, state.original), (self.reply, state.reply)):
+            direction.bytes = leg.received
+            direction.packets = leg.packets
+
+    def depart(self, now: float) -> None:
+        """Live on in another process; for who still holds this object it has ended, uncounted."""
+        self.close_reason = CloseReason.DRAINED
+        self.closed = now
+        self.counters.flow_departed(self.state)
+        self.counters.gate.leave(self.source, now)

@@ -48,6 +48,14 @@ class Ledger(Generic[Key, Counters]):
     def __getitem__(self, key: Key) -> Counters:
         return self._used[key]
 
+    def of(self, key: Key) -> Counters:
+        """The counters of a name, in use or not; a new one is one that left."""
+        known = self._used.get(key) or self._retired.get(key)
+        if known is None:
+            known = self._retired[key] = self._make(key)
+            self._forget()
+        return known
+
     def __len__(self) -> int:
         return len(self._used) + len(self._retired)
 

@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Final, TypedDict
 from proxy.core.address import format_address
 
 if TYPE_CHECKING:
+    from collections.abc import Iterable
+
     from proxy.core.address import Address
 
 RESPONDERS: Final = 64
@@ -40,6 +42,14 @@ class Responders:
         who = remote if known else None
         packets, octets = counts.get(who, (0, 0))
         counts[who] = (packets + 1, octets + size)
+
+    def state(self) -> tuple[tuple[Address | None, int, int], ...]:
+        """Each of them: address, answers, bytes; for ``restore``."""
+        return tuple((who, *counts) for who, counts in self._counts.items())
+
+    def restore(self, state: Iterable[tuple[Address | None, int, int]]) -> None:
+        """Go on where others were."""
+        self._counts = {who: (packets, octets) for who, packets, octets in state}
 
     def rows(self) -> list[ResponderRow]:
         """Each of them, in the order they first answered."""

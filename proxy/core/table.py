@@ -100,6 +100,42 @@ class FlowTable:
         if self._pressure is not None or len(self._by_id) >= self._nearly:
             self._crowd(flow)
 
+    def enter(self, flow: Flow) -> None:
+        """Add a flow that lived in another process, even beyond the limit; ``settle`` follows."""
+        assert flow.id not in self._by_id, flow.id
+        self.skip(flow.id)
+        self._by_id[flow.id] = flow
+        self._by_client.add(flow.client_remote, flow)
+        if self._pressure is not None or len(self._by_id) >= self._nearly:
+            self._crowd(flow)
+
+    def give_back(self, id: int) -> None:
+        """Have the id free again that was taken last, and is not used."""
+        assert id == self._next_id - self._step, id
+        self._next_id = id
+
+    def skip(self, id: int) -> None:
+        """Give no id any more that is not larger than this one."""
+        if self._next_id <= id:
+            self._next_id += self._step * ((id - self._next_id) // self._step + 1)
+
+    def settle(self) -> None:
+        """Be in the order of ids again, after flows have entered."""
+        self._by_id = dict(sorted(self._by_id.items()))
+
+    def leave(self, flow: Flow) -> None:
+        """Forget a flow that lives on in another process."""
+        del self._by_id[flow.id]
+        self._by_client.discard(flow.client_remote, flow)
+        self._forget_endpoint(flow)
+        if self._pressure is not None:
+            self._relieve(flow)
+
+    @property
+    def next_id(self) -> int:
+        """The id of the next flow."""
+        return self._next_id
+
     def moved(self, flow: Flow) -> None:
         """Know that a flow has entered another state."""
         if self._pressure is not None:
@@ -136,12 +172,8 @@ class FlowTable:
         """
         if not flow.end(reason, side, now):
             return False
-        del self._by_id[flow.id]
-        self._by_client.discard(flow.client_remote, flow)
-        self._forget_endpoint(flow)
         self.recent.append(flow)
-        if self._pressure is not None:
-            self._relieve(flow)
+        self.leave(flow)
         return True
 
     def get(self, id: int) -> Flow | None:

@@ -152,6 +152,15 @@ class StreamListener:
                 return
             self._admit(Socket(self._family, SOCK_STREAM, 0, fd), address, now)
 
+    def pause(self) -> None:
+        """Accept nobody, until ``resume``."""
+        self.relay.wheel.cancel(self)  # of a pause for want of something
+        self.relay.pump.release(self._fd)
+
+    def resume(self) -> None:
+        """Accept again."""
+        self.relay.pump.register(self._fd, self, EPOLLIN)
+
     def retire(self, now: float) -> None:
         """Accept who has connected already, and then no more.
 

@@ -131,7 +131,7 @@ class DatagramListener:
         self.connect = connect
         self._copied = connect if isinstance(connect, CopiedWay) else None
         self._local_key = self._local_reader()
-        self._kind = kind
+        self.kind = kind
         self.relay.pump.hand_over(self.fd, self._reader())
         # Others, orders and headers look at each datagram.
         each = self.relay.orders or terms.proxied is not None or terms.style is not None
@@ -212,6 +212,14 @@ class DatagramListener:
         self.counters.dropped[Drop.KERNEL] += drops - self._kernel_drops
         self._kernel_drops = drops
 
+    def pause(self) -> None:
+        """Receive nothing, until ``resume``."""
+        self.relay.pump.release(self.fd)
+
+    def resume(self) -> None:
+        """Receive again."""
+        self.relay.pump.register(self.fd, self._reader(), EPOLLIN)
+
     def retire(self, now: float) -> None:
         """Open no more flows, and receive only for those there are."""
         self.draining = True
@@ -286,7 +294,7 @@ class DatagramListener:
         if refusal is not None:
             self.counters.refused[refusal] += 1
             return None
-        kind = self._kind if header is None else DeclaredFlow
+        kind = self.kind if header is None else DeclaredFlow
         flow = kind(self, key, name, control, remote, local, now, source)
         if isinstance(flow, DeclaredFlow) and header is not None:
             flow.identity = Identity(arrival, kept_tlvs(header.tlvs))

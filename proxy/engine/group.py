@@ -105,10 +105,18 @@ class Answers:
         """End the flow: a fault of ours."""
         self._flow.crashed(error, now)
 
+    def fileno(self) -> int:
+        """The hearer's descriptor."""
+        return self._socket.fileno()
+
     def close(self) -> None:
         """Hear no more; what the kernel dropped meanwhile is counted."""
-        relay = self._flow.listener.relay
         self._flow.counters.dropped[Drop.KERNEL] += kernel_drops(self._socket)
+        self.depart()
+
+    def depart(self) -> None:
+        """Hear no more here."""
+        relay = self._flow.listener.relay
         relay.files.used -= 1
         relay.disown(self.own)
         relay.pump.bury(self._socket)

@@ -304,6 +304,27 @@ class StreamLeg(Direction):
         self.counters.discarded += size
         self.unsent += size
 
+    def freeze(self) -> None:
+        """Be as it is without pipe, meter and turn: what a pipe holds becomes pending."""
+        if self.meter is not None:
+            self.meter.leave()
+            self.meter = self.lease = None
+        if self.pending is HELD_BACK:
+            self.pending = None
+        if self.pipe is not None:
+            held = self.pipe.take_out()
+            self.pending = memoryview(held) if held else None
+            self._return_pipe()
+        self.apart = self.limited = False
+        self.unserved = 0
+
+    def hold_again(self, rest: bytes, *, urgent: bool) -> None:
+        """Have bytes pending that another process had received; it was told when to go on."""
+        self.pending = memoryview(rest)
+        self.counters.buffered += len(rest)
+        if urgent:
+            self.send_flags = MSG_OOB | DONTWAIT
+
     def part(self) -> None:
         """Let go of the flow and of the other leg: the flow has ended.
 

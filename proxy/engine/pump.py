@@ -109,6 +109,10 @@ class Pump:
         """
         self._again[handler] = self._again.get(handler, 0) | mask
 
+    def forget(self, handler: Handler) -> None:
+        """Serve a handler no more that had asked for it."""
+        self._again.pop(handler, None)
+
     @property
     def buried(self) -> int:
         """Sockets that are open still, and will be closed at the end of this round."""

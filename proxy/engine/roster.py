@@ -288,6 +288,42 @@ class Roster:
         """What the flows of a listener in use are held to."""
         return self._terms[spec.name]
 
+    def terms_of_flow(self, flow: Flow) -> Terms:
+        """What a live flow is held to, while its listener is there."""
+        return self._terms[flow.counters.listener]
+
+    def datagram_listener(self, name: str) -> DatagramListener | None:
+        """The listener that opens this name's flows of datagrams, if it is open."""
+        for listener in self._listeners.get(name, ()):
+            if isinstance(listener, DatagramListener) and listener.is_open:
+                return listener
+        return None
+
+    def counters_called(self, name: str, transport: Transport) -> ListenerCounters:
+        """The counters of a listener, in use or not."""
+        return self._ledger.of((name, transport))
+
+    def pause(self) -> None:
+        """Take neither clients nor datagrams, until ``resume``: they wait in the kernel."""
+        for listener in self._accepting():
+            listener.pause()
+
+    def resume(self) -> None:
+        """Take clients and datagrams again."""
+        for listener in self._accepting():
+            listener.resume()
+
+    def part(self, now: float) -> None:
+        """Leave the listening sockets to others, after a ``pause``.
+
+        One of datagrams stays open for the answers of flows that stay.
+        """
+        for listener in list(self._accepting()):
+            if isinstance(listener, DatagramListener):
+                listener.retire(now)
+            else:
+                listener.close()
+
     def retire(self, name: str, now: float) -> None:
         """Accept no more for this name; it stays configured."""
         for listener in self._listeners[name]:

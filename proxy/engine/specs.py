@@ -11,11 +11,13 @@ So the worker applies it as a whole, and does not fail.
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from dataclasses import dataclass
+from ipaddress import ip_address
 from math import inf
 from socket import SOL_SOCKET
 from socket import SocketType as Socket
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from proxy.core.access import ANYBODY, AccessList
 from proxy.core.admission import UNLIMITED, AdmissionLimits
@@ -23,6 +25,7 @@ from proxy.core.balance.ways import Balance
 from proxy.core.ceiling import ShapeRates
 from proxy.core.ejection import EjectionTerms
 from proxy.core.longest import LongestMatch
+from proxy.core.steering import worker_of
 from proxy.core.survive import Survive
 from proxy.core.upstream import HOME, MulticastPath
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions
@@ -259,6 +262,33 @@ class DrainOrder(NamedTuple):
 
     target: DrainTarget
     pace: Pace
+
+
+class Steered(NamedTuple):
+    """Which of several workers has a listener's flows: by the prefix of the source, or a lone one.
+
+    Attributes:
+        workers: how many share them.
+        lone: who has them where that is one.
+        prefix_v4: bits of an address by which they are shared, and
+        prefix_v6: the same of IPv6.
+
+    """
+
+    workers: int
+    lone: int = 0
+    prefix_v4: int = 32
+    prefix_v6: int = 64
+
+    def heir_of(self, host: str) -> int:
+        """Who has the flows of a host."""
+        if self.workers == 1:
+            return self.lone
+        return worker_of(ip_address(host), self.workers, self.prefix_v4, self.prefix_v6)
+
+
+LeaveOrder: TypeAlias = Mapping[str, Steered]
+"""Whom a worker that leaves hands its flows over to, by listener; others stay with it."""
 
 
 def cookie_of(socket: Socket) -> int:

@@ -73,6 +73,14 @@ class Pipe:
         self.held -= count
         return count
 
+    def take_out(self) -> bytes:
+        """Read all it holds; a pipe gives what lies in one of its pages at least."""
+        parts: list[bytes] = []
+        while self.held:
+            parts.append(os.read(self._out, self.held))
+            self.held -= len(parts[-1])
+        return b"".join(parts)
+
     def close(self) -> None:
         """Close both ends; what it holds is gone."""
         os.close(self._out)

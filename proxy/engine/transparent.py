@@ -91,7 +91,7 @@ class TransparentListener(DatagramListener):
             control = answer_from(_hit(local, mapped=self._mapped))
         else:
             name, control = _name_for(local, remote, name), b""
-        flow = self._kind(self, key, name, control, remote, local, now, source)
+        flow = self.kind(self, key, name, control, remote, local, now, source)
         flow.fd = fd
         upstream: Choice = self.upstream
         if isinstance(upstream, OriginalUpstream):

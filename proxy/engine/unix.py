@@ -79,8 +79,8 @@ class UnixSocket(Socket):
 
     __slots__ = ()
 
-    def __init__(self, kind: int) -> None:
-        super().__init__(AF_UNIX, kind | SOCK_NONBLOCK)
+    def __init__(self, kind: int, fileno: int | None = None) -> None:
+        super().__init__(AF_UNIX, kind | SOCK_NONBLOCK, 0, fileno)
 
     def getsockname(self) -> UnixAddress:
         """The address it is bound to."""
@@ -94,15 +94,17 @@ class UnixSocket(Socket):
 class UnixDatagramSocket(UnixSocket):
     """A datagram socket towards an endpoint; finds it again when it has started anew.
 
-    It has an abstract address that the kernel chose, without which nobody could answer it.
+    It has an abstract address that the kernel chose, without which nobody could answer it; also
+    when it comes from another process, as a descriptor.
     """
 
     __slots__ = ("_endpoint",)
 
-    def __init__(self, endpoint: UnixAddress) -> None:
-        super().__init__(SOCK_DGRAM)
+    def __init__(self, endpoint: UnixAddress, fileno: int | None = None) -> None:
+        super().__init__(SOCK_DGRAM, fileno)
         self._endpoint = endpoint
-        self.bind("")  # autobind: unix(7)
+        if fileno is None:
+            self.bind("")  # autobind: unix(7)
 
     def reach(self) -> int:
         """Connect to whoever has the endpoint's name now; return 0, or the errno."""

@@ -30,6 +30,7 @@ from proxy.engine.passive import returned
 from proxy.engine.queue import UpstreamQueue
 
 if TYPE_CHECKING:
+    from proxy.core.address import Address
     from proxy.core.balance.picker import Picker
     from proxy.core.counters import AddressSnapshot
     from proxy.engine.relay import Relay
@@ -91,6 +92,15 @@ class Upstreams:
     def remembered_queues(self) -> list[QueueCounters]:
         """The same, and those in which flows could wait once."""
         return list(self._queues)
+
+    def endpoint_of(self, upstream: str, name: str, address: Address) -> Endpoint:
+        """The endpoint that a flow from another process has; one of its own if it is no more."""
+        route = self._routes.get(upstream)
+        for each in route.upstream.called(name) if route and not route.spec.original else ():
+            if each.address == address:
+                return each
+        counters = self._endpoints.of((upstream, name))
+        return Endpoint(upstream, name, address, counters)
 
     def addresses(
         self, counters: EndpointCounters, now: float, offset: float

@@ -63,11 +63,12 @@ class Wire:
         self._socket = socket
         self._sending = trio.Lock()
 
-    async def send(self, body: bytes, files: Sequence[int] = ()) -> None:
+    async def send(self, body: bytes, files: Sequence[int] = (), *, whole: bool = True) -> None:
         """Send a message; the descriptors stay the sender's.
 
         A send that was begun is finished, because half a message would end the conversation; it is
-        bounded by the other end reading, or dying.
+        bounded by the other end reading, or dying. Unless it need not be ``whole``: then it can be
+        cancelled, and whoever does so closes the wire.
 
         Raises:
             WireError: the other end is gone.
@@ -75,7 +76,7 @@ class Wire:
         """
         assert len(body) <= LONGEST_BODY, len(body)
         async with self._sending:
-            with trio.CancelScope(shield=True):
+            with trio.CancelScope(shield=whole):
                 rest = list(files)
                 while len(rest) > FILES_PER_MESSAGE:
                     await self._send(b"", rest[:FILES_PER_MESSAGE], more=True)
@@ -155,8 +156,14 @@ class Wire:
         return bytes(body)
 
 
+def wire_on(socket: stdlib.SocketType) -> Wire:
+    """A wire on a connected Unix stream socket, whose descriptor it takes."""
+    ours = stdlib.socket(fileno=socket.detach())
+    ours.setblocking(False)
+    return Wire(trio.socket.from_stdlib_socket(ours))
+
+
 def wire_pair() -> tuple[Wire, stdlib.socket]:
     """A wire, and the other end of it, for a process that is to be started."""
     ours, theirs = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
-    ours.setblocking(False)
-    return Wire(trio.socket.from_stdlib_socket(ours)), theirs
+    return wire_on(ours), theirs

@@ -7,6 +7,7 @@ two slices is left out.
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 from collections.abc import Iterator, Mapping, Sequence
@@ -22,12 +23,17 @@ from proxy.core.condition import Condition
 from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.live_limit import restrained
+from proxy.core.past_flow import PastFlow
 from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.row_json import closed_flow, counts_json, row_json
+from proxy.engine.arriving import Arriving
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.explain import Explainer
 from proxy.engine.flow_lines import FlowLog, Lines
+from proxy.engine.frozen import state_of
+from proxy.engine.handover import PATIENCE, Bequeather, Heir
+from proxy.engine.leaving import Leaving, Left
 from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
 from proxy.engine.relay import GATHER, Relay
@@ -45,8 +51,11 @@ from proxy.engine.specs import (
 from proxy.engine.stream import StreamFlow
 from proxy.engine.tally import Tally
 from proxy.engine.watch import Told, Watch
+from proxy.engine.wire import wire_on
 
 if TYPE_CHECKING:
+    from socket import SocketType as Socket
+
     from proxy.core.counters import ListenerCounters
     from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
@@ -60,7 +69,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
-    from proxy.engine.specs import UpstreamSpec
+    from proxy.engine.specs import LeaveOrder, UpstreamSpec
     from proxy.engine.terms import Terms
 
 CLOCK_SET: Final = 0.1
@@ -96,6 +105,7 @@ class Worker:
         self._pulse = Pulse(self._relay.pump)
         self._flow_log = FlowLog()
         self._watch = Watch(self._row_json)
+        self._arriving = Arriving(self._relay, self._roster)
         self._tally = Tally()
         self._tallying = trio.Lock()
         self._started = time()
@@ -109,6 +119,7 @@ class Worker:
                 nursery.start_soon(self._relay.keep_time)
                 nursery.start_soon(self._drains.run)
                 nursery.start_soon(self._sampler.run)
+                nursery.start_soon(self._arriving.run)
                 if self._relay.commons is not None:
                     nursery.start_soon(self._look_around)
                 task_status.started()
@@ -118,11 +129,13 @@ class Worker:
 
     async def apply(self, change: Change) -> None:
         """Be what the change says, at once for new flows; then tell live ones of other clocks."""
+        await self._arriving.take_datagrams()
         now = monotonic()
         relay, roster = self._relay, self._roster
         relay.table.resize(change.table_limit, change.recent)
         self._sampler.rate = change.sample_rate
         changed = roster.apply(change, now)
+        self._arriving.revive_datagrams(now)
         self._drains.cancel(roster.is_wanted)
         for name in change.closed:
             target = DrainTarget(listener=name)
@@ -130,6 +143,41 @@ class Worker:
                 self._drains.start(DrainOrder(target, change.pace), now, stays=False)
         if changed:
             await self._look_again(changed)
+
+    async def expect(self, predecessors: Sequence[Socket]) -> None:
+        """Have flows of these predecessors come; said before the first ``apply``.
+
+        Args:
+            predecessors: a connected Unix stream socket to each; the worker's from now on.
+
+        """
+        await trio.lowlevel.checkpoint()
+        self._arriving.expect([Heir(wire_on(socket)) for socket in predecessors])
+
+    async def wait_taken_over(self) -> None:
+        """Wait until all flows have come that were expected."""
+        await self._arriving.wait_over()
+
+    async def leave(
+        self, order: LeaveOrder, heirs: Sequence[Socket], patience: float = PATIENCE
+    ) -> Left:
+        """Hand over all flows that heirs can have, and the listening sockets; the rest stays.
+
+        Args:
+            order: who gets which.
+            heirs: a connected Unix stream socket to each; the worker's from now on.
+            patience: seconds to wait for flows that are connecting.
+
+        Raises:
+            HandOverError: an heir has failed at once; everything is as it was.
+
+        """
+        bequeathers = [Bequeather(wire_on(socket)) for socket in heirs]
+        leaving = Leaving(self._relay, self._roster, order, bequeathers)
+        await leaving.give_datagrams()
+        await leaving.give_streams(patience)
+        recent = self._relay.table.recent
+        return await leaving.finish([state_of(flow, _limits_json(flow)) for flow in recent])
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         """Have these upstreams other endpoints from now on; flows that live go on."""
@@ -372,10 +420,7 @@ class Worker:
 
     def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
         offset = self._wall_offset()
-        return [
-            flow_row(flow, offset, limits_in_force(flow.transport, _limits_of(flow)))
-            for flow in flows
-        ]
+        return [flow_row(flow, offset, _limits_row(flow)) for flow in flows]
 
     def _row_json(self, flow: Flow) -> str:
         return row_json(flow, self._wall_offset(), _limits_json(flow))
@@ -441,7 +486,15 @@ def open_files() -> int:
 
 
 def _limits_json(flow: Flow) -> str:
+    if isinstance(flow, PastFlow):
+        return flow.limits_json
     return limits_json(flow.counters.transport, _limits_of(flow))
+
+
+def _limits_row(flow: Flow) -> dict[str, float]:
+    if isinstance(flow, PastFlow):
+        return dict(json.loads(flow.limits_json))
+    return limits_in_force(flow.transport, _limits_of(flow))
 
 
 def _limits_of(flow: Flow) -> FlowLimits:

@@ -1,0 +1,268 @@
+"""The hand-over: flows of a worker that leaves go to its heirs, over a Unix socket to each.
+
+The predecessor says, in this order, each a message of a kind and a body:
+
+* ``D`` states of flows of datagrams, with their descriptors; and ``E`` when that is all, with the
+  id that its next flow would have had;
+* ``S`` states of streams, with theirs, in batches, each when the one before is settled;
+* ``R`` states of flows that ended;
+* ``Z``: nothing more will come.
+
+The heir acknowledges (``A``) what came with ``E`` or ``S`` when it has all of it in its hands: it
+can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and closes what was
+its own; only after that the heir touches the flows. If anything goes wrong before, the predecessor
+says so (``X``), or closes the socket in the middle of a message, and its flows thaw there. So at
+every moment a flow has one owner. A predecessor that dies between ``A`` and ``C`` has said nothing
+of the kind, and its descriptors are gone: then the flows are the heir's.
+
+Datagrams first, and all at once, because flows of a listener share its socket: nobody reads it
+meanwhile, and datagrams wait in its buffer. The heir takes the flows in the same turn in which it
+begins to read it. Streams are on their own: each stands still only while its batch is on the way.
+
+Source: unix(7) SCM_RIGHTS.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from contextlib import suppress
+from typing import Final, NamedTuple, TypeAlias
+
+import trio
+
+from proxy.core.flow_state import FlowState, StateError, read_states, write_states
+from proxy.engine.wire import Wire, WireError
+
+DATAGRAMS: Final = b"D"
+NO_MORE_DATAGRAMS: Final = b"E"
+STREAMS: Final = b"S"
+ENDED: Final = b"R"
+NOTHING_MORE: Final = b"Z"
+ACKNOWLEDGED: Final = b"A"
+COMMITTED: Final = b"C"
+ABANDONED: Final = b"X"
+
+BATCH: Final = 100
+"""Flows of one message: a few milliseconds of both workers, and descriptors for one message."""
+
+PATIENCE: Final = 10.0
+"""Seconds that the other side may take for a step of milliseconds; then it is given up."""
+
+
+class HandOverError(Exception):
+    """The other side is gone, too slow, or cannot read what it is given."""
+
+
+Moving: TypeAlias = tuple[FlowState, tuple[int, ...]]
+"""A flow on its way: its state, and its descriptors."""
+
+
+class Bequest(NamedTuple):
+    """All flows of datagrams of a predecessor.
+
+    Attributes:
+        flows: the receiver's, with their descriptors.
+        next_id: the id that the predecessor's next flow would have had.
+
+    """
+
+    flows: list[Moving]
+    next_id: int
+
+
+class Bequeather:
+    """The predecessor's end. Owns the wire.
+
+    Args:
+        wire: to the heir.
+
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def give_datagrams(self, flows: Sequence[Moving], next_id: int) -> None:
+        """Give all flows of datagrams, and wait until the heir has them.
+
+        Raises:
+            HandOverError: it has not; the wire is closed.
+
+        """
+        for start in range(0, len(flows), BATCH):
+            await self._give(DATAGRAMS, flows[start : start + BATCH])
+        await self._send(NO_MORE_DATAGRAMS + str(next_id).encode())
+        await self._hear_acknowledged()
+
+    async def give_streams(self, flows: Sequence[Moving]) -> None:
+        """Give a batch of streams, and wait until the heir has them.
+
+        Raises:
+            HandOverError: it has not; the wire is closed.
+
+        """
+        await self._give(STREAMS, flows)
+        await self._hear_acknowledged()
+
+    async def commit(self) -> None:
+        """Say that what was given is the heir's; if that cannot be heard, it will be known."""
+        with suppress(HandOverError):
+            await self._send(COMMITTED)
+
+    async def give_ended(self, states: Sequence[FlowState]) -> None:
+        """Give flows that ended.
+
+        Raises:
+            HandOverError: the heir does not take them; the wire is closed.
+
+        """
+        for start in range(0, len(states), BATCH):
+            await self._give(ENDED, [(state, ()) for state in states[start : start + BATCH]])
+
+    async def finish(self) -> None:
+        """Say that nothing more will come, and close the wire."""
+        with suppress(HandOverError):
+            await self._send(NOTHING_MORE)
+        self._wire.close()
+
+    async def abandon(self) -> None:
+        """Take back what was given and not committed, and close the wire.
+
+        If the heir takes no message, it has not had the whole of the last one either; then the end
+        of the wire, in the middle of it, says the same.
+        """
+        with suppress(HandOverError):
+            await self._send(ABANDONED)
+        self._wire.close()
+
+    async def _give(self, kind: bytes, flows: Sequence[Moving]) -> None:
+        body = kind + write_states(state for state, _ in flows).encode()
+        await self._send(body, [fd for _, files in flows for fd in files])
+
+    async def _send(self, body: bytes, files: Sequence[int] = ()) -> None:
+        try:
+            with trio.fail_after(PATIENCE):
+                await self._wire.send(body, files, whole=False)
+        except (WireError, trio.TooSlowError) as error:
+            self._wire.close()
+            raise HandOverError("the heir takes nothing") from error
+
+    async def _hear_acknowledged(self) -> None:
+        try:
+            with trio.fail_after(PATIENCE):
+                message = await self._wire.receive()
+        except (WireError, trio.TooSlowError) as error:
+            raise HandOverError("the heir does not acknowledge") from error
+        if message.body != ACKNOWLEDGED or message.files:
+            for fd in message.files:
+                os.close(fd)
+            raise HandOverError("the heir says what is no acknowledgement")
+
+
+class Heir:
+    """The successor's end. Owns the wire, and what it has received until it is taken.
+
+    Args:
+        wire: to the predecessor.
+
+    """
+
+    def __init__(self, wire: Wire) -> None:
+        self._wire = wire
+
+    async def take_datagrams(self) -> Bequest:
+        """Receive all flows of datagrams.
+
+        Raises:
+            HandOverError: there will be nothing from this predecessor; the wire is closed.
+
+        """
+        flows: list[Moving] = []
+        try:
+            with trio.fail_after(PATIENCE):
+                while (kind := await self._receive(flows))[:1] == DATAGRAMS:
+                    pass
+            if kind[:1] != NO_MORE_DATAGRAMS or not kind[1:].isdigit():
+                raise HandOverError(f"datagrams should come, not {kind[:1]!r}")
+            await self._settle()
+        except (WireError, StateError, HandOverError, trio.TooSlowError) as error:
+            self._refuse(flows)
+            raise HandOverError(f"the predecessor gives nothing: {error}") from error
+        return Bequest(flows, int(kind[1:]))
+
+    async def take_streams(self) -> list[Moving]:
+        """Receive a batch of streams, or of flows that ended; none when there are no more.
+
+        Raises:
+            HandOverError: there will be no more from this predecessor; the wire is closed.
+
+        """
+        flows: list[Moving] = []
+        try:
+            kind = await self._receive(flows)
+            if kind == STREAMS:
+                await self._settle()
+            elif kind == NOTHING_MORE:
+                self._wire.close()
+            elif kind != ENDED:
+                raise HandOverError(f"streams should come, not {kind!r}")
+        except (WireError, StateError, HandOverError, trio.TooSlowError) as error:
+            self._refuse(flows)
+            raise HandOverError(f"the predecessor gives no more: {error}") from error
+        return flows
+
+    async def _receive(self, flows: list[Moving]) -> bytes:
+        """Receive a message, and add the flows in it; return its kind, and what is no flow."""
+        message = await self._wire.receive()
+        kind = message.body[:1]
+        try:
+            if kind not in WITH_STATES:
+                if message.files:
+                    raise HandOverError(f"descriptors came with {kind!r}")
+                return message.body
+            states = read_states(message.body[1:])
+            counts = [0 if kind == ENDED else files_of(state) for state in states]
+            if sum(counts) != len(message.files):
+                raise HandOverError(f"{len(message.files)} descriptors, {sum(counts)} expected")
+        except (StateError, HandOverError):
+            for fd in message.files:
+                os.close(fd)
+            raise
+        at = 0
+        for state, count in zip(states, counts, strict=True):
+            flows.append((state, message.files[at : at + count]))
+            at += count
+        return kind
+
+    async def _settle(self) -> None:
+        """Say that all is here, and hear that it is ours; from then on only they can say no.
+
+        Raises:
+            HandOverError: it is not.
+
+        """
+        with trio.fail_after(PATIENCE):
+            await self._wire.send(ACKNOWLEDGED, whole=False)
+        try:
+            message = await self._wire.receive()
+        except WireError:  # it died: it can have closed nothing in order, nor thaw anything
+            return
+        if message.body != COMMITTED:
+            raise HandOverError("it keeps them")
+
+    def _refuse(self, flows: list[Moving]) -> None:
+        """Close what came, and the wire."""
+        self._wire.close()
+        for _, files in flows:
+            for fd in files:
+                os.close(fd)
+
+
+WITH_STATES: Final = (DATAGRAMS, STREAMS, ENDED)
+
+
+def files_of(state: FlowState) -> int:
+    """How many descriptors a flow has."""
+    if state.datagrams is None:
+        return 2
+    return 1 if state.datagrams.responders is None else 2

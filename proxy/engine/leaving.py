@@ -1,0 +1,182 @@
+"""A worker that leaves: it hands its flows over, and keeps those that cannot go.
+
+First it takes no more clients and datagrams; they wait in the kernel. Then all flows of datagrams
+go, or none: if an heir fails, everything is as if nobody had asked. From then on the listening
+sockets are the heirs' alone, and streams follow. Flows that are connecting, and clients who have
+yet to say who they are, are waited for. What is left at the end stays, and is for others to drain.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from time import monotonic
+from typing import TYPE_CHECKING, Final
+
+import structlog
+import trio
+
+from proxy.engine.datagram import DatagramFlow
+from proxy.engine.frozen import AnyFlow, Frozen, can_freeze, depart, freeze
+from proxy.engine.handover import BATCH, Bequeather, HandOverError
+from proxy.engine.revive import thaw
+from proxy.engine.stream import StreamFlow
+
+if TYPE_CHECKING:
+    from proxy.core.flow import Flow
+    from proxy.core.flow_state import FlowState
+    from proxy.engine.relay import Relay
+    from proxy.engine.roster import Roster
+    from proxy.engine.specs import LeaveOrder
+
+AGAIN: Final = 0.05
+"""Seconds until flows are asked again that could not go: a tick of the timers."""
+
+log = structlog.get_logger()
+
+
+@dataclass(slots=True)
+class Left:
+    """What became of the flows of a worker that left.
+
+    Attributes:
+        handed: how many have gone.
+        longest: seconds that one of them stood still at most.
+        failure: why no more could go; "" if nothing failed.
+
+    """
+
+    handed: int = 0
+    longest: float = 0.0
+    failure: str = ""
+
+
+class Leaving:
+    """One worker's leave.
+
+    Args:
+        relay: whose flows go.
+        roster: its listeners.
+        order: who gets which.
+        heirs: the ends of the wires to them, by their numbers.
+
+    """
+
+    def __init__(
+        self, relay: Relay, roster: Roster, order: LeaveOrder, heirs: Sequence[Bequeather]
+    ) -> None:
+        self._relay = relay
+        self._roster = roster
+        self._order = order
+        self._heirs = heirs
+        self._left = Left()
+
+    async def give_datagrams(self) -> None:
+        """Hand over the listening sockets, and all flows of datagrams.
+
+        Raises:
+            HandOverError: an heir has failed; everything is as it was before.
+
+        """
+        began = monotonic()
+        self._roster.pause()
+        parts = [
+            [freeze(flow) for flow in self._ready(heir) if isinstance(flow, DatagramFlow)]
+            for heir in range(len(self._heirs))
+        ]
+        try:
+            for heir, part in zip(self._heirs, parts, strict=True):
+                moving = [(each.state, each.files) for each in part]
+                await heir.give_datagrams(moving, self._relay.table.next_id)
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                for heir in self._heirs:
+                    await heir.abandon()
+            for part in parts:
+                self._keep(part)
+            self._roster.resume()
+            raise
+        for heir, part in zip(self._heirs, parts, strict=True):
+            await heir.commit()
+            self._let_go(part, began)
+        self._roster.part(monotonic())
+
+    async def give_streams(self, patience: float) -> None:
+        """Hand over streams, those too that can go within so many seconds."""
+        until = monotonic() + patience
+        try:
+            while True:
+                for number, heir in enumerate(self._heirs):
+                    while part := self._ready(number)[:BATCH]:
+                        await self._give_batch(heir, part)
+                if monotonic() > until or not self._is_awaited():
+                    return
+                await trio.sleep(AGAIN)
+        except HandOverError as error:
+            self._left.failure = str(error)
+            log.warning("hand_over_failed", error=str(error), left=len(self._relay.table))
+
+    async def finish(self, ended: Sequence[FlowState]) -> Left:
+        """Hand over what is known of flows that ended, and say that this is all."""
+        for heir in self._heirs:
+            if not self._left.failure:
+                try:
+                    await heir.give_ended(ended if heir is self._heirs[0] else ())
+                except HandOverError as error:
+                    self._left.failure = str(error)
+            await heir.finish()
+        return self._left
+
+    async def _give_batch(self, heir: Bequeather, flows: Sequence[AnyFlow]) -> None:
+        began = monotonic()
+        part = [freeze(flow) for flow in flows]
+        try:
+            await heir.give_streams([(each.state, each.files) for each in part])
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await heir.abandon()
+            self._keep(part)
+            raise
+        await heir.commit()
+        self._let_go(part, began)
+        await trio.lowlevel.checkpoint()
+
+    def _is_awaited(self) -> bool:
+        """Whether any flow may yet go."""
+        return any(self._is_for(flow) is not None for flow in self._relay.table)
+
+    def _ready(self, heir: int) -> list[AnyFlow]:
+        """The flows of an heir that can go now; once the listeners are left, streams only."""
+        return [
+            flow
+            for flow in self._relay.table
+            if isinstance(flow, StreamFlow | DatagramFlow)
+            and self._is_for(flow) == heir
+            and can_freeze(flow)
+        ]
+
+    def _is_for(self, flow: Flow) -> int | None:
+        """Whose a flow is to be; None if it stays."""
+        counters = flow.counters
+        steered = self._order.get(counters.listener)
+        if steered is None or self._roster.spec_of(counters.listener, counters.transport) is None:
+            return None
+        if isinstance(flow, DatagramFlow) and flow.listener.draining:
+            return None  # clients send to a socket that the heirs do not have
+        identity = flow.identity
+        peer = flow.client_remote if identity is None or identity.via is None else identity.via[0]
+        return steered.heir_of(peer[0])
+
+    def _keep(self, part: Sequence[Frozen]) -> None:
+        now = monotonic()
+        for each in part:
+            if each.flow.close_reason is None:
+                thaw(each.flow, self._roster, now)
+
+    def _let_go(self, part: Sequence[Frozen], began: float) -> None:
+        now = monotonic()
+        for each in part:
+            if each.flow.close_reason is None:  # by an order that came meanwhile
+                depart(each, now)
+        self._left.handed += len(part)
+        self._left.longest = max(self._left.longest, now - began)
