@@ -48,7 +48,7 @@ class Column:
         title: its head; numbers stand to the right.
         cell: a row's text.
         number: whether it is one.
-        pair: whether it is an address, that moves to a second line where there is no room.
+        pair: whether it is an address, or a name, that moves to a second line for lack of room.
         coloured: whether its word has a colour.
 
     """
@@ -70,7 +70,7 @@ def flow_columns(
         exact: write bytes as plain numbers.
         now: Unix seconds.
         evictable: show the class by which a flow would be evicted.
-        wide: show how the flow got on, too: what the kernel tells of both sockets.
+        wide: show more of who the client is, and how the flow got on, as the kernel tells.
 
     """
     size = str if exact else format_size
@@ -83,6 +83,7 @@ def flow_columns(
         Column("LOCAL", lambda row: row["client"]["local"] or "-", pair=True),
         Column("OUTBOUND", lambda row: row["endpoint"]["local"] or "-", pair=True),
         Column("ENDPOINT", lambda row: row["endpoint"]["remote"] or "-", pair=True),
+        *(WHO if wide else []),
         Column("ORIGINAL", lambda row: size(row["original"]["bytes"]), number=True),
         Column("REPLY", lambda row: size(row["reply"]["bytes"]), number=True),
         *(_end_columns() if recent else _age_columns(now)),
@@ -134,6 +135,17 @@ def _stalled(row: Any, what: str) -> str:
     seconds = stalled["original"][what] + stalled["reply"][what]
     return format_span(seconds) if seconds else "-"
 
+
+def _via(row: Any) -> str:
+    """The proxy that speaks for the client."""
+    via = row["client"]["via"]
+    return "-" if via is None else via["remote"] or "-"
+
+
+WHO: Final = [
+    Column("VIA", _via, pair=True),
+    Column("SERVER NAME", lambda row: row["server_name"] or "-", pair=True),
+]
 
 INSIGHT: Final = [
     Column("RTT", _rtts, number=True),

@@ -32,7 +32,7 @@ WIDEST: Final = max(map(len, EventKind))
 
 
 @click.command()
-@filter_options("listener", "client", "endpoint", "transport", "min_bytes")
+@filter_options("listener", "client", "endpoint", "transport", "server_name", "min_bytes")
 @click.option(
     "--event",
     "kinds",

@@ -65,6 +65,11 @@ FILTERS: Final = {
     "transport": click.option(
         "--transport", type=_words(Transport), help="Flows of this transport."
     ),
+    "server_name": click.option(
+        "--server-name",
+        metavar="NAME",
+        help="TLS server name; also *.NAME for one label before it, or .NAME for any number.",
+    ),
     "min_bytes": click.option(
         "--min-bytes", metavar="SIZE", help="At least so much, such as 10MiB."
     ),
@@ -116,7 +121,11 @@ def output_option(*formats: str) -> Callable[[Command], Command]:
 @click.option("-l", "--listen", is_flag=True, help="Listening sockets in place of flows.")
 @click.option("-b", "--bytes", "exact", is_flag=True, help="Bytes as plain numbers.")
 @click.option(
-    "-w", "--wide", is_flag=True, help="Also what slows a flow; of closed ones also what was lost."
+    "-w",
+    "--wide",
+    is_flag=True,
+    help="Also the client's proxy and server name, what slows a flow, and of closed ones what "
+    "was lost.",
 )
 @output_option("table", "json", "ndjson")
 @admin_option

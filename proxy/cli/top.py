@@ -52,7 +52,7 @@ KEYS_READ: Final = 1024
 
 
 @click.command()
-@filter_options("listener", "client", "endpoint", "transport", "min_bytes")
+@filter_options("listener", "client", "endpoint", "transport", "server_name", "min_bytes")
 @click.option(
     "--sort", type=click.Choice([*ORDERS]), default="rate", show_default=True, help="What is first."
 )

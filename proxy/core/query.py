@@ -15,6 +15,7 @@ from proxy.core.address import Network, Transport, format_address, same_address
 from proxy.core.flow import KINDS
 from proxy.core.identity import tlv_row
 from proxy.core.sample_row import insight_row
+from proxy.core.server_names import fits
 from proxy.core.sources import source_text
 from proxy.core.unix import UNKNOWN_SOURCE, UnixAddress
 
@@ -60,6 +61,7 @@ class FlowQuery:
         port: flows with this port on either pair, whatever the host.
         client: prefix the client lies in, or its one address.
         endpoint: prefix the endpoint lies in, or its one address.
+        server_name: what the client asked for in TLS; or how that ends, as in routes.
         min_bytes: at least so many bytes, both directions together.
         recent: answer with recently closed flows in place of live ones.
         evictable: only what would go if the table were full, and in that order; see ``pressure``.
@@ -76,6 +78,7 @@ class FlowQuery:
     endpoint: Network | Address | None = None
     state: State | None = None
     transport: Transport | None = None
+    server_name: str | None = None
     min_bytes: int = 0
     recent: bool = False
     evictable: bool = False
@@ -104,6 +107,7 @@ class FlowQuery:
             and (not self.min_bytes or flow.bytes >= self.min_bytes)
             and (self.client is None or lies_in(flow.client_remote, self.client))
             and (self.endpoint is None or lies_in(flow.endpoint_remote, self.endpoint))
+            and (self.server_name is None or fits(self.server_name, server_name_of(flow)))
             and (self.address is None or _has_address(flow, self.address))
             and (self.port is None or any(end[1] == self.port for end in _ends(flow)))
         )
@@ -272,6 +276,12 @@ def upstream_of(flow: Flow) -> str:
         return flow.endpoint.counters.upstream
     identity = flow.identity
     return (identity and identity.upstream) or flow.counters.upstream
+
+
+def server_name_of(flow: Flow) -> str | None:
+    """The server that a flow's client asked for in TLS; None if it did not, or nobody looked."""
+    identity = flow.identity
+    return None if identity is None or identity.hello is None else identity.hello.server_name
 
 
 def hello_row(identity: Identity | None) -> HelloRow:

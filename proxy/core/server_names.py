@@ -130,6 +130,11 @@ class ServerNames(Generic[Value]):
         return None
 
 
+def fits(pattern: str, name: str | None) -> bool:
+    """Whether a server name is this one, or ends as ``*.example.org`` or ``.example.org`` say."""
+    return name is not None and pattern in _patterns(name)
+
+
 def _patterns(name: str | None) -> Iterator[str]:
     """The patterns that a name fits, the one that says most first."""
     if name:

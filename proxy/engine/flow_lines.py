@@ -110,8 +110,12 @@ class FlowLog(NamedTuple):
 
 
 def _remarks(row: FlowRow, closed: float) -> list[str]:
-    """What else there is to say of an end; nothing, as a rule."""
+    """What else there is to say of a flow and its end; nothing, as a rule."""
     remarks = []
+    if row["server_name"] is not None:
+        remarks.append(f"for {printable(row['server_name'])}")
+    if row["client"]["via"] is not None:
+        remarks.append(f"via {row['client']['via']['remote']}")
     half_closed, unsent = row["half_closed"], row["unsent"]
     if half_closed is not None and closed - half_closed >= WORTH_A_WORD:
         remarks.append(f"half-closed {format_span(closed - half_closed)}")

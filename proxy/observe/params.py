@@ -193,6 +193,7 @@ FILTERS: Final = (
     "endpoint",
     "state",
     "transport",
+    "server_name",
     "min_bytes",
     "address",
     "port",

@@ -170,6 +170,7 @@ def test_flows_json_is_one_array_and_ndjson_one_object_a_line(house: House) -> N
         (["--state", "unreplied"], [2]),
         (["--transport", "udp"], [2]),
         (["--min-bytes", "1MiB"], [1]),
+        (["--server-name", "www.example.org"], []),
         (["--sort", "bytes", "--limit", "1"], [1]),
         (["--limit", "0"], [1, 2]),
         (["--client", "192.0.2.7:51000"], [1]),
@@ -438,3 +439,22 @@ def test_wide_columns_tell_what_slows_a_flow() -> None:
         ["38.2ms/-", "117/-", "1m11s", "-", "client"],
         ["-", "-", "-", "-", "-"],
     ]
+
+
+def test_wide_columns_tell_who_the_client_is() -> None:
+    columns = flow_columns(recent=False, exact=False, now=WALL, wide=True)
+    named = [column for column in columns if column.title in {"VIA", "SERVER NAME"}]
+    via = {"local": "192.0.2.1:443", "remote": "10.0.0.2:4711"}
+    rows = [
+        {"server_name": "www.example.org", "client": {"via": via}},
+        {"server_name": None, "client": {"via": None}},
+    ]
+    lines = table_lines(named, rows, width=None)
+    assert [click.unstyle(line).split() for line in lines] == [
+        ["VIA", "SERVER", "NAME"],
+        ["10.0.0.2:4711", "www.example.org"],
+        ["-", "-"],
+    ]
+    assert {"VIA", "SERVER NAME"}.isdisjoint(
+        column.title for column in flow_columns(recent=True, exact=False, now=WALL)
+    )

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.server_names import RoutePattern, ServerNames, parse_pattern
+from proxy.core.server_names import RoutePattern, ServerNames, fits, parse_pattern
 
 LABELS = st.sampled_from(["a", "b", "www"])
 NAMES = st.lists(LABELS, min_size=1, max_size=4).map(".".join)
@@ -48,6 +48,24 @@ def test_the_most_specific_wins(
     routes: dict[RoutePattern, int], name: str | None, alpn: tuple[str, ...]
 ) -> None:
     assert ServerNames(routes).find(name, alpn) == naive(routes, name, alpn)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "name", "answer"),
+    [
+        ("www.example.org", "www.example.org", True),
+        ("www.example.org", "a.www.example.org", False),
+        ("*.example.org", "www.example.org", True),
+        ("*.example.org", "a.www.example.org", False),
+        ("*.example.org", "example.org", False),
+        (".example.org", "a.www.example.org", True),
+        (".example.org", "example.org", False),
+        (".example.org", "www.badexample.org", False),
+        ("www.example.org", None, False),
+    ],
+)
+def test_a_name_alone_fits_as_in_routes(pattern: str, name: str | None, answer: bool) -> None:
+    assert fits(pattern, name) is answer
 
 
 def test_an_example() -> None:

@@ -17,6 +17,7 @@ from tests.e2e.patience import PATIENCE
 from tests.e2e.peers import HOST
 from tests.e2e.program import free_port, output_of, peer
 from tests.e2e.subject import Forward, Row, Sockpair
+from tests.e2e.test_commands import ask
 from tests.e2e.test_identity import Known, folder_of, nginx
 
 NAMES = ("one", "two", "others")
@@ -101,6 +102,21 @@ async def test_curl(stage: Stage) -> None:
             assert row["alpn"] == ["h2", "http/1.1"]
             assert row["close_reason"] in {"finished", "client_reset"}
         assert "one.example" not in await sockpair.get("/metrics")
+
+
+@pytest.mark.peers("nginx", "curl", "openssl")
+async def test_flows_are_found_by_server_name(stage: Stage) -> None:
+    async with routed(stage, workers=2) as (sockpair, web):
+        for name, *_ in CASES:
+            await output_of(
+                *(peer("curl"), "--silent", "--fail", "--noproxy", "*", "--insecure"),
+                *("--resolve", f"{name}:{web.port}:{HOST}", f"https://{name}:{web.port}/"),
+            )
+        await sockpair.books("web", flows=len(CASES))
+        for asked, count in (("One.example.", 2), ("*.two.example", 1), (".two.example", 2)):
+            text = await ask(sockpair, "flows", "--recent", "--server-name", asked, "-o", "json")
+            assert len(json.loads(text)) == count
+        assert "a.two.example" in await ask(sockpair, "flows", "--recent", "-w")
 
 
 @pytest.mark.peers("nginx", "openssl")

@@ -75,6 +75,15 @@ async def test_text_remarks_what_is_not_ordinary() -> None:
     )
 
 
+async def test_text_tells_by_whom_a_client_comes_and_for_which_server() -> None:
+    flow = closed()
+    row = json.loads(flow.row)
+    row["server_name"] = "www.example.org\x1b"
+    row["client"]["via"] = {"local": "10.0.0.9:443", "remote": "10.0.0.2:4711"}
+    line = line_of(flow._replace(row=json.dumps(row)), FlowLog(kind="text"))
+    assert line.endswith("finished client; for www.example.org\\x1b, via 10.0.0.2:4711")
+
+
 async def test_text_without_an_endpoint() -> None:
     flow = closed(CloseReason.NO_ENDPOINT, reached=False)
     assert "| - -> - " in line_of(flow, FlowLog(kind="text"))

@@ -84,6 +84,7 @@ async def test_the_relay_has_its_turn_between_any_two_slices(worker: Worker) -> 
         FlowQuery(transport=Transport.UDP),
         FlowQuery(state=State.CLIENT_CLOSED),
         FlowQuery(min_bytes=1),
+        FlowQuery(server_name="www.example.org"),
         FlowQuery(client=("192.0.2.1", 1)),
         FlowQuery(endpoint=("192.0.2.1", 1)),
         FlowQuery(address=("192.0.2.1", 1)),

@@ -20,6 +20,7 @@ from proxy.core.admission import AdmissionLimits
 from proxy.core.client_hello import HELLO_MAX
 from proxy.core.expiry import FlowLimits
 from proxy.core.proxy_protocol import HeaderStyle, write_header
+from proxy.core.query import FlowQuery
 from proxy.core.server_names import parse_pattern
 from proxy.core.waiting import WaitLimits
 from proxy.engine.specs import ListenerSpec, OpenListener, RoutesSpec
@@ -224,6 +225,24 @@ async def test_a_client_that_has_ended_already(said: bytes) -> None:
         assert await receive_all(client) == b"alert"
         (row,) = await lab.wait_ended()
         assert row["close_reason"] == "finished"
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [
+        ("www.example.org", ["www.example.org"]),
+        ("*.example.org", ["www.example.org"]),
+        (".example.org", ["www.example.org", "a.b.example.org"]),
+        ("example.org", []),
+    ],
+)
+async def test_flows_are_found_by_what_they_asked_for(asked: str, found: list[str]) -> None:
+    async with routing() as lab:
+        await greet(lab, "web", HELLO)
+        await greet(lab, "others", real_hello("a.b.example.org", []))
+        await greet(lab, "default", b"no hello")
+        rows = (await lab.worker.flows(FlowQuery(server_name=asked)))["rows"]
+        assert [row["server_name"] for row in rows] == found
 
 
 async def took(lab: Lab) -> dict[str, int]:
