@@ -99,6 +99,7 @@ class Arriving:
     async def _take_streams(self, heir: Heir) -> None:
         ended: list[FlowState] = []
         try:
+            await heir.be_ready()
             while flows := await heir.take_streams():
                 if flows[0][0].end is None:
                     self._revive(flows, monotonic())

@@ -8,6 +8,9 @@ The predecessor says, in this order, each a message of a kind and a body:
 * ``R`` states of flows that ended;
 * ``Z``: nothing more will come.
 
+Before ``D`` and before the first ``S`` it waits until the heir says that it is ready (``G``),
+because what is to be given stands still from then on.
+
 The heir acknowledges (``A``) what came with ``E`` or ``S`` when it has all of it in its hands: it
 can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and closes what was
 its own; only after that the heir touches the flows. If anything goes wrong before, the predecessor
@@ -39,6 +42,7 @@ NO_MORE_DATAGRAMS: Final = b"E"
 STREAMS: Final = b"S"
 ENDED: Final = b"R"
 NOTHING_MORE: Final = b"Z"
+READY: Final = b"G"
 ACKNOWLEDGED: Final = b"A"
 COMMITTED: Final = b"C"
 ABANDONED: Final = b"X"
@@ -82,6 +86,15 @@ class Bequeather:
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
 
+    async def wait_ready(self) -> None:
+        """Wait until the heir can take what comes next.
+
+        Raises:
+            HandOverError: it cannot; the wire is to be closed.
+
+        """
+        await self._hear(READY)
+
     async def give_datagrams(self, flows: Sequence[Moving], next_id: int) -> None:
         """Give all flows of datagrams, and wait until the heir has them.
 
@@ -92,7 +105,7 @@ class Bequeather:
         for start in range(0, len(flows), BATCH):
             await self._give(DATAGRAMS, flows[start : start + BATCH])
         await self._send(NO_MORE_DATAGRAMS + str(next_id).encode())
-        await self._hear_acknowledged()
+        await self._hear(ACKNOWLEDGED)
 
     async def give_streams(self, flows: Sequence[Moving]) -> None:
         """Give a batch of streams, and wait until the heir has them.
@@ -102,7 +115,7 @@ class Bequeather:
 
         """
         await self._give(STREAMS, flows)
-        await self._hear_acknowledged()
+        await self._hear(ACKNOWLEDGED)
 
     async def commit(self) -> None:
         """Say that what was given is the heir's; if that cannot be heard, it will be known."""
@@ -147,16 +160,16 @@ class Bequeather:
             self._wire.close()
             raise HandOverError("the heir takes nothing") from error
 
-    async def _hear_acknowledged(self) -> None:
+    async def _hear(self, word: bytes) -> None:
         try:
             with trio.fail_after(PATIENCE):
                 message = await self._wire.receive()
         except (WireError, trio.TooSlowError) as error:
-            raise HandOverError("the heir does not acknowledge") from error
-        if message.body != ACKNOWLEDGED or message.files:
+            raise HandOverError(f"the heir does not say {word!r}") from error
+        if message.body != word or message.files:
             for fd in message.files:
                 os.close(fd)
-            raise HandOverError("the heir says what is no acknowledgement")
+            raise HandOverError(f"the heir should say {word!r}, not {message.body[:9]!r}")
 
 
 class Heir:
@@ -180,6 +193,7 @@ class Heir:
         flows: list[Moving] = []
         try:
             with trio.fail_after(PATIENCE):
+                await self._wire.send(READY, whole=False)
                 while (kind := await self._receive(flows))[:1] == DATAGRAMS:
                     pass
             if kind[:1] != NO_MORE_DATAGRAMS or not kind[1:].isdigit():
@@ -189,6 +203,20 @@ class Heir:
             self._refuse(flows)
             raise HandOverError(f"the predecessor gives nothing: {error}") from error
         return Bequest(flows, int(kind[1:]))
+
+    async def be_ready(self) -> None:
+        """Say that streams may come.
+
+        Raises:
+            HandOverError: the predecessor is gone; the wire is closed.
+
+        """
+        try:
+            with trio.fail_after(PATIENCE):
+                await self._wire.send(READY, whole=False)
+        except (WireError, trio.TooSlowError) as error:
+            self._refuse([])
+            raise HandOverError(f"the predecessor is gone: {error}") from error
 
     async def take_streams(self) -> list[Moving]:
         """Receive a batch of streams, or of flows that ended; none when there are no more.

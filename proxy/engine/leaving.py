@@ -78,6 +78,12 @@ class Leaving:
             HandOverError: an heir has failed; everything is as it was before.
 
         """
+        try:
+            for heir in self._heirs:
+                await heir.wait_ready()
+        except BaseException:
+            await self._abandon()
+            raise
         began = monotonic()
         self._roster.pause()
         parts = [
@@ -89,9 +95,7 @@ class Leaving:
                 moving = [(each.state, each.files) for each in part]
                 await heir.give_datagrams(moving, self._relay.table.next_id)
         except BaseException:
-            with trio.CancelScope(shield=True):
-                for heir in self._heirs:
-                    await heir.abandon()
+            await self._abandon()
             for part in parts:
                 self._keep(part)
             self._roster.resume()
@@ -105,10 +109,14 @@ class Leaving:
         """Hand over streams, those too that can go within so many seconds."""
         until = monotonic() + patience
         try:
+            for heir in self._heirs:
+                await heir.wait_ready()
             while True:
                 for number, heir in enumerate(self._heirs):
-                    while part := self._ready(number)[:BATCH]:
-                        await self._give_batch(heir, part)
+                    ready = self._ready(number)
+                    for start in range(0, len(ready), BATCH):
+                        part = ready[start : start + BATCH]
+                        await self._give_batch(heir, [flow for flow in part if can_freeze(flow)])
                 if monotonic() > until or not self._is_awaited():
                     return
                 await trio.sleep(AGAIN)
@@ -126,6 +134,11 @@ class Leaving:
                     self._left.failure = str(error)
             await heir.finish()
         return self._left
+
+    async def _abandon(self) -> None:
+        with trio.CancelScope(shield=True):
+            for heir in self._heirs:
+                await heir.abandon()
 
     async def _give_batch(self, heir: Bequeather, flows: Sequence[AnyFlow]) -> None:
         began = monotonic()

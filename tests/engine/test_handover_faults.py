@@ -24,6 +24,7 @@ from proxy.engine.handover import (
     ACKNOWLEDGED,
     COMMITTED,
     NO_MORE_DATAGRAMS,
+    READY,
     Bequeather,
     HandOverError,
     Heir,
@@ -54,6 +55,7 @@ async def gone(wire: Wire) -> None:
 
 
 async def gone_after_the_first(wire: Wire) -> None:
+    await wire.send(READY)
     await taken(wire)
 
 
@@ -61,13 +63,21 @@ async def gone_before_streams(wire: Wire) -> None:
     await take_datagrams(wire)
 
 
+async def ready_for_streams(wire: Wire) -> None:
+    await take_datagrams(wire)
+    await wire.send(READY)
+    await taken(wire)
+
+
 async def gone_with_streams(wire: Wire) -> None:
     await take_datagrams(wire)
+    await wire.send(READY)
     await taken(wire)
 
 
 async def talks_nonsense(wire: Wire) -> None:
     await take_datagrams(wire)
+    await wire.send(READY)
     await taken(wire)
     await wire.send(b"nonsense")
     await taken(wire)
@@ -75,6 +85,7 @@ async def talks_nonsense(wire: Wire) -> None:
 
 async def acknowledges_with_a_descriptor(wire: Wire) -> None:
     await take_datagrams(wire)
+    await wire.send(READY)
     await taken(wire)
     with Socket() as socket:
         await wire.send(ACKNOWLEDGED, [socket.fileno()])
@@ -82,6 +93,7 @@ async def acknowledges_with_a_descriptor(wire: Wire) -> None:
 
 
 async def take_datagrams(wire: Wire) -> None:
+    await wire.send(READY)
     while (await taken(wire))[:1] != NO_MORE_DATAGRAMS:
         pass
     await wire.send(ACKNOWLEDGED)
@@ -173,7 +185,7 @@ async def test_what_nobody_gets_stays() -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         client, accepted = await pair(lab, endpoint)
-        async with leaving_to(take_datagrams) as heir:
+        async with leaving_to(ready_for_streams) as heir:
             left = await lab.worker.leave({"other": Steered(1)}, [heir])
         assert (left.handed, left.failure) == (0, "")
         await talk(client, accepted)
@@ -301,6 +313,7 @@ async def test_nor_among_datagrams(body: bytes) -> None:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(takes_nothing, one.heir.take_datagrams)
             await one.wire.send(body)
+        assert (await one.wire.receive()).body == READY
         with pytest.raises(WireError):
             await one.wire.receive()
 
