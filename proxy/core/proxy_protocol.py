@@ -7,14 +7,20 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.core.proxy_block import UNIQUE_ID, read_block, write_block
+from proxy.core.proxy_block import ALPN, AUTHORITY, UNIQUE_ID, read_block, write_block
 from proxy.core.proxy_header import LINE_START, Answer, BadHeader, HeaderFault, Tlv
 from proxy.core.proxy_line import read_line, write_line
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from proxy.core.address import Address
+    from proxy.core.client_hello import Hello
 
 TEXT_VERSION: Final = 1
+
+ESCAPE: Final = "\\"
+"""In what a client said that is no text, and so not what it said any more."""
 
 
 class HeaderStyle(NamedTuple):
@@ -39,7 +45,13 @@ def read_header(data: bytes) -> Answer:
 
 
 def write_header(
-    style: HeaderStyle, source: Address, destination: Address, id: int, *, datagrams: bool = False
+    style: HeaderStyle,
+    source: Address,
+    destination: Address,
+    id: int,
+    *,
+    datagrams: bool = False,
+    hello: Hello | None = None,
 ) -> bytes:
     """Write the header of a flow.
 
@@ -49,9 +61,24 @@ def write_header(
         destination: what it connected to.
         id: of the flow; version 2 tells it, as text.
         datagrams: whether the client sends these, and not a stream.
+        hello: what the client asked for in TLS, if that is known; version 2 tells it.
 
     """
     if style.version == TEXT_VERSION:
         return write_line(source, destination)
-    tlvs = (Tlv(UNIQUE_ID, b"%d" % id),)
+    tlvs = (*_hello_tlvs(hello), Tlv(UNIQUE_ID, b"%d" % id))
     return write_block(source, destination, datagrams=datagrams, tlvs=tlvs, checksum=style.checksum)
+
+
+def _hello_tlvs(hello: Hello | None) -> Iterator[Tlv]:
+    """The TLVs of what a client asked for in TLS.
+
+    The protocol is that *in use*, of which receivers know one. Among several the endpoint chooses
+    after it has read this, so it is told only where the client has no other.
+    """
+    if hello is None:
+        return
+    if len(hello.alpn) == 1 and ESCAPE not in hello.alpn[0]:
+        yield Tlv(ALPN, hello.alpn[0].encode())
+    if hello.server_name and ESCAPE not in hello.server_name:
+        yield Tlv(AUTHORITY, hello.server_name.encode())

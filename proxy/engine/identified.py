@@ -52,7 +52,8 @@ class Identified(StreamFlow):
         reply.ready(EPOLLIN | EPOLLPRI | EPOLLHUP, now)  # whose edges may have come meanwhile
 
     def _header(self, style: HeaderStyle) -> bytes:
-        return write_header(style, self.client_remote, self.client_local, self.id)
+        hello = None if self.identity is None else self.identity.hello
+        return write_header(style, self.client_remote, self.client_local, self.id, hello=hello)
 
 
 class IdentifiedFlow(Identified):

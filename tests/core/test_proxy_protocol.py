@@ -9,8 +9,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.core.address import Address
+from proxy.core.client_hello import ALPN_MAX, NAME_MAX, Hello
 from proxy.core.crc32c import crc32c
 from proxy.core.proxy_block import (
+    ALPN,
+    AUTHORITY,
     CRC32C,
     LOCAL_BLOCK,
     NOOP,
@@ -129,6 +132,39 @@ def test_a_block_byte_by_byte() -> None:
     assert written == block(b"\xc0\0\2\1\xc0\0\2\2\xdc\4\1\xbb\5\0\2" + b"17")
     assert write_header(HeaderStyle(2), V4, TO_V4, 17, datagrams=True)[13] == 0x12
     assert read_header(LOCAL_BLOCK) == Header(16)
+
+
+NAME, PROTOCOL = Tlv(AUTHORITY, b"www.example.org"), Tlv(ALPN, b"h2")
+
+
+@pytest.mark.parametrize(
+    ("hello", "tlvs"),
+    [
+        (None, []),
+        (Hello(), []),
+        (Hello("www.example.org"), [NAME]),
+        (Hello("www.example.org", ("h2",)), [PROTOCOL, NAME]),
+        (Hello(None, ("h2",)), [PROTOCOL]),
+        (Hello("www.example.org", ("h2", "http/1.1")), [NAME]),  # nobody has chosen yet
+        (Hello("\\xff.example", ("\\x0a",)), []),  # escaped: not what the client said
+    ],
+)
+def test_what_the_client_asked_for_is_told(hello: Hello | None, tlvs: list[Tlv]) -> None:
+    for checksum in (False, True):
+        written = write_header(HeaderStyle(2, checksum), V4, TO_V4, 17, hello=hello)
+        header = read_header(written)
+        assert isinstance(header, Header)
+        told = [tlv for tlv in header.tlvs if tlv.type != CRC32C]
+        assert told == [*tlvs, Tlv(UNIQUE_ID, b"17")]
+    line = write_header(HeaderStyle(1), V4, TO_V4, 17, hello=hello)
+    assert line == write_header(HeaderStyle(1), V4, TO_V4, 17)
+
+
+def test_the_longest_names_fit() -> None:
+    hello = Hello("n" * NAME_MAX, ("p" * ALPN_MAX,))
+    header = read_header(write_header(HeaderStyle(2), V6, TO_V6, 2**64, hello=hello))
+    assert isinstance(header, Header)
+    assert [len(tlv.value) for tlv in header.tlvs] == [ALPN_MAX, NAME_MAX, 20]
 
 
 def test_a_client_of_the_other_ip_version_is_mapped() -> None:

@@ -18,7 +18,7 @@ from tests.e2e.peers import HOST
 from tests.e2e.program import free_port, output_of, peer
 from tests.e2e.subject import Forward, Row, Sockpair
 from tests.e2e.test_commands import ask
-from tests.e2e.test_identity import Known, folder_of, nginx
+from tests.e2e.test_identity import Known, folder_of, haproxy, nginx
 
 NAMES = ("one", "two", "others")
 
@@ -29,6 +29,7 @@ class Routed(Forward):
 
     routes: Mapping[str, str] = field(default_factory=dict)
     others: Mapping[str, str] = field(default_factory=dict)
+    keys: str = ""  # of those upstreams
 
     @property
     def toml(self) -> str:
@@ -36,20 +37,25 @@ class Routed(Forward):
             f"{json.dumps(name)} = {json.dumps(to)}\n" for name, to in self.routes.items()
         )
         others = "".join(
-            f"[upstream.{name}]\nendpoints = [{json.dumps(endpoint)}]\n"
+            f"[upstream.{name}]\nendpoints = [{json.dumps(endpoint)}]\n{self.keys}"
             for name, endpoint in self.others.items()
         )
         plain = Known(self.name, "tcp", self.endpoints, port=self.port).toml
         return f"{plain}[listener.{self.name}.routes]\n{routes}{others}"
 
 
-@asynccontextmanager
-async def tls_servers(folder: Path) -> AsyncIterator[dict[str, str]]:
-    """nginx with three servers that say who they are, and which name they were asked for."""
+async def make_certificate(folder: Path) -> None:
+    """Files ``key`` and ``cert``."""
     await output_of(
         *(peer("openssl"), "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1"),
         *("-subj", "/CN=example.org", "-keyout", folder / "key", "-out", folder / "cert"),
     )
+
+
+@asynccontextmanager
+async def tls_servers(folder: Path) -> AsyncIterator[dict[str, str]]:
+    """nginx with three servers that say who they are, and which name they were asked for."""
+    await make_certificate(folder)
     ports = {name: free_port() for name in NAMES}
     servers = "".join(
         f"server {{ listen {HOST}:{port} ssl http2; ssl_certificate {folder}/cert;"
@@ -156,6 +162,36 @@ async def test_python(stage: Stage, workers: int) -> None:
         await tls.aclose()
         row = await last(sockpair)
         assert (row["server_name"], row["alpn"]) == ("x.two.example", [])
+
+
+TOLD = """bind 127.0.0.1:PORT accept-proxy ssl crt FOLDER/both
+http-request return content-type text/plain lf-string "%[fc_pp_authority] %[ssl_fc_sni] %[src_port]"
+"""
+
+
+@pytest.mark.peers("haproxy", "openssl", "curl")
+async def test_a_real_server_is_told_the_name_in_its_header(stage: Stage) -> None:
+    folder = folder_of(stage, "haproxy")
+    await make_certificate(folder)
+    (folder / "both").write_text((folder / "cert").read_text() + (folder / "key").read_text())
+    async with haproxy(folder, TOLD.replace("FOLDER", str(folder)), "http") as endpoint:
+        web = Routed(
+            "web",
+            "tcp",
+            [endpoint],
+            routes={".example": "named"},
+            others={"named": endpoint},
+            keys='send_proxy = "v2"\nsend_proxy_crc32c = true\n',
+        )
+        await stage.sockpair(web)
+        said = await output_of(
+            *(peer("curl"), "--silent", "--fail", "--noproxy", "*", "--insecure"),
+            *("--write-out", " %{local_port}", "--resolve", f"www.example:{web.port}:{HOST}"),
+            f"https://www.example:{web.port}/",
+        )
+        authority, server_name, port, local_port = said.split()
+        assert authority == server_name == "www.example"
+        assert port == local_port
 
 
 @pytest.mark.peers("nginx", "openssl", "curl")

@@ -17,7 +17,7 @@ from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
 from proxy.core.admission import AdmissionLimits
-from proxy.core.client_hello import HELLO_MAX
+from proxy.core.client_hello import HELLO_MAX, Hello
 from proxy.core.expiry import FlowLimits
 from proxy.core.proxy_protocol import HeaderStyle, write_header
 from proxy.core.query import FlowQuery
@@ -243,6 +243,19 @@ async def test_flows_are_found_by_what_they_asked_for(asked: str, found: list[st
         await greet(lab, "default", b"no hello")
         rows = (await lab.worker.flows(FlowQuery(server_name=asked)))["rows"]
         assert [row["server_name"] for row in rows] == found
+
+
+@pytest.mark.parametrize(("name", "alpn"), [("a.b.example.org", ["h2"]), ("x.example.org", [])])
+async def test_the_endpoint_is_told_what_the_client_asked_for(name: str, alpn: list[str]) -> None:
+    style = HeaderStyle(2, checksum=True)
+    async with routing(style=style) as lab:
+        hello = real_hello(name, alpn)
+        client = await connect(lab.address)
+        await client.send(hello)
+        inside = await lab.arrival("others")
+        source, asked = client.getsockname(), Hello(name, tuple(alpn))
+        header = write_header(style, source, lab.address, 1, hello=asked)
+        assert await receive_exactly(inside, len(header) + len(hello)) == header + hello
 
 
 async def took(lab: Lab) -> dict[str, int]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from typing import Final
 
+from proxy.core.client_hello import Hello
 from proxy.core.proxy_block import LOCAL_BLOCK, write_block
 from proxy.core.proxy_header import HEADER_MAX, MORE, Header, Tlv
 from proxy.core.proxy_protocol import HeaderStyle, read_header, write_header
@@ -26,6 +27,7 @@ SAMPLES: Final = [
     b"PROXY TCP6 ::ffff:1.2.3.4 ::1 1 2\r\n",
     write_header(HeaderStyle(2, checksum=True), V4, V4, 1),
     write_header(HeaderStyle(2, checksum=True), V6, V6, 2**60) + b"payload",
+    write_header(HeaderStyle(2, checksum=True), V4, V4, 1, hello=Hello("a.example", ("h2",))),
     write_block(NAME, NAME),
     write_block(V4, V6, tlvs=(Tlv(1, b"h2"), Tlv(2, b"a.example"), Tlv(4, bytes(9)))),
     write_block(NAME, V6),
