@@ -6,13 +6,16 @@ Like all of ``whole`` it reads the raw document: what is wrong by itself is pass
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, TypeAlias, get_args
 
+from proxy.config.health import CheckKind
 from proxy.config.problem import Path
 from proxy.config.values import endpoint_texts
 
 Fault: TypeAlias = tuple[Path, str]
 Table: TypeAlias = dict[str, Any]
+
+KINDS: Final = get_args(CheckKind)
 
 TALKING: Final = ("tcp", "udp")
 
@@ -46,7 +49,7 @@ def health_faults(name: str, upstream: Table) -> Iterator[Fault]:
         return
     path = ("upstream", name, "health")
     kind = health.get("check", "off")
-    if kind == "off" or not isinstance(kind, str):
+    if kind == "off" or kind not in KINDS:
         return  # the keys of what is off may stay for the day when it is on again
     for key, kinds in ONLY.items():
         if key in health and kind not in kinds:

@@ -43,6 +43,6 @@ def listener_faults(
 
 def upstream_faults(name: str, upstream: Table) -> Iterator[Fault]:
     """Check an upstream by itself."""
-    if upstream.get("send_proxy_crc32c") is True and upstream.get("send_proxy") != "v2":
+    if upstream.get("send_proxy_crc32c") is True and upstream.get("send_proxy") in (None, "v1"):
         path = ("upstream", name, "send_proxy_crc32c")
         yield path, 'needs send_proxy = "v2": other headers have no checksum'

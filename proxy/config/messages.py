@@ -78,7 +78,9 @@ def _choice(error: ErrorDetails) -> str:
     found = error["input"]
     expected = _context(error, "expected").replace("'", '"')
     choices = expected.replace('"', "").replace(" or ", ", ").split(", ")
-    near = did_you_mean(found, choices) if isinstance(found, str) else ""
+    near = ""
+    if isinstance(found, str):
+        near = did_you_mean(found, choices) or did_you_mean(found.lower(), choices)
     return f"expected {expected}, found {shown(found)}{near}"
 
 

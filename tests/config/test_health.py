@@ -56,6 +56,14 @@ def test_what_is_off_may_keep_its_keys() -> None:
     ("keys", "expected"),
     [
         ('check = "ping"', "health.check: "),
+        (
+            'check = "tpc"\nsend = "x"',
+            'health.check: expected "off", "tcp", "http", "udp" or "command", found "tpc"; did you '
+            'mean "tcp"?',
+        ),
+        ('check = "HTTP"\npath = "/"', 'found "HTTP"; did you mean "http"?'),
+        ('check = ""\ncommand = ["x"]', 'found ""'),
+        ('check = ["tcp"]\npath = "/"', "found an array"),
         ("check = []", "health.check: "),
         ('check = "tcp"\ninterval = "0s"', "health.interval: "),
         ('check = "tcp"\nrise = 0', "health.rise: "),

@@ -68,6 +68,10 @@ def test_what_does_not_go_together() -> None:
     for upstream in ("", 'send_proxy = "v1"'):
         found = problem(upstream=f"{upstream}\nsend_proxy_crc32c = true")
         assert 'needs send_proxy = "v2"' in found
+    found = problem(upstream='send_proxy = "v3"\nsend_proxy_crc32c = true')
+    assert 'expected "v1" or "v2", found "v3"' in found
+    found = problem(upstream='send_proxy = ["v2"]\nsend_proxy_crc32c = true')
+    assert "found an array" in found
     found = problem(upstream='send_proxy = "v1"', listen="udp://127.0.0.1:1")
     assert "version 1, which datagrams cannot have" in found
     config(listener=trusted, upstream='send_proxy = "v2"', listen="udp://127.0.0.1:1")
