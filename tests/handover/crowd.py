@@ -70,6 +70,7 @@ class Crowd:
         self.faults = 0
         self.ends: dict[int, End] = {}
         self.accounts: dict[int, Account] = {}
+        self.waits: list[float] = []
         self._line = b""
         self.loop.watch(sys.stdin.fileno(), self._obey, EPOLLIN)
         self.loop.later(LOOK_EVERY, self._look)
@@ -100,7 +101,8 @@ class Crowd:
         print(json.dumps({"done": told}), flush=True)
 
     def do_look(self) -> None:
-        """Tell how it stands; and forget the longest turn."""
+        """Tell how it stands, and what there was since the last time."""
+        waits = sorted(self.waits) or [0.0]
         carried: Counter[str] = Counter()
         for end in self.ends.values():
             carried[end.group] += end.received
@@ -108,9 +110,11 @@ class Crowd:
             live=len(self.ends),
             received=carried,
             longest_turn=self.loop.longest_turn,
+            waits=[waits[len(waits) // 2], waits[len(waits) * 99 // 100], waits[-1]],
             **self.more(),
         )
         self.loop.longest_turn = 0.0
+        self.waits.clear()
 
     def more(self) -> dict[str, Any]:
         return {}
@@ -172,10 +176,26 @@ class Clients(Crowd):
         connecting.settimeout(PATIENCE_TO_CONNECT)
         shrink(of.client, connecting)
         connecting.bind((source, 0))
-        connecting.connect(target)
-        connecting.sendall(HEADER.pack(MAGIC, flow))
+        try:
+            connecting.connect(target)
+            connecting.sendall(HEADER.pack(MAGIC, flow))
+        except OSError as error:
+            connecting.close()
+            self.fault(Fault("client", group, flow, "original", 0, f"no flow: {error.strerror}"))
+            return
         end = self.ends[flow] = End(self, connecting, group, of, flow, "client")
         end.start()
+
+    def finished(self, end: End) -> None:
+        group = end.group
+        if STREAMS[self.places[group]["kind"]].fresh and not self.stopping:
+            self._next(group, list(self.places).index(group))
+        super().finished(end)
+
+    def _next(self, group: str, index: int) -> None:
+        """The next flow of a client that begins one for each question."""
+        self._fresh[group] += 1
+        self.begin(group, index, self.places[group]["count"] + self._fresh[group] - 1)
 
     def _talk(
         self, group: str, index: int, flow: int, source: str, target: tuple[str, int]
@@ -188,11 +208,10 @@ class Clients(Crowd):
         talker.start()
 
     def _renew(self, group: str, index: int, flow: int) -> None:
-        """The next flow of a client that begins one for each question."""
+        """Have another flow, in place of one that has its answer."""
         self.accounts[flow] = self.talkers.pop(flow).account()
-        self._fresh[group] += 1
         if not self.stopping:
-            self.begin(group, index, self.places[group]["count"] + self._fresh[group])
+            self._next(group, index)
         self._end_if_all_have()
 
     def do_stop(self) -> None:

@@ -36,6 +36,7 @@ class Company(Protocol):
     seed: int
     stuck: float
     stopping: bool
+    waits: list[float]
 
     def fault(self, fault: Fault) -> None: ...
 
@@ -184,7 +185,9 @@ class Talker:
             self.answers.fault(self.answers.next, f"it came from {text(sender)}")
         number = self.answers.take(data)
         if number is not None and self._asked_at is not None and number + 1 == self.sent:
-            self.pause = max(self.pause, self.company.loop.now - self._asked_at)
+            waited = self.company.loop.now - self._asked_at
+            self.pause = max(self.pause, waited)
+            self.company.waits.append(waited)
             self._answered()
 
     def _answered(self) -> None:

@@ -45,6 +45,7 @@ class StreamKind(NamedTuple):
         client, endpoint: what its ends do.
         share: how many there are, beside the others.
         urgent: each end sends the byte at the middle of each message as urgent data.
+        fresh: who asks ends after one answer, and begins a flow anew.
         limits: of its listener, by flow.
 
     """
@@ -53,6 +54,7 @@ class StreamKind(NamedTuple):
     endpoint: Role
     share: int
     urgent: bool = False
+    fresh: bool = False
     limits: dict[str, str] = {}  # noqa: RUF012 - nobody changes it
 
 
@@ -83,6 +85,7 @@ MESSAGE: Final = 1000
 STREAMS: Final = {
     "bulk": StreamKind(Role("ask", 1 * MIB, 3 * MIB, 6.0), ANSWER, 5),
     "chatty": StreamKind(Role("ask", 1, 4000, 0.4), ANSWER, 35),
+    "brief": StreamKind(Role("ask", 1, 4000, 0.5), ANSWER, 4, fresh=True),
     "idle": StreamKind(Role("ask", 1, 200, 4.0), ANSWER, 30),
     "client_closed": StreamKind(
         Role("once", 20_000, 20_000), Role("pour", 1, 20_000, 0.7), share=6

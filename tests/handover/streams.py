@@ -25,6 +25,9 @@ PIECE: Final = 64 * 1024
 SENDS_PER_TURN: Final = 4
 """Until the other flows get their turn."""
 
+SMALL: Final = 4000
+"""Bytes of a message that are there at once, however slowly things go."""
+
 SIOCATMARK: Final = 0x8905  # asm-generic/sockios.h
 
 
@@ -34,9 +37,10 @@ class Company(Protocol):
     Attributes:
         loop: that calls it.
         seed: of all chance.
-        slowness: how many times longer than on a quiet machine a flow may stand still.
+        stuck: seconds that a flow may stand still.
         bracing: ends of flows may come from now on.
         stopping: flows shall come to their end.
+        waits: seconds that each answer to something small has taken.
 
     """
 
@@ -45,6 +49,7 @@ class Company(Protocol):
     stuck: float
     bracing: bool
     stopping: bool
+    waits: list[float]
 
     def fault(self, fault: Fault) -> None: ...
 
@@ -84,11 +89,11 @@ class End:
         out, into = (ORIGINAL, REPLY) if is_client else (REPLY, ORIGINAL)
         self._out, self._into = (Sequence(company.seed, f"{number} {way}") for way in (out, into))
         self._incoming = into
-        self._urgent = of.urgent
+        self._urgent, self._fresh = of.urgent, of.fresh
         self._chance = Random(f"{company.seed} {number} {side}")
         self._socket = connected
         self._goal: float = 0
-        self._thinking = False
+        self._asked_at = 0.0
         self._writing = False
         self._fin_sent = self._fin_received = False
         self._waiting_since = company.loop.now
@@ -126,12 +131,11 @@ class End:
         return self._role.pause * self._chance.uniform(0.5, 1.5)
 
     def _speak(self) -> None:
-        self._thinking = False
         if self.broken or self.done or self.company.stopping:
             self._end_if_all_said()
             return
         self._goal += self._chance.randint(self._role.least, self._role.most)
-        self._waiting_since = self.company.loop.now
+        self._waiting_since = self._asked_at = self.company.loop.now
         if self._role.speaks == "pour":
             self.company.loop.later(self._think(), self._speak)
         self._send()
@@ -182,7 +186,8 @@ class End:
             case "once":
                 return True
             case "ask":
-                return self.company.stopping and self.received == self.sent
+                ending = self.company.stopping or (self._fresh and self.sent > 0)
+                return ending and self.received == self.sent
             case "answer" | "listen":
                 return self._fin_received
         return self.company.stopping
@@ -240,8 +245,12 @@ class End:
                 self._goal += size
                 self._send()
             case "ask" if self.received == self._goal:
-                self._thinking = True
-                loop.later(self._think(), self._speak)
+                if self._role.most <= SMALL:
+                    self.company.waits.append(loop.now - self._asked_at)
+                if self._fresh:
+                    self._end_if_all_said()
+                else:
+                    loop.later(self._think(), self._speak)
             case "ask" if self.received > self._goal:
                 self._break("more than was asked for", self._incoming, int(self._goal))
 
@@ -275,6 +284,8 @@ class End:
             return None
         if self._role.speaks == "ask":
             return None if self._fin_sent else "FIN, before we have said that it is the end"
+        if self._fresh and self.received == self.sent:
+            return None
         return None if self.company.bracing else "FIN, in the middle of the flow"
 
     def _close_if_all_done(self) -> None:

@@ -9,21 +9,15 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import partial
-from pathlib import Path
 from typing import Final
 
-import pytest
 import trio
 
-from tests.e2e import subject
 from tests.e2e.patience import SLOWNESS, until
 from tests.e2e.program import free_port
-from tests.e2e.subject import Settings
 from tests.handover import liar
 from tests.handover.crowd import Place
-from tests.handover.crowds import Crowds, crowds, places
-from tests.handover.kinds import DATAGRAMS, STREAMS
-from tests.handover.scene import forwards
+from tests.handover.crowds import Crowds, crowds
 from tests.handover.told import LOST, Fault
 
 STUCK: Final = 1.5 * SLOWNESS
@@ -131,15 +125,3 @@ async def test_each_lie_about_datagrams_is_found(nursery: trio.Nursery) -> None:
     assert of(both, "honest") == []
     assert {each.group for each in both.hard_faults()} == set(groups) - {"honest", "drops one"}
     nursery.cancel_scope.cancel()
-
-
-@pytest.mark.parametrize("workers", [1, 2])
-async def test_nothing_is_wrong_with_sockpair(tmp_path: Path, workers: int) -> None:
-    """As long as nothing is done to it: all kinds of flows, each to its end."""
-    groups = places(dict.fromkeys([*STREAMS, *DATAGRAMS], 3))
-    settings = Settings(tmp_path, forwards(groups), {"workers": workers})
-    async with crowds(groups) as both, subject.sockpair(settings):
-        await both.open()
-        await trio.sleep(SLOWNESS)  # for flows to be in the middle of what they do
-        await both.stop()
-    assert both.faults == []

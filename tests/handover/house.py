@@ -1,0 +1,83 @@
+"""A sockpair that changes its process: by upgrades, and by the deaths of its workers."""
+
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from tests.e2e import subject
+from tests.e2e.patience import PATIENCE, until
+from tests.e2e.reloading import command
+from tests.e2e.subject import Settings, Sockpair
+
+
+class House(Sockpair):
+    """Knows which process is sockpair now."""
+
+    now: int | None = None
+    """None: still the first."""
+
+    @property
+    def pid(self) -> int:
+        return self.program.pid if self.now is None else self.now
+
+    async def upgrade(self, *words: str, status: int = 0) -> str:
+        """Run ``sockpair upgrade``; when it is over the predecessor is gone."""
+        before = self.pid
+        done = await command(self, "upgrade", *words, status=status)
+        self.now = (await self.status())["pid"]
+        if status == 0:
+            assert self.now != before, "the process is the same"
+            await until(lambda: not is_running(before), f"the predecessor, {before}, to end")
+        return done.stdout + done.stderr
+
+    async def workers(self) -> list[int]:
+        """The processes that relay, one after the other."""
+        return [row["pid"] for row in (await self.status())["workers"]]
+
+    async def kill_worker(self, pid: int) -> None:
+        """Kill a worker, and wait until another is at work in its place."""
+        os.kill(pid, signal.SIGKILL)
+        await until(lambda: self._is_whole_without(pid), "the next worker", 6 * PATIENCE)
+
+    async def _is_whole_without(self, pid: int) -> bool:
+        status = await self.status()
+        return not status["not_ready"] and pid not in [row["pid"] for row in status["workers"]]
+
+    async def end(self) -> None:
+        """SIGTERM, and wait until all processes are gone."""
+        with suppress(ProcessLookupError):
+            os.kill(self.pid, signal.SIGTERM)
+        await until(lambda: not is_running(self.pid), "sockpair to end", 3 * PATIENCE)
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for has."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"
+
+
+@asynccontextmanager
+async def house(settings: Settings, **parts: Any) -> AsyncIterator[House]:
+    """Run sockpair, whatever processes it becomes; all are gone at the end."""
+    async with subject.sockpair(settings, **parts) as first:
+        running = House(settings, first.program)
+        try:
+            yield running
+        finally:
+            with trio.CancelScope(shield=True), suppress(ProcessLookupError):
+                # They are all of the group of the first, which is led by nobody else.
+                os.killpg(first.program.pid, signal.SIGTERM)
+                with trio.move_on_after(PATIENCE):
+                    while is_running(running.pid):
+                        await trio.sleep(0.01)
+                os.killpg(first.program.pid, signal.SIGKILL)

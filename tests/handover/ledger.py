@@ -1,0 +1,168 @@
+"""What sockpair tells of a crowd's flows must be the same before and after its process has changed.
+
+The table has the same rows: id, socket pairs, time of opening; bytes and states only go on. No
+counter goes backwards, and none says that a flow was opened or closed.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Final
+
+from tests.e2e.subject import Metrics, Row, Sockpair
+from tests.handover.crowd import Place
+from tests.handover.kinds import DATAGRAMS, STREAMS
+from tests.handover.streams import HEADER
+from tests.handover.told import Account
+
+SAME_TIME: Final = 0.05
+"""Seconds that two processes may see the wall clock apart."""
+
+COURSE: Final = {
+    state: place
+    for place, state in enumerate(
+        ["connecting", "unreplied", "established", "assured", "client_closed", "endpoint_closed"]
+    )
+}
+"""States in the order in which a flow may have them; it may not go back."""
+
+OF_A_PROCESS: Final = ("process_", "python_")
+COUNTER: Final = re.compile(r"^(\w+(?:_total|_count|_sum|_bucket))(\{.*\})? (\S+)$", re.MULTILINE)
+
+
+@dataclass(frozen=True)
+class Reading:
+    """Table and metrics at one time."""
+
+    rows: dict[int, Row]
+    metrics: Metrics
+    counters: dict[str, float]
+
+
+def is_lasting(place: Place) -> bool:
+    """Whether the flows of a group live as long as the crowd."""
+    kind = place["kind"]
+    return not (STREAMS[kind].fresh if kind in STREAMS else DATAGRAMS[kind].fresh)
+
+
+async def read(sockpair: Sockpair, groups: Mapping[str, Place]) -> Reading:
+    metrics = await sockpair.metrics()
+    rows = {
+        row["id"]: row
+        for row in await sockpair.flows(limit=0)
+        if is_lasting(groups[row["listener"]])
+    }
+    counters = {
+        f"{name}{labels}": float(value)
+        for name, labels, value in COUNTER.findall(metrics.text)
+        if not name.startswith(OF_A_PROCESS)
+    }
+    return Reading(rows, metrics, counters)
+
+
+def compare(before: Reading, after: Reading) -> list[str]:
+    """What has changed that must not; one line each."""
+    faults = [
+        f"flow {flow}, {_of(before, flow)}, is not in the table"
+        for flow in before.rows.keys() - after.rows.keys()
+    ]
+    faults += [
+        f"flow {flow}, {_of(after, flow)}, is new in the table"
+        for flow in after.rows.keys() - before.rows.keys()
+    ]
+    for flow in before.rows.keys() & after.rows.keys():
+        faults += _changes(before.rows[flow], after.rows[flow])
+    for name, value in before.counters.items():
+        now = after.counters.get(name)
+        if now is None:
+            faults.append(f"{name} is gone; it was {value:g}")
+        elif now < value - 1e-6:
+            faults.append(f"{name} went back from {value:g} to {now:g}")
+    return faults
+
+
+def _of(reading: Reading, flow: int) -> str:
+    row = reading.rows[flow]
+    return f"{row['listener']} {row['state']} {row['client']['remote']}"
+
+
+def _changes(before: Row, after: Row) -> list[str]:
+    """What of one row has changed that must not."""
+    who = f"flow {before['id']}, {before['listener']}"
+    faults = [
+        f"{who}: {key} was {before[key]}, is {after[key]}"
+        for key in ("listener", "upstream", "transport", "client", "endpoint", "source")
+        if before[key] != after[key]
+    ]
+    if abs(before["opened"] - after["opened"]) > SAME_TIME:
+        faults.append(f"{who}: opened was {before['opened']}, is {after['opened']}")
+    for direction in ("original", "reply"):
+        for what, value in before[direction].items():
+            if value is not None and after[direction][what] < value:
+                faults.append(
+                    f"{who}: {direction} {what} went back to {after[direction][what]} from {value}"
+                )
+    if COURSE[after["state"]] < COURSE[before["state"]]:
+        faults.append(f"{who}: its state was {before['state']}, is {after['state']}")
+    return faults
+
+
+def count(reading: Reading, groups: Mapping[str, Place]) -> list[str]:
+    """Where the metrics do not say that all flows of all groups live, and that no other did."""
+    faults = []
+    for name, place in groups.items():
+        if is_lasting(place):
+            metrics, wanted = reading.metrics, place["count"]
+            said = {
+                "opened": metrics.sum("sockpair_flows_opened_total", listener=name),
+                "live": metrics.sum("sockpair_flows", listener=name),
+                "closed": metrics.sum("sockpair_flows_closed_total", listener=name),
+            }
+            if said != {"opened": wanted, "live": wanted, "closed": 0}:
+                faults.append(f"{name}: {wanted} flows, but the metrics say {said}")
+    return faults
+
+
+def balance(
+    metrics: Metrics, groups: Mapping[str, Place], accounts: Mapping[str, Mapping[int, Account]]
+) -> list[str]:
+    """Where, when all has ended, the metrics do not have the bytes that the crowd has counted."""
+    faults = []
+    for name, place in groups.items():
+        if place["kind"] in STREAMS:
+            clients, endpoints = (
+                [each for each in accounts[side].values() if each["group"] == name]
+                for side in ("clients", "endpoints")
+            )
+            to_endpoint = sum(each["sent"] for each in clients) + HEADER.size * len(clients)
+            to_client = sum(each["sent"] for each in endpoints)
+            for who, wanted in (
+                ("client_received", to_endpoint),
+                ("endpoint_sent", to_endpoint),
+                ("endpoint_received", to_client),
+                ("client_sent", to_client),
+            ):
+                seen = metrics.sum(f"sockpair_{who}_bytes_total", listener=name)
+                if seen != wanted:
+                    faults.append(f"{name}: {seen} bytes {who}, not {wanted}")
+            finished = metrics.by("sockpair_flows_closed_total", "reason", listener=name)
+            if +finished != {"finished": len(clients)}:
+                faults.append(f"{name}: flows ended so: {dict(+finished)}")
+    return faults
+
+
+def dropped(groups: Mapping[str, Place]) -> dict[str, int]:
+    """Datagrams for which the kernel had no room, by group: at listeners, and anywhere else."""
+    ports = {place[end]: name for name, place in groups.items() for end in ("listener", "endpoint")}  # type: ignore[literal-required]
+    found: dict[str, int] = {}
+    for line in Path("/proc/net/udp").read_text().splitlines()[1:]:
+        _, local, remote, *_, drops = line.split()
+        for address in (local, remote):
+            name = ports.get(int(address.rpartition(":")[2], 16))
+            if name is not None and int(drops):
+                found[name] = found.get(name, 0) + int(drops)
+                break
+    return found
