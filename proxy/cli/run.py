@@ -1,6 +1,6 @@
 """``sockpair run``: relay what the configuration says, until SIGTERM or SIGINT.
 
-SIGHUP reloads the configuration; see ``control.signals``.
+SIGHUP reloads the configuration, SIGUSR2 leaves what lives to a successor; see ``control.signals``.
 """
 
 from __future__ import annotations
@@ -35,7 +35,8 @@ def run(path: str) -> None:
 
 def _run(path: str, config: Config, notifier: Notifier, inheritance: Inheritance) -> None:
     spare_collector()
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)  # before and after the house waits for signals
+    for number in (signal.SIGHUP, signal.SIGUSR2):  # before and after the house waits for signals
+        signal.signal(number, signal.SIG_IGN)
     try:
         trio.run(serve, config, obey_signals, path, notifier, inheritance)
     except (BindError, OptionError, ResolveError) as exc:

@@ -72,7 +72,9 @@ async def serve(
 async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> None:
     """Relay and answer the admin until it is time to end; then end what is left."""
     async with trio.open_nursery() as relaying:
+        relaying.start_soon(house.inherit)
         await relaying.start(house.worker.run)
+        await house.begin()
         await relaying.start(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
         relaying.start_soon(steward.keep_limits)
@@ -81,7 +83,11 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         relaying.start_soon(log_hits, house.worker)
         relaying.start_soon(keep_telling, house.worker, house.notifier)
         await stay(house, steward)
-        log.info("stopped", ended=await house.worker.finish())
+        if house.is_parted:
+            log.info("left", to="a successor")
+        else:
+            await house.heritage.end()
+            log.info("stopped", ended=await house.worker.finish())
         relaying.cancel_scope.cancel()
 
 

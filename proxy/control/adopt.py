@@ -20,7 +20,7 @@ import structlog
 from proxy.control.inherited import STORED, Inheritance, Inherited
 from proxy.control.outbound import OptionError
 from proxy.control.refit import differences, fit
-from proxy.control.steering import attach, lone_reason, program_of
+from proxy.control.steering import lone_reason
 from proxy.control.store import SocketStore, labels, storable
 from proxy.core.unix import unix_address
 from proxy.engine.marks import MarkError
@@ -53,9 +53,6 @@ def adopt(
         for name, group in chosen.items()
         if all(_fit_out(config, name, given) for given in group)
     }
-    for name, group in ready.items():
-        if len(group) > 1:  # the prefixes of the sources may be others than they were
-            attach(group[0].socket, program_of(config.listener[name], workers))
     used = {given for group in ready.values() for given in group}
     left = [given for given in inheritance.sockets if given not in used]
     for given in left:

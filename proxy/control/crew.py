@@ -20,7 +20,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import time
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
 
 import structlog
 import trio
@@ -32,12 +32,14 @@ from proxy.control.slots import Slots
 from proxy.core.condition import Administration
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
+from proxy.engine.forebears import Forebears
 from proxy.engine.merge import (
     carry_counters,
     merge_counters,
     merge_ids,
     merge_order_counts,
     merge_status,
+    only_names_of,
     retire_counters,
 )
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
@@ -81,6 +83,9 @@ REPORTS_MAX: Final = 10_000
 
 Answer = TypeVar("Answer")
 
+Expect: TypeAlias = "Callable[[Sequence[Socket]], Awaitable[None]]"
+Introduce: TypeAlias = "Callable[[int, Expect], Awaitable[bool]]"
+
 log = structlog.get_logger()
 
 
@@ -93,12 +98,18 @@ class Crew:
         recent: ended flows remembered, of all together.
         keeper: keeps the succession channels of workers.
 
+    Attributes:
+        forebears: what was counted in earlier lives.
+        inherits: has the first life of each worker expect flows; see ``Heritage.introduce``.
+
     """
 
     def __init__(self, size: int, table_limit: int, recent: int, keeper: ChannelKeeper) -> None:
         self.size = size
         self._keeper = keeper
+        self.inherits: Introduce | None = None
         self._division = Division(size, table_limit, recent)
+        self._estate: Mapping[str, Any] = {}
         self._commons = make_commons(size)
         self._slots = Slots(Commons(self._commons, size))
         self._remotes: list[RemoteWorker | None] = [None] * size
@@ -114,6 +125,7 @@ class Crew:
         self._begun = set[int]()  # workers of which one has been at work
         self._last: list[RelayCounters | None] = [None] * size
         self._past: list[RelayCounters] = []
+        self.forebears = Forebears()
         self._shown = [0] * size  # names in the last reading of each
         self._unsettled = set[int]()  # workers whose former names have to be read once more
         self._flow_log: FlowLog | None = None
@@ -127,8 +139,9 @@ class Crew:
         """Have every worker at work until cancelled; started when all have begun."""
         try:
             async with trio.open_nursery() as nursery:
-                for index in range(self.size):
-                    await nursery.start(self._keep, index)
+                async with trio.open_nursery() as starting:
+                    for index in range(self.size):
+                        starting.start_soon(nursery.start, self._keep, index)
                 task_status.started()
         finally:
             for socket in (socket for group in self._groups for socket in group):
@@ -243,16 +256,15 @@ class Crew:
     async def counters(self) -> RelayCounters:
         """Read every running aggregate; each worker's is consistent in itself."""
         parts = await self._all(self._read)
-        counters = merge_counters([*parts, *self._past])
+        counters = merge_counters([*parts, *self.past()])
         counters["log_dropped"] += self._lines.dropped
-        counters["worker_restarts"] = self.restarts
-        if parts:  # who knows which names there still are
-            living = merge_counters(parts)
-            counters["listeners"] = counters["listeners"][: len(living["listeners"])]
-            counters["endpoints"] = counters["endpoints"][: len(living["endpoints"])]
-            counters["queues"] = counters["queues"][: len(living["queues"])]
-            counters["routes"] = counters["routes"][: len(living["routes"])]
-        return counters
+        counters["worker_restarts"] += self.restarts
+        # Workers that are there know which names there still are.
+        return only_names_of(merge_counters(parts), counters) if parts else counters
+
+    def past(self) -> list[RelayCounters]:
+        """What was counted by those that are no more, here and in earlier lives."""
+        return [*self._past, *self.forebears.readings()]
 
     async def status(self) -> RelayStatus:
         """Say how the relay is."""
@@ -270,6 +282,17 @@ class Crew:
         """Accept no more, and end every flow as ``drained``; return how many there were."""
         self._finishing = True
         return sum(await self._all(RemoteWorker.finish))
+
+    async def entrust(self, estate: Mapping[str, Any]) -> None:
+        """Have every worker know what a successor gets from us, and those to come too."""
+        async with self._changing:
+            self._estate = estate
+            await self._all(lambda remote: remote.entrust(estate))
+
+    async def part(self) -> None:
+        """Leave all workers to whoever comes after us; they live on when ``run`` is cancelled."""
+        self._finishing = True
+        await self._all(RemoteWorker.part)
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
         """Ask the client's worker; None if there is no such listener, or the worker is away."""
@@ -363,15 +386,18 @@ class Crew:
         """Tell a worker that has started what to do, and look after it."""
         with suppress(WorkerLostError):  # ``_live`` hears of it, too
             await remote.wait_started()
+            inherited = await self._inherit(remote)
             async with self._changing:
                 if self._flow_log is not None:
                     await remote.log_flows(self._flow_log)
-                if self._wanted is not None:
+                if self._wanted is not None and not inherited:
                     await self._apply(remote, self._wanted)
                 for each in self._disabled.values():
                     await remote.administer(each)
                 if self._health:
                     await remote.set_health(tuple(self._health.values()))
+                if self._estate:
+                    await remote.entrust(self._estate)
                 if self._orders:
                     await remote.limit(self._orders)
                 for order in self._drains.values():
@@ -386,6 +412,19 @@ class Crew:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_often, remote)
                 nursery.start_soon(self._collect_events, remote)
+
+    async def _inherit(self, remote: RemoteWorker) -> bool:
+        """Have a worker take over flows; false if there are none.
+
+        It is told then what to be, all of them at once: each waits for the predecessors, and each
+        predecessor for all of them. Nothing is changed before they are at work.
+        """
+        if self.inherits is None or self._wanted is None:
+            return False
+        if not await self.inherits(remote.index, remote.expect):
+            return False
+        await self._apply(remote, self._wanted)
+        return True
 
     async def _apply(self, remote: RemoteWorker, change: Change) -> None:
         await remote.apply(self._division.part(change, remote.index))

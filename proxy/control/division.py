@@ -67,7 +67,7 @@ class Division:
 
     def _lone_worker(self, opened: OpenListener) -> int:
         """Who serves a listener that cannot be shared."""
-        return crc32(opened.spec.name.encode()) % self._size
+        return lone_worker(opened.spec.name, self._size)
 
     def part(self, change: Change, index: int) -> Change:
         """What of a change is for one worker."""
@@ -121,6 +121,11 @@ class Division:
     def _share(self, bound: int, index: int) -> int:
         """A worker's part of a bound; the parts add up to it."""
         return bound // self._size + (index < bound % self._size)
+
+
+def lone_worker(listener: str, size: int) -> int:
+    """Which of so many workers serves a listener that cannot be shared."""
+    return crc32(listener.encode()) % size
 
 
 def whole(before: Change | None, change: Change) -> Change:

@@ -12,8 +12,9 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
@@ -24,8 +25,11 @@ import trio
 from proxy.config.values import AUTO
 from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
+from proxy.control.division import lone_worker
 from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
+from proxy.control.estate import read_estate, write_estate
 from proxy.control.health import Checks, check_plans
+from proxy.control.heritage import Heritage
 from proxy.control.inherited import Inheritance
 from proxy.control.listen import BindError, bind_admin_http, bind_admin_socket
 from proxy.control.names import Names
@@ -33,17 +37,29 @@ from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
 from proxy.control.specs import listener_spec, pace_of
+from proxy.control.steering import attach, program_of, steered_by
 from proxy.control.store import ChannelStore, SocketStore, sockets_to_keep
 from proxy.control.unix import socket_files, user_numbers
+from proxy.core.condition import Administration
 from proxy.core.steering import WORKERS_MAX
-from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, OpenListener
+from proxy.engine.specs import (
+    EVERYTHING,
+    Change,
+    DrainOrder,
+    DrainTarget,
+    OpenListener,
+    Steered,
+)
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
     from proxy.config.model import Admin, Config
+    from proxy.control.estate import Estate
     from proxy.control.inherited import Channel
+    from proxy.core.live_limit import LiveLimit
     from proxy.core.pace import Pace
-    from proxy.engine.specs import EndpointOrder, UpstreamSpec
+    from proxy.engine.port import RelayCounters
+    from proxy.engine.specs import EndpointOrder, LeaveOrder, UpstreamSpec
 
 NOBODY: Final = Notifier()
 NOTHING: Final = Inheritance()
@@ -63,6 +79,10 @@ class House:
         drained_endpoints: the same, each with its upstream before it.
         admin_users: who may change something at the admin's Unix socket; None: all who may open it.
         is_stopping: whether everything drains; nothing is put to work any more.
+        is_parted: whether workers were left to a successor, which comes when we are gone.
+        is_left: whether a successor has everything that is ours.
+        heritage: what is taken over from predecessors.
+        orders: limits that were set on what runs.
         names: what is known of the names of endpoints.
         checks: what is known of their health.
 
@@ -74,6 +94,7 @@ class House:
         worker: Worker | Crew,
         admin: list[Socket],
         notifier: Notifier = NOBODY,
+        channels: Iterable[Channel] = (),
     ) -> None:
         self.config = config
         self.worker = worker
@@ -84,6 +105,8 @@ class House:
         self.drained_endpoints: set[tuple[str, str]] = set()
         self.admin_users: frozenset[int] | None = None
         self.is_stopping = False
+        self.orders: tuple[LiveLimit, ...] = ()
+        self._disabled: dict[tuple[str, str], EndpointOrder] = {}
         self.names = Names()
         self.checks = Checks(worker.set_health)
         self._upstreams: dict[str, UpstreamSpec] = {}
@@ -92,6 +115,12 @@ class House:
         self._leaving: list[Bound] = []  # datagram sockets that serve their last flows
         self.notifier = notifier
         self.store = SocketStore(notifier)
+        self.heritage = Heritage(channels, ChannelStore(notifier))
+        self._adopted: frozenset[str] = frozenset()
+        self._waits = False  # with its first change for ``begin``
+        self._first: Change | None = None
+        self.is_left = False
+        self.is_parted = False
 
     def __enter__(self) -> House:
         return self
@@ -99,9 +128,13 @@ class House:
     def __exit__(self, *_: object) -> None:
         for socket in self.admin:
             socket.close()
+        self.heritage.close()
+        if self.is_left:  # another life of ours has them
+            return
         if self.config.admin.socket:
             Path(self.config.admin.socket).unlink(missing_ok=True)
-        _remove_files([*self._bound.values(), *self._leaving])
+        if not self.is_parted:
+            _remove_files([*self._bound.values(), *self._leaving])
 
     async def rehearse(self, config: Config, *, is_start: bool = False) -> dict[str, UpstreamSpec]:
         """Try whatever of a configuration can be tried without binding anything.
@@ -161,11 +194,85 @@ class House:
                 undo.pop_all()
             change = self._change(config, upstreams, arranged)
             self._take_over(config, arranged)
-            await self.worker.apply(change)
+            if self._waits:
+                self._first = change
+            else:
+                await self.worker.apply(change)
             self._upstreams = upstreams
             self.checks.become(check_plans(config, upstreams))
             self._store_sockets()
+        self._adopted = self._adopted | given.keys()
         self.names.wake()
+
+    async def prepare_heritage(self) -> None:
+        """Learn who was left behind, and have our workers expect what they give."""
+        await self.heritage.greet()
+        self.heritage.prepare(self.workers)
+        await self._enter_on(read_estate(self.heritage.estate))
+        if not self.heritage.is_empty:
+            self._waits = self.is_alone
+            if isinstance(self.worker, Crew):
+                self.worker.inherits = self.heritage.introduce
+
+    async def _enter_on(self, estate: Estate) -> None:
+        """Go on with what was ordered in the life before."""
+        self.orders = estate.orders
+        for number, reading in enumerate(estate.past):
+            self.worker.forebears.remember(f"past {number}", reading)
+            self.worker.forebears.settle(f"past {number}")
+        self._disabled = {order[:2]: order for order in estate.disabled}
+
+    async def begin(self) -> None:
+        """Open the listeners, where a worker in this process had to expect flows first."""
+        self._waits = False
+        if self._first is not None and isinstance(self.worker, Worker):
+            await self.heritage.introduce(0, self.worker.expect)
+            await self.worker.apply(self._first)
+            self._first = None
+
+    async def inherit(self) -> None:
+        """Take over from predecessors when the workers are there, and look after what stays."""
+        if not self.heritage.is_empty:
+            await self.heritage.wait_present()
+            self.steer()
+            await self.heritage.take_over(self.leave_order(self._adopted))
+            await self._order_again()
+        await self.heritage.watch(self.worker.forebears)
+
+    async def _order_again(self) -> None:
+        """Have the workers know what was ordered in the life before."""
+        for order in self._disabled.values():
+            await self.worker.administer(order)
+        if self.orders:
+            await self.worker.limit(self.orders)
+        await self.entrust()
+
+    def steer(self) -> None:
+        """Have the kernel divide clients as we do; from now on they are ours."""
+        for each in self._bound.values():
+            if len(each.sockets) > 1:
+                attach(each.sockets[0], program_of(each.listener, self.workers))
+
+    def leave_order(self, adopted: Collection[str]) -> LeaveOrder:
+        """Which worker gets which flows.
+
+        Flows of datagrams belong to their listener's socket: where that is another, they stay.
+
+        Args:
+            adopted: the names of listeners whose sockets are those they had before.
+
+        """
+        return {
+            name: self._steered(name, each)
+            for name, each in self._bound.items()
+            if each.listener.survive != "off"
+            and (name in adopted or not each.listener.listen.transport.is_datagram)
+        }
+
+    def _steered(self, name: str, bound: Bound) -> Steered:
+        if len(bound.sockets) < self.workers:
+            return Steered(1, lone_worker(name, self.workers))
+        return Steered(self.workers, 0, *steered_by(bound.listener))
 
     async def drain(self, target: DrainTarget, pace: Pace | None = None) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
@@ -185,7 +292,56 @@ class House:
         if not await self.worker.administer(order):
             return False
         self.drained_endpoints.discard((order.upstream, order.endpoint))
+        self._disabled.pop(order[:2], None)
+        if order.administration is Administration.DISABLED:
+            self._disabled[order[:2]] = order
+        await self.entrust()
         return True
+
+    async def limit(self, orders: tuple[LiveLimit, ...]) -> None:
+        """Keep flows to these orders, and to no others any more."""
+        self.orders = orders
+        await self.worker.limit(orders)
+        await self.entrust()
+
+    async def entrust(self, crew: Crew | None = None) -> None:
+        """Have worker processes know what a successor gets from us.
+
+        Args:
+            crew: whose; None: those that are at work, if there are any.
+
+        """
+        heirs = crew or self.worker
+        if isinstance(heirs, Crew):
+            past = await self._past()
+            await heirs.entrust(write_estate(self.orders, self._disabled.values(), past))
+
+    async def _past(self) -> list[RelayCounters]:
+        """What was counted by those who will not tell a successor themselves."""
+        if isinstance(self.worker, Worker):
+            return [await self.worker.counters(former=True)]
+        return self.worker.past()
+
+    async def stop_changing(self) -> None:
+        """Wait until what is under way is done, and put nothing to work any more."""
+        async with self._changing:
+            self.is_stopping = True
+
+    @property
+    def bounds(self) -> tuple[int, int]:
+        """How many flows there may be, and how many that ended are remembered."""
+        return self.config.engine.table_limit, self.config.engine.recent
+
+    def whole_change(self) -> Change:
+        """What a worker has to be that begins now; the sockets stay ours."""
+        config, bound = self.config, self._bound
+        opened = (
+            OpenListener(listener_spec(name, each.listener), each.sockets)
+            for name, each in bound.items()
+            if each.is_open
+        )
+        change = self._change(config, self._upstreams, Arrangement(bound, []))
+        return replace(change, opened=tuple(opened), changed=(), closed=())
 
     def _store_sockets(self) -> None:
         """Have the service manager keep the sockets that take clients, for our next life."""
@@ -247,7 +403,8 @@ async def open_house(
 
     """
     raise_file_limit()
-    house = House(config, _workers(config, notifier), [], notifier)
+    worker = _workers(config, notifier)
+    house = House(config, worker, [], notifier, inheritance.channels)
     house.admin_users = _admin_users(config.admin)
     upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
@@ -258,20 +415,15 @@ async def open_house(
             undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
         if config.admin.http is not None:
             house.admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
-        _let_go(inheritance.channels, house.store)
+        await house.prepare_heritage()
         given = adopt(config, inheritance, house.store, house.workers)
         for socket in (socket for sockets in given.values() for socket in sockets):
             undo.enter_context(socket)
         await house.put_to_work(config, upstreams, given)
+        if house.heritage.is_empty:
+            house.steer()
         undo.pop_all()
     return house
-
-
-def _let_go(channels: Iterable[Channel], store: SocketStore) -> None:
-    """Have the workers that an earlier life left behind know that nobody comes: they end."""
-    for channel in channels:
-        channel.end.close()
-        store.drop([channel.name])
 
 
 def _admin_users(admin: Admin) -> frozenset[int] | None:

@@ -2,7 +2,7 @@
 
 The supervisor has the orders; workers are told all of them whenever they change, and so is one that
 takes another's place. A reload knows nothing of them: they hold for what it makes of listeners too.
-They end when they are lifted, when their time is over, and with the process.
+They end when they are lifted, when their time is over, and when no successor takes over the flows.
 """
 
 from __future__ import annotations
@@ -39,6 +39,7 @@ class LiveLimits:
     def __init__(self, house: House) -> None:
         self._house = house
         self._books = Books()
+        self._books.restore(house.orders)
         self._given = trio.Event()
 
     async def run(self) -> None:
@@ -87,7 +88,7 @@ class LiveLimits:
     async def _tell(self) -> None:
         """Tell the workers, whoever has left meanwhile."""
         with trio.CancelScope(shield=True):
-            await self._house.worker.limit(self._books.orders)
+            await self._house.limit(self._books.orders)
 
     async def _counts(self) -> dict[int, int]:
         return {row["number"]: row["flows"] for row in await self._house.worker.order_counts()}

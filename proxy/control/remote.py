@@ -33,6 +33,7 @@ from proxy.engine.wire import Wire, WireError, wire_pair
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from socket import SocketType
     from socket import socket as Socket
 
     from proxy.core.explanation import Explanation, FlowQuestion
@@ -176,6 +177,10 @@ class RemoteWorker:
         """End the process, which does not do it by itself."""
         if self._process is not None:
             self._process.kill()
+
+    async def expect(self, predecessors: Sequence[SocketType]) -> None:
+        """Have it expect flows; the sockets stay the caller's."""
+        await self._call("expect", predecessors)
 
     async def apply(self, change: Change) -> None:
         """Be what the change says."""

@@ -2,6 +2,7 @@
 
 =================  ============================================================================
 SIGHUP             reload the configuration; while one is under way, once more after it
+SIGUSR2            leave what lives to a successor, whom the service manager is about to start; end
 SIGTERM, SIGINT    stop: accept no more, drain, end; a second one ends at once
 =================  ============================================================================
 """
@@ -15,11 +16,16 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from proxy.control.departure import depart
 from proxy.engine.specs import EVERYTHING
 
 if TYPE_CHECKING:
     from proxy.control.house import House
     from proxy.control.steward import Steward
+
+HEARD: Final = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR2)
+
+ENDS: Final = (signal.SIGTERM, signal.SIGINT)
 
 LAST_STEPS: Final = 10.0
 """Seconds a stop may take after its drain: to end workers, and to write the last lines."""
@@ -28,16 +34,32 @@ log = structlog.get_logger()
 
 
 async def obey_signals(house: House, steward: Steward) -> None:
-    """Do what signals say, until every flow has ended, or somebody insists."""
+    """Do what signals say, until every flow has ended or is left, or somebody insists."""
     hangup = Bell()
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+    with trio.open_signal_receiver(*HEARD) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_reload_at, hangup, steward)
-            reason = await _wait_stop(signals, hangup)
+            reason = await _wait_end(signals, hangup)
+            while reason == signal.SIGUSR2:
+                if await _leave(house, signals):
+                    nursery.cancel_scope.cancel()
+                    return
+                reason = await _wait_end(signals, hangup)
             await _begin_stop(house, reason)
             nursery.start_soon(_end_at_second, signals, nursery.cancel_scope)
             await house.worker.wait_drained()
+            await house.heritage.wait_ended()  # they began to drain before us, by the same times
             nursery.cancel_scope.cancel()
+
+
+async def _leave(house: House, signals: AsyncIterator[int]) -> bool:
+    """Leave what lives to a successor; false if that cannot be, and everything goes on."""
+    left = True
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_end_at_second, signals, nursery.cancel_scope)
+        left = await depart(house)
+        nursery.cancel_scope.cancel()
+    return left
 
 
 async def _reload_at(hangup: Bell, steward: Steward) -> None:
@@ -46,7 +68,7 @@ async def _reload_at(hangup: Bell, steward: Steward) -> None:
         await steward.reload("SIGHUP")
 
 
-async def _wait_stop(signals: AsyncIterator[int], hangup: Bell) -> signal.Signals:
+async def _wait_end(signals: AsyncIterator[int], hangup: Bell) -> signal.Signals:
     async for number in signals:
         if number != signal.SIGHUP:
             return signal.Signals(number)
@@ -65,11 +87,12 @@ async def _begin_stop(house: House, reason: signal.Signals) -> None:
 
 async def _end_at_second(signals: AsyncIterator[int], scope: trio.CancelScope) -> None:
     async for number in signals:
-        if number != signal.SIGHUP:
+        if number in ENDS:
             log.warning("ending_at_once", reason=signal.Signals(number).name)
             scope.cancel()
             return
-        log.warning("reload_refused", reason="stopping")
+        if number == signal.SIGHUP:
+            log.warning("reload_refused", reason="stopping")
 
 
 class Bell:

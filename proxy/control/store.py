@@ -90,7 +90,11 @@ class ChannelStore:
 
     def drop(self, pid: int) -> None:
         """Have it there no more."""
-        self._notifier.forget(channel_label(pid))
+        self.forget(channel_label(pid))
+
+    def forget(self, name: str) -> None:
+        """Have what is called so there no more."""
+        self._notifier.forget(name)
 
 
 def channel_label(pid: int) -> str:

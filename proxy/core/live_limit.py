@@ -20,6 +20,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache
+from itertools import islice
 from math import inf
 from typing import TYPE_CHECKING, Final, NamedTuple, TypedDict
 
@@ -182,6 +183,12 @@ class Books:
             order = replace(order, until=wall + lasting, expires=now + lasting)
         self._orders[order.number] = order
         return order
+
+    def restore(self, orders: Iterable[LiveLimit]) -> None:
+        """Have the orders of an earlier life in force; new ones get further numbers."""
+        for order in islice(orders, ORDERS_MAX):
+            self._orders[order.number] = order
+            self._last = max(self._last, order.number)
 
     def lift(self, number: int) -> LiveLimit | None:
         """Take an order away; None if there is none with this number."""

@@ -5,7 +5,8 @@ that; or longer, as an orphan, if somebody may come by CHANNEL, see ``succession
 signals but those that cannot be refused: the supervisor decides when to stop.
 
 Down come orders, pickled: a number, the name of a ``RelayPort`` method, its arguments. Sockets of
-an ``apply`` come beside it, in the order of the listeners they belong to. Two more orders are about
+an ``apply`` come beside it, in the order of the listeners they belong to, and so do those of an
+``expect``. Two more orders are about
 its being left behind: ``entrust`` is what the supervisor leaves to its successor, and ``part`` is
 the last word before it goes. Up go, as JSON objects:
 
@@ -79,7 +80,10 @@ def order(
 ) -> Message:
     """Write an order; the sockets of a change go beside it."""
     files: list[int] = []
-    if method == "apply":
+    if method == "expect":
+        (sockets,) = arguments
+        files, arguments = [socket.fileno() for socket in sockets], ()
+    elif method == "apply":
         (change,) = arguments
         counts = [len(each.sockets) for each in change.opened]
         files = [socket.fileno() for each in change.opened for socket in each.sockets]
@@ -91,7 +95,9 @@ def order(
 def read_order(message: Message) -> tuple[int, str, tuple[Any, ...], dict[str, Any]]:
     """Read an order; its sockets are the caller's."""
     number, method, arguments, options = pickle.loads(message.body)  # noqa: S301 - it is trusted
-    if method == "apply":
+    if method == "expect":
+        arguments = ([Socket(fileno=fd) for fd in message.files],)
+    elif method == "apply":
         bare, counts = arguments
         files = iter(message.files)
         opened = tuple(

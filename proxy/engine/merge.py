@@ -98,15 +98,15 @@ def carry_counters(before: RelayCounters | None, now: RelayCounters) -> RelayCou
     }
 
 
-def retire_counters(last: RelayCounters) -> RelayCounters:
+def retire_counters(last: RelayCounters, fate: CloseReason = CloseReason.INTERNAL) -> RelayCounters:
     """Turn the last known reading of a worker that died into something to go on adding.
 
     Levels are zero. Its live flows died with it: they are closed as ``internal``, the word for a
-    fault of ours. How long they had lived is not known, so no duration is observed for them. What
-    it held in its buffers was received, and will never have been sent.
+    fault of ours, or as what became of them. How long they had lived is not known, so no duration
+    is observed for them. What it held in its buffers was received, and will never have been sent.
     """
     return {
-        "listeners": [_retire_listener(row) for row in last["listeners"]],
+        "listeners": [_retire_listener(row, fate) for row in last["listeners"]],
         "endpoints": [_retire_endpoint(row) for row in last["endpoints"]],
         "queues": [retire_queue(row) for row in last["queues"]],
         "routes": last["routes"],
@@ -115,6 +115,31 @@ def retire_counters(last: RelayCounters) -> RelayCounters:
         "recent_entries": 0,
         "log_dropped": last["log_dropped"],
         "worker_restarts": 0,
+    }
+
+
+def beside_counters(reading: RelayCounters) -> RelayCounters:
+    """The reading of a worker that is on its way out, to be added to those of others.
+
+    Its flows live; but its table is not the house's, and what it knows of endpoints is old.
+    """
+    return {
+        **reading,
+        "endpoints": [_retire_endpoint(row) for row in reading["endpoints"]],
+        "table_entries": 0,
+        "table_limit": 0,
+        "recent_entries": 0,
+    }
+
+
+def only_names_of(living: RelayCounters, total: RelayCounters) -> RelayCounters:
+    """A sum, without the names that are not in a part of it; the part stood first in it."""
+    return {
+        **total,
+        "listeners": total["listeners"][: len(living["listeners"])],
+        "endpoints": total["endpoints"][: len(living["endpoints"])],
+        "queues": total["queues"][: len(living["queues"])],
+        "routes": total["routes"][: len(living["routes"])],
     }
 
 
@@ -261,12 +286,12 @@ def _add_directions(one: DirectionSnapshot, other: DirectionSnapshot) -> Directi
     }
 
 
-def _retire_listener(row: ListenerSnapshot) -> ListenerSnapshot:
+def _retire_listener(row: ListenerSnapshot, fate: CloseReason) -> ListenerSnapshot:
     lost = sum(row["live"].values())
     return {
         **row,
         "live": dict.fromkeys(row["live"], 0),
-        "closed": _add_counts(row["closed"], {CloseReason.INTERNAL.value: lost}),
+        "closed": _add_counts(row["closed"], {fate.value: lost}),
         "first": _add_counts(row["first"], {CloseSide.PROXY.value: lost}),
         "waiting": 0,
         "original": {**row["original"], "buffered": 0},

@@ -15,13 +15,16 @@ and ``drain`` are to be relied upon.
 
 ==========  ======================================================================================
 greet       who we are, and what the successor goes on from
+leave       hand over flows, by the sockets that come beside it, see ``handover``; then drain
 counters    the latest reading, and how many flows there are
 drain       accept no more, and end when the last flow has
+end         end now, with every flow
 ==========  ======================================================================================
 
 An *orphan*, whose supervisor is gone, relays and accepts on until a successor says what to do. If
 nobody comes for ``PATIENCE`` it drains. If nobody can come, because nobody has the channel's other
-end, it ends at once, as without a channel.
+end, it ends at once, as without a channel. A hand-over that fails leaves it as it is, with the
+flows that have not gone, for the next successor.
 """
 
 from __future__ import annotations
@@ -39,14 +42,21 @@ import structlog
 import trio
 
 from proxy import __version__
+from proxy.core.flow_state import STATE_VERSION
 from proxy.core.pace import Pace
-from proxy.engine.specs import EVERYTHING, DrainOrder
+from proxy.core.steering import BITS_V4, BITS_V6
+from proxy.engine.handover import HandOverError
+from proxy.engine.specs import EVERYTHING, DrainOrder, Steered
 from proxy.engine.wire import Wire, WireError
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from trio.socket import SocketType
 
+    from proxy.engine.leaving import Left
     from proxy.engine.port import RelayCounters, RelayStatus
+    from proxy.engine.specs import LeaveOrder
 
 VERSION: Final = 1
 """Of the questions and answers."""
@@ -67,8 +77,12 @@ Answer: TypeAlias = "dict[str, Any]"
 log = structlog.get_logger()
 
 
-class Left(Protocol):
+class Ancestor(Protocol):
     """What of a worker is asked for here."""
+
+    async def leave(self, order: LeaveOrder, heirs: Sequence[Socket]) -> Left:
+        """Hand over all flows that heirs can have."""
+        ...
 
     async def counters(self, *, former: bool = False) -> RelayCounters:
         """Read every running aggregate; with those of former names, if wanted."""
@@ -106,13 +120,14 @@ class Succession:
 
     """
 
-    def __init__(self, end: Socket, worker: Left, place: tuple[int, int]) -> None:
+    def __init__(self, end: Socket, worker: Ancestor, place: tuple[int, int]) -> None:
         end.setblocking(False)
         self._end = trio.socket.from_stdlib_socket(end)
         self._worker = worker
         self._place = place
         self._decided = trio.Event()
-        self._leaving = False
+        self._draining = False
+        self._ended = trio.Event()
         self.pace = AT_ONCE
         self.estate: Answer = {}
 
@@ -132,18 +147,32 @@ class Succession:
         if waiting.cancelled_caught:
             log.warning("orphan_unclaimed", waited=PATIENCE, remedy="its flows drain")
             await self._drain()
-        if self._leaving:
-            await self._worker.wait_drained()
+        if self._draining:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._end_at_word, nursery.cancel_scope)
+                await self._worker.wait_drained()
+                nursery.cancel_scope.cancel()
+
+    async def wait_ended(self) -> None:
+        """Wait until a successor says that it is time to end."""
+        await self._ended.wait()
+
+    async def _end_at_word(self, scope: trio.CancelScope) -> None:
+        await self._ended.wait()
+        scope.cancel()
 
     async def _converse(self, wire: Wire) -> None:
         while True:
             message = await wire.receive()
-            for fd in message.files:
-                os.close(fd)
-            answer = await self._answer(message.body)
+            sockets = [Socket(fileno=fd) for fd in message.files]
+            try:
+                answer = await self._answer(message.body, sockets)
+            finally:
+                for socket in sockets:
+                    socket.close()
             await wire.send(json.dumps(answer, separators=(",", ":")).encode())
 
-    async def _answer(self, body: bytes) -> Answer:
+    async def _answer(self, body: bytes, sockets: Sequence[Socket]) -> Answer:
         try:
             question = json.loads(body)
             ask = question["ask"]
@@ -152,12 +181,29 @@ class Succession:
         match ask:
             case "greet":
                 return await self._greeting()
+            case "leave":
+                return await self._leave(question, sockets)
             case "counters":
                 return await self._reading()
             case "drain":
                 await self._drain()
                 return {"draining": True}
+            case "end":
+                await self._drain()
+                self._ended.set()
+                return {"ending": True}
         return {"error": f"version {VERSION} knows no {ask!r}"}
+
+    async def _leave(self, question: Answer, sockets: Sequence[Socket]) -> Answer:
+        try:
+            order = read_leave_order(question.get("order"), len(sockets))
+            left = await self._worker.leave(order, sockets)
+        except (ValueError, HandOverError) as error:  # everything is as it was
+            return {"error": str(error)}
+        if not left.failure:
+            await self._drain()
+        report = {"handed": left.handed, "longest": left.longest, "failure": left.failure}
+        return {**report, **await self._reading()}
 
     async def _greeting(self) -> Answer:
         index, workers = self._place
@@ -167,6 +213,8 @@ class Succession:
             "pid": os.getpid(),
             "worker": index,
             "workers": workers,
+            "states": STATE_VERSION,
+            "draining": self._draining,
             "estate": self.estate,
             **await self._reading(),
         }
@@ -179,10 +227,43 @@ class Succession:
         }
 
     async def _drain(self) -> None:
-        if not self._leaving:
-            self._leaving = True
+        if not self._draining:
+            self._draining = True
             await self._worker.drain(DrainOrder(EVERYTHING, self.pace))
         self._decided.set()
+
+
+def write_leave_order(order: LeaveOrder) -> dict[str, list[int]]:
+    """Who gets which flows, to be written as JSON."""
+    return {name: list(steered) for name, steered in order.items()}
+
+
+def read_leave_order(written: object, heirs: int) -> dict[str, Steered]:
+    """Read what ``write_leave_order`` has written.
+
+    Args:
+        written: that.
+        heirs: how many there are.
+
+    Raises:
+        ValueError: it is nothing of the kind.
+
+    """
+    if not isinstance(written, dict):
+        raise ValueError('expected "order", an object of listeners')
+    return {str(name): _steered(name, fields, heirs) for name, fields in written.items()}
+
+
+def _steered(name: str, fields: object, heirs: int) -> Steered:
+    if not (isinstance(fields, list) and len(fields) == 4 and all(type(n) is int for n in fields)):
+        raise ValueError(f"{name}: expected four numbers, not {fields!r}")
+    steered = Steered(*fields)
+    workers, lone, prefix_v4, prefix_v6 = steered
+    if not (1 <= workers <= max(1, heirs) and 0 <= lone < heirs):
+        raise ValueError(f"{name}: {workers} workers or worker {lone} of {heirs}")
+    if not (0 <= prefix_v4 <= BITS_V4 and 0 <= prefix_v6 <= BITS_V6):
+        raise ValueError(f"{name}: prefixes of {prefix_v4} and {prefix_v6} bits")
+    return steered
 
 
 async def _next(end: SocketType) -> SocketType | None:

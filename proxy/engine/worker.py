@@ -31,6 +31,7 @@ from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.explain import Explainer
 from proxy.engine.flow_lines import FlowLog, Lines
+from proxy.engine.forebears import Forebears
 from proxy.engine.frozen import state_of
 from proxy.engine.handover import PATIENCE, Bequeather, Heir
 from proxy.engine.leaving import Leaving, Left
@@ -86,6 +87,9 @@ class Worker:
         step: from one id to the next: the number of workers, whose ids do not meet.
         commons: what the others tell.
 
+    Attributes:
+        forebears: what was counted in earlier lives, where that is not for others to know.
+
     """
 
     def __init__(
@@ -106,6 +110,7 @@ class Worker:
         self._flow_log = FlowLog()
         self._watch = Watch(self._row_json)
         self._arriving = Arriving(self._relay, self._roster)
+        self.forebears = Forebears()
         self._tally = Tally()
         self._tallying = trio.Lock()
         self._started = time()
@@ -323,7 +328,7 @@ class Worker:
         if former:
             listeners, endpoints = roster.remembered, upstreams.remembered
             queues, routes = upstreams.remembered_queues, roster.remembered_routes
-        return {
+        reading: RelayCounters = {
             "listeners": [counters.snapshot() for counters in listeners],
             "endpoints": [
                 counters.snapshot(now, upstreams.addresses(counters, now, offset))
@@ -337,6 +342,7 @@ class Worker:
             "log_dropped": relay.outbox.dropped,
             "worker_restarts": 0,
         }
+        return self.forebears.added_to(reading, former=former)
 
     async def status(self) -> RelayStatus:
         """Say how the relay is."""
@@ -372,6 +378,11 @@ class Worker:
         """Wait for flows to end, and for more; return the lines of a slice of those that did."""
         await self._relay.outbox.wait(SLICE, gather)
         return self.flow_lines()
+
+    @property
+    def flow_log(self) -> FlowLog:
+        """Which flows have lines, and how they are written."""
+        return self._flow_log
 
     def flow_lines(self) -> Lines:
         """The lines of a slice of the flows that have ended; none if that is all."""

@@ -22,7 +22,7 @@ class FakeHouse:
     """A house, its worker and its steward in one: it notes what it is told."""
 
     def __init__(self) -> None:
-        self.worker = self.config = self.engine = self
+        self.worker = self.config = self.engine = self.heritage = self
         self.drain_timeout, self.drain_spread = 30.0, 10.0
         self.notifier = Notifier()
         self.told: list[object] = []
@@ -39,6 +39,9 @@ class FakeHouse:
 
     async def wait_drained(self) -> None:
         await self.drained.wait()
+
+    async def wait_ended(self) -> None:
+        pass
 
     async def reload(self, by: str) -> None:
         self.told.append(by)

@@ -1,0 +1,190 @@
+"""A predecessor, seen from its successor: a worker that another supervisor left behind.
+
+See ``engine.succession`` for what is said. What it says is only data: it has read what strangers
+send. Every word is bounded in time; who does not answer is left alone, and drains by itself in the
+end, which loses nothing that a drain would not.
+"""
+
+from __future__ import annotations
+
+import json
+from contextlib import suppress
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+
+import trio
+
+from proxy.core.flow_state import STATE_VERSION
+from proxy.engine.succession import VERSION, knock, write_leave_order
+from proxy.engine.wire import Wire, WireError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from socket import SocketType as Socket
+
+    from proxy.control.inherited import Channel
+    from proxy.engine.specs import LeaveOrder
+
+WORD: Final = 5.0
+"""Seconds for an answer; who is busy for so long hangs."""
+
+HAND_OVER: Final = 60.0
+"""Seconds for a hand-over: those of flows that are connecting, and many flows."""
+
+
+class PredecessorError(Exception):
+    """It is gone, does not answer, or says that it cannot."""
+
+
+class PredecessorRow(TypedDict):
+    """A process of an earlier life that has flows yet, for those who ask."""
+
+    pid: int
+    flows: int
+    draining: bool
+
+
+class Report(NamedTuple):
+    """What became of the flows of a predecessor.
+
+    Attributes:
+        handed: how many have come.
+        stayed: how many drain there.
+        longest: seconds that one of them stood still at most.
+        failure: why no more could come; "" if nothing failed.
+
+    """
+
+    handed: int
+    stayed: int
+    longest: float
+    failure: str
+
+
+class Predecessor:
+    """A worker that was left behind. Owns our end of its channel.
+
+    Args:
+        channel: to it.
+
+    Attributes:
+        name: of the channel, in the store.
+        pid: of its process; 0 before it has answered.
+        flows: how many it had when it last spoke.
+        is_draining: whether it has been told to leave already, or to drain.
+        counters: its last reading, as it gave it.
+        estate: what its supervisor left to us, as JSON.
+
+    """
+
+    def __init__(self, channel: Channel) -> None:
+        self.name = channel.name
+        self._end = channel.end
+        self._wire: Wire | None = None
+        self.pid = 0
+        self.worker = 0
+        self.flows = 0
+        self.is_draining = False
+        self.counters: Any = None
+        self.estate: dict[str, Any] = {}
+
+    async def greet(self) -> None:
+        """Learn who it is.
+
+        Raises:
+            PredecessorError: it does not say, or is of a version that we do not know; then it has
+                been told to drain.
+
+        """
+        greeting = await self._ask({"ask": "greet"})
+        versions = greeting.get("version"), greeting.get("states")
+        if versions != (VERSION, STATE_VERSION):
+            with suppress(PredecessorError):
+                await self.drain()
+            known = f"{VERSION} and {STATE_VERSION}"
+            raise PredecessorError(f"it speaks versions {versions}, not {known}; it drains")
+        try:
+            self.pid, self.worker = int(greeting["pid"]), int(greeting["worker"])
+            self.is_draining = bool(greeting["draining"])
+            self.estate = dict(greeting["estate"])
+            self._read(greeting)
+        except (KeyError, TypeError, ValueError) as error:
+            raise PredecessorError(f"its greeting cannot be read: {error!r}") from error
+
+    async def leave(self, order: LeaveOrder, heirs: Sequence[Socket]) -> Report:
+        """Have it hand its flows over.
+
+        Args:
+            order: who gets which.
+            heirs: the sockets to our workers, by their numbers; they stay the caller's.
+
+        Raises:
+            PredecessorError: it cannot; nothing has changed.
+
+        """
+        question = {"ask": "leave", "order": write_leave_order(order)}
+        files = [heir.fileno() for heir in heirs]
+        answer = await self._ask(question, files, HAND_OVER)
+        try:
+            report = Report(
+                int(answer["handed"]),
+                int(answer["flows"]),
+                float(answer["longest"]),
+                str(answer["failure"]),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise PredecessorError(f"its report cannot be read: {error!r}") from error
+        self.is_draining = not report.failure
+        self._read(answer)
+        return report
+
+    async def drain(self) -> None:
+        """Have it accept no more, and end when its last flow has."""
+        await self._ask({"ask": "drain"})
+        self.is_draining = True
+
+    async def end(self) -> None:
+        """Have it end now."""
+        await self._ask({"ask": "end"})
+
+    async def look(self) -> None:
+        """Learn what it has counted since."""
+        self._read(await self._ask({"ask": "counters"}))
+
+    def row(self) -> PredecessorRow:
+        """Describe it."""
+        return {"pid": self.pid, "flows": self.flows, "draining": self.is_draining}
+
+    def close(self) -> None:
+        """Let go of it."""
+        self._end.close()
+        if self._wire is not None:
+            self._wire.close()
+
+    def _read(self, answer: dict[str, Any]) -> None:
+        self.flows, self.counters = int(answer["flows"]), answer["counters"]
+
+    async def _ask(
+        self, question: dict[str, Any], files: Sequence[int] = (), patience: float = WORD
+    ) -> dict[str, Any]:
+        try:
+            with trio.fail_after(patience):
+                if self._wire is None:
+                    self._wire = knock(self._end)
+                await self._wire.send(json.dumps(question).encode(), files, whole=False)
+                message = await self._wire.receive()
+            answer = json.loads(message.body)
+        except trio.TooSlowError as error:
+            self._hang_up()
+            raise PredecessorError(f"no answer within {patience:g} s") from error
+        except (WireError, ValueError) as error:
+            self._hang_up()
+            raise PredecessorError(str(error)) from error
+        if not isinstance(answer, dict) or "error" in answer:
+            raise PredecessorError(str(answer["error"] if isinstance(answer, dict) else answer))
+        return answer
+
+    def _hang_up(self) -> None:
+        """End a conversation in which nothing more can be understood; there may be another."""
+        if self._wire is not None:
+            self._wire.close()
+            self._wire = None

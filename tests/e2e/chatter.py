@@ -1,0 +1,111 @@
+"""Clients that talk without a pause, and origins that answer: nothing may be lost, nor come twice.
+
+One word at a time: the next is said when the answer has come, and it must be the answer to that
+word. Origins tell by which address of ours each conversation comes, so that it can be seen that it
+has stayed the same.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import trio
+from trio.socket import SocketType
+
+from tests.e2e.patience import PATIENCE, until
+
+HOST = "127.0.0.1"
+
+
+@dataclass
+class Chatter:
+    """Conversations that go on.
+
+    Attributes:
+        tcp: where the origin of streams listens.
+        udp: the same of datagrams.
+        words: how many were answered, by conversation.
+        ways: how many addresses of ours the origins were met from.
+
+    """
+
+    nursery: trio.Nursery
+    tcp: str = ""
+    udp: str = ""
+    words: dict[str, int] = field(default_factory=dict)
+    ways: set[object] = field(default_factory=set)
+
+    def begin(self, name: str, kind: str, address: tuple[str, int], source: str) -> None:
+        """Have another conversation, from this address of ours."""
+        self.words[name] = 0
+        self.nursery.start_soon(self._talk, name, kind, address, source)
+
+    async def wait_words(self, more: int = 20) -> None:
+        """Wait until every conversation has gone on for so many words."""
+        before = dict(self.words)
+        await until(
+            lambda: all(self.words[name] >= count + more for name, count in before.items()),
+            f"{more} more words in each of {before}",
+            3 * PATIENCE,
+        )
+
+    async def _talk(self, name: str, kind: str, address: tuple[str, int], source: str) -> None:
+        transport = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
+        with trio.socket.socket(socket.AF_INET, transport) as client:
+            await client.bind((source, 0))
+            await client.connect(address)
+            while True:
+                word = f"{name} {self.words[name]}".encode().ljust(64, b".")
+                await client.send(word)
+                with trio.fail_after(3 * PATIENCE):
+                    assert await _receive(client, kind, len(word)) == word
+                self.words[name] += 1
+
+    async def serve_streams(self, listening: SocketType) -> None:
+        while True:
+            accepted, way = await listening.accept()
+            self.ways.add(("tcp", way))
+            self.nursery.start_soon(self._echo, accepted)
+
+    async def _echo(self, accepted: SocketType) -> None:
+        with accepted:
+            while data := await accepted.recv(65536):
+                await trio.SocketStream(accepted).send_all(data)
+
+    async def serve_datagrams(self, bound: SocketType) -> None:
+        while True:
+            data, way = await bound.recvfrom(65536)
+            self.ways.add(("udp", way))
+            await bound.sendto(data, way)
+
+
+async def _receive(client: SocketType, kind: str, size: int) -> bytes:
+    data = b""
+    while len(data) < size:
+        piece = await client.recv(size - len(data))
+        assert piece, "the conversation was ended"
+        data += piece
+        if kind == "udp":
+            break
+    return data
+
+
+@asynccontextmanager
+async def chatting() -> AsyncIterator[Chatter]:
+    """Origins that answer, and whoever begins to talk to them."""
+    with trio.socket.socket() as listening, trio.socket.socket(type=socket.SOCK_DGRAM) as bound:
+        await listening.bind((HOST, 0))
+        listening.listen(64)
+        await bound.bind((HOST, 0))
+        async with trio.open_nursery() as nursery:
+            chatter = Chatter(nursery)
+            chatter.tcp, chatter.udp = (
+                f"{HOST}:{each.getsockname()[1]}" for each in (listening, bound)
+            )
+            nursery.start_soon(chatter.serve_streams, listening)
+            nursery.start_soon(chatter.serve_datagrams, bound)
+            yield chatter
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,147 @@
+"""One life after the other: those who talk never notice. The service manager is the test."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import pytest
+import trio
+
+from tests.control.manager import Manager
+from tests.e2e.chatter import Chatter, chatting
+from tests.e2e.conftest import Stage
+from tests.e2e.patience import PATIENCE, until
+from tests.e2e.program import Program, start
+from tests.e2e.subject import Forward, Settings, Sockpair, command_of
+from tests.e2e.test_service import LAUNCH
+
+TALKERS = 6
+
+
+class Service:
+    """Lives of sockpair, and the manager that keeps what they store."""
+
+    def __init__(self, settings: Settings, manager: Manager) -> None:
+        self.settings = settings
+        self.manager = manager
+        self.said: list[dict[str, str]] = []
+        self.lives: list[Program] = []
+
+    @property
+    def sockpair(self) -> Sockpair:
+        return Sockpair(self.settings, self.lives[-1])
+
+    async def hear(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self.manager.socket)
+            self.said.append(self.manager.hear())
+
+    async def begin(self) -> None:
+        """Start another life with all that is stored; return when it is ready."""
+        self.settings.write()
+        self.said.clear()
+        files = {**self.manager.stored}
+        for fd in files.values():
+            os.set_inheritable(fd, True)
+        command: list[str | Path] = [sys.executable, "-c", LAUNCH]
+        command += [",".join(map(str, files.values())), ":".join(files), self.manager.address]
+        life = await start(
+            [*command, *command_of(self.settings)],
+            self.settings.folder,
+            name=f"life{len(self.lives)}",
+            pass_fds=files.values(),
+        )
+        self.lives.append(life)
+        await until(
+            lambda: life.process.poll() is not None or self._has_said("READY"),
+            "a start",
+            3 * PATIENCE,
+        )
+        assert life.process.poll() is None, life.story()
+
+    def story(self) -> str:
+        return "\n".join(life.story() for life in self.lives)
+
+    def _has_said(self, key: str) -> bool:
+        return any(key in said for said in self.said)
+
+
+@asynccontextmanager
+async def service(settings: Settings) -> AsyncIterator[Service]:
+    with Manager(settings.folder) as manager:
+        async with trio.open_nursery() as nursery:
+            serving = Service(settings, manager)
+            nursery.start_soon(serving.hear)
+            try:
+                await serving.begin()
+                yield serving
+            finally:
+                for life in serving.lives:
+                    await life.kill()
+                print(serving.story())
+            nursery.cancel_scope.cancel()
+
+
+def talk(chatter: Chatter, web: Forward, dns: Forward, life: str) -> None:
+    for number in range(TALKERS):
+        chatter.begin(f"{life}-tcp{number}", "tcp", web.address, f"127.0.0.{number + 2}")
+        chatter.begin(f"{life}-udp{number}", "udp", dns.address, f"127.0.0.{number + 2}")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_flows_outlive_a_restart(stage: Stage, workers: int) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        async with service(stage.settings(web, dns, workers=workers)) as serving:
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            before = await serving.sockpair.flows()
+            for number in range(2):
+                assert await serving.lives[-1].stop(signal.SIGUSR2) == 0
+                talk(chatter, web, dns, f"between{number}")
+                await chatter.wait_words()
+                await serving.begin()
+                await chatter.wait_words()
+            after = {row["id"]: row for row in await serving.sockpair.flows()}
+            assert len(before) == 2 * TALKERS
+            assert len(after) == 6 * TALKERS
+            for row in before:
+                assert after[row["id"]]["endpoint"] == row["endpoint"]
+                assert after[row["id"]]["opened"] == pytest.approx(row["opened"], abs=0.1)
+            assert len(chatter.ways) == 6 * TALKERS
+            metrics = await serving.sockpair.metrics()
+            assert metrics.sum("sockpair_flows_opened_total") == 6 * TALKERS
+            assert metrics.sum("sockpair_flows_closed_total") == 0
+            assert metrics.sum("sockpair_flows") == 6 * TALKERS
+            chatter.nursery.cancel_scope.cancel()
+            assert await serving.lives[-1].stop() == 0
+
+
+async def test_flows_and_orders_outlive_a_supervisor_that_is_killed(stage: Stage) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        async with service(stage.settings(web, dns, workers=2)) as serving:
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            ask = serving.sockpair.ask
+            assert (await ask("POST", "/api/v1/limits?listener=web&bytes=1000000000"))[0] == 200
+            assert (await ask("POST", f"/api/v1/disable?endpoint={chatter.tcp}"))[0] == 200
+            assert await serving.lives[-1].stop(signal.SIGKILL) == -signal.SIGKILL
+            await chatter.wait_words()
+            await serving.begin()
+            await chatter.wait_words()
+            assert len(await serving.sockpair.flows()) == 2 * TALKERS
+            assert len(chatter.ways) == 2 * TALKERS
+            (order,) = json.loads(await serving.sockpair.get("/api/v1/limits"))["orders"]
+            assert (order["listener"], order["bytes"]) == ("web", 1_000_000_000)
+            assert order["matched"] == TALKERS
+            rows = json.loads(await serving.sockpair.get("/api/v1/upstreams"))["upstreams"]
+            assert "disabled" in json.dumps(rows)
+            chatter.nursery.cancel_scope.cancel()
+            assert await serving.lives[-1].stop() == 0
