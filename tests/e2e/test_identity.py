@@ -32,7 +32,8 @@ class Known(Forward):
     @property
     def toml(self) -> str:
         return (
-            f'[listener.{self.name}]\nlisten = "tcp://{self.text}"\nupstream = "{self.name}"\n'
+            f'[listener.{self.name}]\nlisten = "{self.transport}://{self.text}"\n'
+            f'upstream = "{self.name}"\n'
             f"{self.listener}\n"
             f"[upstream.{self.name}]\nendpoints = {json.dumps(list(self.endpoints))}\n"
             f"{self.upstream}\n"
