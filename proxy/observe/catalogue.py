@@ -327,6 +327,28 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         samples.endpoint(lambda row: row["flows"]),
     ),
     MetricEntry(
+        "sockpair_endpoint_flows_limit",
+        "gauge",
+        _ENDPOINT,
+        "Flows that an endpoint may have at once, at all its addresses; endpoints with a ceiling.",
+        samples.ceilings,
+    ),
+    MetricEntry(
+        "sockpair_endpoint_weight",
+        "gauge",
+        _ENDPOINT,
+        "Part of new flows beside other endpoints, of all addresses together; less than is "
+        "configured while it starts slowly.",
+        samples.weights,
+    ),
+    MetricEntry(
+        "sockpair_endpoint_condition_timestamp_seconds",
+        "gauge",
+        _ENDPOINT,
+        "When an address of an endpoint last came into another condition; 0 if none ever did.",
+        samples.changes,
+    ),
+    MetricEntry(
         "sockpair_endpoint_connect_attempts_total",
         "counter",
         _ENDPOINT,
@@ -417,6 +439,13 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         _ENDPOINT,
         "How long the last health check of an endpoint took; of its slowest address.",
         samples.check_duration,
+    ),
+    MetricEntry(
+        "sockpair_check_last_timestamp_seconds",
+        "gauge",
+        _ENDPOINT,
+        "When the last health check of an endpoint ended; of the address it is longest ago.",
+        samples.last_checks,
     ),
     MetricEntry(
         "sockpair_name_lookups_total",

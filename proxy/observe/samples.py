@@ -10,6 +10,7 @@ import platform
 from collections import Counter
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from math import inf
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport
@@ -194,6 +195,37 @@ def conditions(reading: Reading) -> Samples:
         found = Counter(each["condition"] for each in row["addresses"])
         for condition in Condition:
             yield (row["upstream"], row["endpoint"], condition.value), found[condition.value]
+
+
+def weights(reading: Reading) -> Samples:
+    """The parts of new flows that endpoints have, those of all their addresses together."""
+    for row in reading.counters["endpoints"]:
+        parts = (each["weight"] * each["share"] / 100 for each in row["addresses"])
+        yield (row["upstream"], row["endpoint"]), sum(parts)
+
+
+def ceilings(reading: Reading) -> Samples:
+    """Flows that endpoints may have at once, of those that have a ceiling."""
+    for row in reading.counters["endpoints"]:
+        found = [each["ceiling"] for each in row["addresses"] if each["ceiling"] is not None]
+        if found:
+            yield (row["upstream"], row["endpoint"]), sum(found)
+
+
+def changes(reading: Reading) -> Samples:
+    """When some address of an endpoint last came into another condition."""
+    for row in reading.counters["endpoints"]:
+        moments = (each["since"] or 0 for each in row["addresses"])
+        yield (row["upstream"], row["endpoint"]), max(moments, default=0)
+
+
+def last_checks(reading: Reading) -> Samples:
+    """When the last checks ended, of the address that was checked longest ago."""
+    oldest: dict[Labels, float] = {}
+    for row in reading.checks:
+        labels = (row["upstream"], row["endpoint"])
+        oldest[labels] = min(oldest.get(labels, inf), row["last"] or 0)
+    return oldest.items()
 
 
 def build(reading: Reading) -> Samples:

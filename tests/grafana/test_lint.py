@@ -93,6 +93,7 @@ NOT_SHOWN: Final = {
     "sockpair_admin_connections_refused_total",
     "sockpair_config_last_reload_successful",
     "sockpair_recent_entries",
+    "sockpair_endpoint_condition_timestamp_seconds",
     "sockpair_flows_waited_total",
     "sockpair_flows_wait_abandoned_total",
     # The same as on the other leg, unless datagrams are dropped, which is shown.

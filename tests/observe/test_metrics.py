@@ -191,3 +191,35 @@ async def test_a_listener_with_two_transports_is_one_series() -> None:
     assert found['sockpair_flows_opened_total{listener="web"}'] == 2
     states = [found[name] for name in found if name.startswith("sockpair_flows{")]
     assert sum(states) == 2
+
+
+async def test_what_is_known_of_the_addresses_of_an_endpoint() -> None:
+    relay = FakeRelay()
+    _, text = await scrape(relay)
+    labels = '{endpoint="10.0.0.1:80",upstream="web"}'
+    kinds = ("flows_limit", "weight", "condition_timestamp_seconds")
+    first = {kind: samples(text).get(f"sockpair_endpoint_{kind}{labels}") for kind in kinds}
+    assert first == {"flows_limit": None, "weight": 0.0, "condition_timestamp_seconds": 0.0}
+    relay.addresses = [
+        {
+            "address": address,
+            "condition": "up",
+            "since": since,
+            "reason": "",
+            "weight": weight,
+            "share": share,
+            "backup": False,
+            "flows": 3,
+            "ceiling": 7,
+            "ejections": 0,
+            "seconds_left": None,
+        }
+        for address, since, weight, share in (
+            ("10.0.0.1:80", None, 4, 25),
+            ("10.0.0.2:80", WALL, 2, 100),
+        )
+    ]
+    _, text = await scrape(relay)
+    then = {kind: samples(text)[f"sockpair_endpoint_{kind}{labels}"] for kind in kinds}
+    assert then == {"flows_limit": 14.0, "weight": 3.0, "condition_timestamp_seconds": WALL}
+    assert samples(text)[f"sockpair_check_last_timestamp_seconds{labels}"] == WALL + 5
