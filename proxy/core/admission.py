@@ -185,6 +185,7 @@ class Gate:
         admitted: how many have been taken from the buckets so far.
         sources: those that are kept.
         on_leave: told of the source of each flow that leaves; None where nobody waits for that.
+        is_free: whether nothing is limited or told, so that there is no need to ask.
 
     """
 
@@ -203,6 +204,7 @@ class Gate:
         "_source_step",
         "admitted",
         "flows",
+        "is_free",
         "limits",
         "on_leave",
         "sources",
@@ -370,6 +372,7 @@ class Gate:
         """Have other workers, or none, from now on; what they admitted before counts at once."""
         self._elsewhere = None if elsewhere is NOBODY else elsewhere
         self._seen = 0
+        self._set(self.limits)
         self.tell()
 
     def tell(self) -> None:
@@ -418,6 +421,8 @@ class Gate:
         self._source_max = inf if limits.source_flows is None else limits.source_flows
         self._flow_slack, self._flow_step = _pace(limits.flow_rate)
         self._source_slack, self._source_step = _pace(limits.source_rate)
+        restricts = limits.as_a_whole or limits.by_source or limits.dry_run
+        self.is_free = self._elsewhere is None and not restricts
 
     def _book_anew(self, live: Iterable[tuple[Booked, SourceKey]], now: float) -> None:
         """Make the table of sources from the flows; a source owes what any of its flows' did."""

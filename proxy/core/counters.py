@@ -166,11 +166,6 @@ class ListenerCounters:
         self.hits[limit] += 1
         return True
 
-    def flow_opened(self, state: State) -> None:
-        """Count a flow that was admitted."""
-        self.opened += 1
-        self.live[state] += 1
-
     def flow_arrived(self, first: State, state: State) -> None:
         """Take back that a flow was opened: it lived already, elsewhere, and is in this state."""
         self.opened -= 1

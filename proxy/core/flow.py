@@ -229,7 +229,8 @@ class Flow:
         self.close_reason: CloseReason | None = None
         self.close_side: CloseSide | None = None
         self.source = counters.gate.enter(source_key, now)
-        counters.flow_opened(state)
+        counters.opened += 1
+        counters.live[state] += 1
 
     @property
     def bytes(self) -> int:
@@ -274,7 +275,9 @@ class Flow:
     def enter(self, state: State) -> None:
         """Go to the next state of its life."""
         assert state in TRANSITIONS[self.state], f"{self.state} -> {state}"
-        self.counters.flow_moved(self.state, state)
+        live = self.counters.live
+        live[self.state] -= 1
+        live[state] += 1
         self.state = state
 
     def end(self, reason: CloseReason, side: CloseSide, now: float) -> bool:

@@ -96,7 +96,9 @@ class FlowTable:
         assert flow.id not in self._by_id, flow.id
         assert len(self._by_id) < self.limit, self.limit
         self._by_id[flow.id] = flow
-        self._by_client.add(flow.client_remote, flow)
+        client = flow.client_remote
+        if self._by_client.flows.setdefault(client, flow) is not flow:
+            self._by_client.add(client, flow)
         if self._pressure is not None or len(self._by_id) >= self._nearly:
             self._crowd(flow)
 
@@ -126,8 +128,18 @@ class FlowTable:
     def leave(self, flow: Flow) -> None:
         """Forget a flow that lives on in another process."""
         del self._by_id[flow.id]
-        self._by_client.discard(flow.client_remote, flow)
-        self._forget_endpoint(flow)
+        client, local = flow.client_remote, flow.endpoint_local
+        flows = self._by_client.flows
+        if flows[client] is flow:
+            del flows[client]
+        else:
+            self._by_client.discard(client, flow)
+        if local is not None:
+            flows = self._by_endpoint.flows
+            if flows[local] is flow:
+                del flows[local]
+            else:
+                self._by_endpoint.discard(local, flow)
         if self._pressure is not None:
             self._relieve(flow)
 
@@ -158,10 +170,11 @@ class FlowTable:
     def set_endpoint(self, flow: Flow, local: Address, remote: Address) -> None:
         """Write the endpoint's socket pair of a flow; a later attempt replaces an earlier one."""
         if flow.endpoint_local is not None:
-            self._forget_endpoint(flow)
+            self._by_endpoint.discard(flow.endpoint_local, flow)
         flow.endpoint_local = local
         flow.endpoint_remote = remote
-        self._by_endpoint.add(local, flow)
+        if self._by_endpoint.flows.setdefault(local, flow) is not flow:
+            self._by_endpoint.add(local, flow)
 
     def end(self, flow: Flow, reason: CloseReason, side: CloseSide, now: float) -> bool:
         """End a flow and move it to the ring, unless it has ended already.
@@ -208,7 +221,7 @@ class FlowTable:
         came through another listener, and so on. One listener may feed another on purpose; a chain
         that meets the same listener again goes round for ever.
         """
-        if not self._by_endpoint.at(client_remote):  # nearly always
+        if client_remote not in self._by_endpoint.flows:  # nearly always
             return False
         for _ in range(LONGEST_CHAIN):
             before = self.leaving_as(counters.transport, client_remote, client_local)
@@ -247,49 +260,50 @@ class FlowTable:
         else:
             self._pressure.discard(flow)
 
-    def _forget_endpoint(self, flow: Flow) -> None:
-        if flow.endpoint_local is not None:
-            self._by_endpoint.discard(flow.endpoint_local, flow)
-
 
 class AddressIndex:
     """From an address to the flows that have it: nearly always one, so a set only for more.
 
     The set is a dictionary, which keeps its order. It is no list, because a client whose every
     datagram is a flow of its own has thousands of them under one address.
+
+    Attributes:
+        flows: what there is. Who has an address alone is entered and taken out by the table itself,
+            which saves four calls for each flow.
+
     """
 
-    __slots__ = ("_flows",)
+    __slots__ = ("flows",)
 
     def __init__(self) -> None:
-        self._flows: dict[Address, Flow | dict[Flow, None]] = {}
+        self.flows: dict[Address, Flow | dict[Flow, None]] = {}
 
     def __len__(self) -> int:
-        return len(self._flows)
+        return len(self.flows)
 
     def add(self, address: Address, flow: Flow) -> None:
         """Enter a flow under an address."""
-        there = self._flows.setdefault(address, flow)
+        there = self.flows.setdefault(address, flow)
         if there is flow:
             return
         if isinstance(there, dict):
             there[flow] = None
         else:
-            self._flows[address] = {there: None, flow: None}
+            self.flows[address] = {there: None, flow: None}
 
     def discard(self, address: Address, flow: Flow) -> None:
         """Take a flow out again; what is not there may be discarded too."""
-        there = self._flows.get(address)
+        there = self.flows.get(address)
         if there is flow:
-            del self._flows[address]
+            del self.flows[address]
         elif isinstance(there, dict) and flow in there:
             del there[flow]
             if len(there) == 1:
-                self._flows[address] = next(iter(there))
+                self.flows[address] = next(iter(there))
 
     def at(self, address: Address) -> tuple[Flow, ...]:
         """The flows that have this address."""
-        there = self._flows.get(address)
+        there = self.flows.get(address)
         if there is None:
             return ()
         return tuple(there) if isinstance(there, dict) else (there,)

@@ -73,10 +73,15 @@ class TimerWheel:
         """Have the item come due at ``deadline``, in place of any earlier arrangement."""
         if item.slot is not None:
             self.cancel(item)
+        ticks = self._ticks
         due_tick = ceil((deadline - self._start) / self.tick)
-        if due_tick <= self._ticks:
-            due_tick = self._ticks + 1
-        self._place(item, due_tick)
+        if due_tick <= ticks:
+            due_tick = ticks + 1
+        if due_tick - ticks < SLOTS:  # as `_place` would, without the way there
+            item.slot = slot = self._levels[0][due_tick % SLOTS]
+            slot[item] = due_tick
+        else:
+            self._place(item, due_tick)
         self._count += 1
 
     def cancel(self, item: Timed) -> None:

@@ -20,6 +20,7 @@ import structlog
 from proxy.core.address import WILDCARDS, Transport
 from proxy.core.flow import Refusal
 from proxy.core.original import OriginalUpstream
+from proxy.engine.connect import NO_KEY
 from proxy.engine.copied import CopiedWay, dscp_of_stream, keep_syn
 from proxy.engine.identified import IdentifiedFlow
 from proxy.engine.marks import IP_TRANSPARENT, IPV6_TRANSPARENT, prioritize
@@ -131,6 +132,7 @@ class StreamListener:
         self.connect = connect
         self._original = upstream if isinstance(upstream, OriginalUpstream) else None
         self._copied = connect if isinstance(connect, CopiedWay) else None
+        self._is_plain = self._original is None and self._copied is None
         if self.socket.family in DIVERTED:  # not of a Unix socket
             copies = self._copied is not None or (terms.routes and terms.routes.copies_dscp)
             keep_syn(self.socket, wanted=bool(copies))
@@ -220,8 +222,11 @@ class StreamListener:
         if waiting is not None:
             waiting.arrive(WaitingClient(self, client, remote, local, now, identity), now)
             return
-        source = self.source_of(client, remote)
-        refusal = self.refusal(client, remote, local, now) or self.counters.ceiling(source, now)
+        refusal = self.refusal(client, remote, local, now)
+        source = NO_KEY
+        if not self.counters.gate.is_free:
+            source = self.source_of(client, remote)
+            refusal = refusal or self.counters.ceiling(source, now)
         if refusal is None:
             self.open(client, remote, local, source, now, identity)
         else:
@@ -246,6 +251,8 @@ class StreamListener:
         """Why there is no room for a client here or by an order; or None."""
         relay = self.relay
         refusal = relay.refusal(FILES_PER_FLOW)
+        if refusal is None and not relay.orders.are_there:  # nearly always
+            return None
         if refusal is Refusal.TABLE_FULL:
             refusal = relay.press(FILES_PER_FLOW, self.holder(client, remote), now)
         return refusal or relay.orders.refusal(self.counters, remote)
@@ -264,6 +271,24 @@ class StreamListener:
         identity: Identity | None = None,
     ) -> None:
         """Open the flow of a client that the gate has admitted."""
+        terms = self.terms
+        if terms.is_plain and self._is_plain and identity is None:
+            counters, limits = self.counters, terms.limits
+            flow = StreamFlow(self.relay, counters, limits, client, remote, local, now, source)
+            flow.start(self.upstream, self.connect, now, terms.bandwidth)
+        else:
+            self._open_special(client, remote, local, source, now, identity)
+
+    def _open_special(
+        self,
+        client: Socket,
+        remote: Address,
+        local: Address,
+        source: SourceKey,
+        now: float,
+        identity: Identity | None,
+    ) -> None:
+        """Do so where there is more to a flow than its addresses."""
         upstream: Choice = self.upstream
         terms, connect = self.terms, self.connect
         if self._original is not None:

@@ -33,7 +33,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.unix import UNNAMED, UnixAddress
-from proxy.engine.leg import WATCH_BOTH
+from proxy.engine.leg import NEWS, WATCH_BOTH
 from proxy.engine.outbound import NO_SOURCE
 from proxy.engine.passive import missed
 from proxy.engine.rival import Rival
@@ -207,7 +207,7 @@ class ConnectAttempt:
     def _go_on(self, now: float, failure: CloseReason, endpoint: Endpoint | None = None) -> None:
         """Try the next endpoint, or this one first; if none is left, end the flow."""
         upstream, flow = self._upstream, self._flow
-        source = source_for(upstream, flow)
+        source = source_for(upstream, flow) if upstream.by_source else NO_KEY
         while now < self._deadline and not self._is_last:
             endpoint = endpoint or upstream.pick(self._tried, source, now)
             if endpoint is None:
@@ -216,7 +216,8 @@ class ConnectAttempt:
             self._endpoint = endpoint
             endpoint.counters.attempts += 1
             endpoint.take()
-            self.until = self._time_of(now)
+            is_last = len(self._tried) >= len(upstream.usable)
+            self.until = self._deadline if is_last else self._time_of(now)
             error = self._begin(endpoint, now)
             if error in UNDER_WAY:
                 if endpoint.kin and flow.attempt is self:
@@ -229,12 +230,10 @@ class ConnectAttempt:
             flow.abort(failure, side_of(failure), now)
 
     def _time_of(self, now: float) -> float:
-        """When to give an attempt up that begins now."""
+        """When to give an attempt up that begins now, and leaves some of the time to others."""
         left = self._deadline - now
-        if len(self._upstream.usable) > len(self._tried):
-            least = min(ATTEMPT_MIN, self._flow.limits.connect / 4)
-            left = min(left, max(left / 2, least))
-        return now + left
+        least = min(ATTEMPT_MIN, self._flow.limits.connect / 4)
+        return now + min(left, max(left / 2, least))
 
     def _wait(self, now: float) -> bool:
         """Wait for an endpoint that is full; false if there is none, or no room to wait."""
@@ -261,13 +260,15 @@ class ConnectAttempt:
         endpoint.counters.answered()
         if endpoint.record is not None:
             endpoint.record.reached(now)
-        self._drop_rival(now)
+        if self._rival is not None or self.slot is not None:
+            self._drop_rival(now)
         self._socket = CLOSED
         flow = self._flow
         if error:  # it accepted, perhaps spoke, and then reset; what it said comes first
             flow.broken = flow.reply
         flow.connected(socket, endpoint, now)
-        flow.reply.ready(mask, now)  # the endpoint may have spoken already: the edge is here
+        if mask & NEWS:  # the endpoint may have spoken already: the edge is here
+            flow.reply.ready(mask, now)
 
     def _begin_rival(self, endpoint: Endpoint, now: float) -> None:
         relay = self._flow.relay

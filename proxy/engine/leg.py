@@ -285,9 +285,13 @@ class StreamLeg(Direction):
     def begin(self, now: float) -> None:
         """Receive for the first time: everything since the beginning lies there, unread."""
         self.pending = None
-        if self.unserved:
-            mask, self.unserved = self.unserved, 0
-            self.pull(mask, now)
+        mask = self.unserved
+        if mask:
+            self.unserved = 0
+            if self.apart:
+                self._pull_apart(mask, now)
+            else:
+                self._pull(mask, now)
 
     def block(self) -> None:
         """Receive no more, and throw away what is pending: nobody will take it."""
@@ -326,11 +330,14 @@ class StreamLeg(Direction):
             self.send_flags = MSG_OOB | DONTWAIT
 
     def part(self) -> None:
-        """Let go of the flow and of the other leg: the flow has ended.
+        """Block, and let go of the flow and of the other leg: the flow has ended.
 
         Legs and flow refer to each other; without this their memory would wait for a collector
         that looks for circles. An event of this round may still come, and finds nothing to do.
         """
+        if self.pending or self.pipe is not None:
+            self.block()
+        self.pending = BLOCKED
         if self.meter is not None:
             self.meter.leave()
             self.meter = self.lease = None

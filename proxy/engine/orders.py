@@ -114,16 +114,21 @@ class Orders:
     Args:
         alarms: of the pump.
 
+    Attributes:
+        are_there: whether there are any; to be asked without a call.
+        held: the live flows that some are for, by id.
+
     """
 
     def __init__(self, alarms: Alarms) -> None:
         self._alarms = alarms
         self._orders: dict[int, _Order] = {}
         self._ceilings: list[_Order] = []
-        self._held: dict[int, _Held] = {}
+        self.are_there = False
+        self.held: dict[int, _Held] = {}
 
     def __bool__(self) -> bool:
-        return bool(self._orders)
+        return self.are_there
 
     def become(self, orders: Iterable[LiveLimit], now: float) -> None:
         """Have these orders for flows to come; those that live are told by ``hold``."""
@@ -132,6 +137,7 @@ class Orders:
             order.number: known.get(order.number) or _Order(order, self._alarms, now)
             for order in orders
         }
+        self.are_there = bool(self._orders)
         self._ceilings = [
             each for each in self._orders.values() if each.order.values.flows is not None
         ]
@@ -168,7 +174,7 @@ class Orders:
             anew: it has just been given other limits by its listener, in place of all it had.
 
         """
-        held = self._held.get(flow.id)
+        held = self.held.get(flow.id)
         before = () if held is None else held.orders
         orders = tuple(each for each in self._orders.values() if each.order.query.matches(flow))
         if orders == before and not (anew and orders):
@@ -180,9 +186,9 @@ class Orders:
         limits = flow.limits if anew or held is None else held.limits
         held = _Held(orders, limits)
         if orders:
-            self._held[flow.id] = held
+            self.held[flow.id] = held
         else:
-            del self._held[flow.id]
+            del self.held[flow.id]
         if isinstance(flow, StreamFlow):
             _hold_stream(flow, held, now)
         else:
@@ -190,14 +196,14 @@ class Orders:
 
     def let_go(self, flow: Flow) -> None:
         """Forget a flow that has ended."""
-        held = self._held.pop(flow.id, None)
+        held = self.held.pop(flow.id, None)
         if held is not None:
             for order in held.orders:
                 order.flows -= 1
 
     def restraint_of(self, flow: Flow) -> Restraint:
         """What orders allow a live flow."""
-        held = self._held.get(flow.id)
+        held = self.held.get(flow.id)
         return FREE if held is None else held.restraint
 
 

@@ -155,7 +155,8 @@ class Relay:
         """Write the end of a flow into the books; false if it had ended already."""
         if not self.table.end(flow, reason, side, now):
             return False
-        self.orders.let_go(flow)
+        if self.orders.held:
+            self.orders.let_go(flow)
         self.outbox.put(flow)
         if self.watch is not None:
             self.watch.closed(flow)
@@ -196,13 +197,15 @@ class Outbox:
 
     def put(self, flow: Flow) -> None:
         """Add a flow that has just ended, if it is to have a line."""
-        assert flow.close_reason is not None
-        if self.wants and not self.wants(flow.close_reason, flow.counters.transport):
-            return
-        if len(self._flows) == OUTBOX:
+        if self.wants:
+            assert flow.close_reason is not None
+            if not self.wants(flow.close_reason, flow.counters.transport):
+                return
+        flows = self._flows
+        if len(flows) == OUTBOX:
             self.dropped += 1
-        self._flows.append(flow)
-        if not self._filled.is_set():
+        flows.append(flow)
+        if len(flows) == 1:
             self._filled.set()
 
     async def wait(self, many: int, gather: float = GATHER) -> None:

@@ -117,7 +117,8 @@ class StreamFlow(Flow):
     ) -> None:
         original = StreamLeg(client, counters.original)
         reply = StreamLeg(CLOSED, counters.reply)
-        super().__init__(
+        Flow.__init__(
+            self,
             relay.table.take_id(),
             counters,
             client_remote,
@@ -173,7 +174,7 @@ class StreamFlow(Flow):
         relay.table.add(self)
         if bandwidth is not None or self.limits.bytes < inf:
             self._use(bandwidth, now)
-        if relay.orders:
+        if relay.orders.are_there:
             relay.orders.hold(self, now)
         relay.files.used += FILES_PER_FLOW
         relay.pump.register(self.original.socket.fileno(), self.original, WATCH)
@@ -197,11 +198,12 @@ class StreamFlow(Flow):
         endpoint.counters.flows += 1
         self.active = now
         self.enter(ESTABLISHED)
-        if self.relay.orders:  # of which some may be for its endpoint
-            self.relay.orders.hold(self, now)
-        if self.relay.watch is not None:
-            self.relay.watch.note(EventKind.ESTABLISHED, self)
-        self.relay.pump.hand_over(socket.fileno(), self.reply)
+        relay = self.relay
+        if relay.orders.are_there:  # of which some may be for its endpoint
+            relay.orders.hold(self, now)
+        if relay.watch is not None:
+            relay.watch.note(EventKind.ESTABLISHED, self)
+        relay.pump.hand_over(socket.fileno(), self.reply)
         self.original.begin(now)
 
     def leg_ended(self, leg: StreamLeg, now: float) -> None:
@@ -362,18 +364,19 @@ class StreamFlow(Flow):
             self.counters.half_closed += now - self.half_closed
         relay.wheel.cancel(self)
         relay.files.used -= FILES_PER_FLOW
+        endpoint = self.endpoint
         if self.attempt is not None:
             self.attempt.cancel(now)
             self.attempt = None
-        elif self.endpoint is not None:
-            if self.endpoint.record is not None:
+        elif endpoint is not None:
+            if endpoint.record is not None:
                 ended(self, reason, now)
-            self.endpoint.leave(now)
-            self.endpoint.counters.flows -= 1
+            endpoint.leave(now)
+            endpoint.counters.flows -= 1
         bury = relay.pump.bury
         for leg in (self.original, self.reply):
-            leg.block()
-            if leg.socket is not CLOSED:
-                bury(leg.socket)
+            socket = leg.socket
+            if socket is not CLOSED:
+                bury(socket)
                 leg.socket = CLOSED
             leg.part()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from proxy.core.access import ANYBODY, AccessList
@@ -32,6 +32,7 @@ class Terms:
         routes: where flows of streams go by what they say first; None if all go the same way.
         style: of the headers to endpoints; None if there are none.
         waiting: where who may not come in waits; None if nobody does.
+        is_plain: whether flows of streams are like most: without priority, routes and headers.
 
     """
 
@@ -45,3 +46,9 @@ class Terms:
     routes: Routes | None = None
     style: HeaderStyle | None = None
     waiting: WaitingRoom | None = None
+    is_plain: bool = field(init=False)
+
+    def __post_init__(self) -> None:
+        """Derive what every flow would derive again."""
+        plain = self.priority is None and self.routes is None and self.style is None
+        object.__setattr__(self, "is_plain", plain)

@@ -277,7 +277,7 @@ async def test_a_reload_changes_nothing_about_an_order() -> None:
         await lab.worker.limit([])
         (row,) = await lab.live()
         assert "bytes" not in row["limits"]
-        assert not lab.worker._relay.orders._held
+        assert not lab.worker._relay.orders.held
         await arrives(sinks, MUCH)
         nursery.cancel_scope.cancel()
 
@@ -370,4 +370,4 @@ async def test_nothing_is_left_of_orders_when_their_flows_have_ended() -> None:
             accepted.close()
         await lab.wait_ended(5)
         assert await matched(lab) == {1: 0, 2: 0}
-        assert not lab.worker._relay.orders._held
+        assert not lab.worker._relay.orders.held
