@@ -268,6 +268,11 @@ class Flow:
         return None
 
     @property
+    def is_plain(self) -> bool:
+        """Whether all these are known to say nothing, and nothing was unsent: as a rule."""
+        return False
+
+    @property
     def transport(self) -> Transport:
         """The transport of its listener."""
         return self.counters.transport

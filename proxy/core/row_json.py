@@ -34,6 +34,9 @@ if TYPE_CHECKING:
 LAYOUTS: Final = 1024
 """Of listeners, ways to end and so on, those that rows were written of lately; 500 KiB."""
 
+PLAIN_LAYOUTS: Final = 4096
+"""The same with both addresses of ours: there are as many more as endpoints; 5 MiB."""
+
 MOMENTS: Final = 64
 """As many as the latest rounds of the pump have begun or ended flows in."""
 
@@ -45,6 +48,13 @@ NO_INSIGHT: Final = ',"slowed_by":null,"legs":null,"stalled":null'
 NULL: Final = "null"
 
 NO_PACKETS: Final = (NULL, NULL)
+
+PLACES: Final = (
+    *("id", "client_local", "client_remote", "via", "endpoint_local", "endpoint_remote"),
+    *("opened", "active", "closed", "bytes", "packets", "reply_bytes", "reply_packets"),
+    *("half_closed", "unsent", "source", "credentials", "responders", "more"),
+)
+"""What comes between the pieces of a row."""
 
 
 class ClosedFlow(NamedTuple):
@@ -87,6 +97,8 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         limits: the limits in force for it, as JSON.
 
     """
+    if flow.is_plain and (row := _plain_row(flow, wall_offset, limits)):
+        return row
     counters, reason = flow.counters, flow.close_reason
     original, reply = flow.original, flow.reply
     half_closed, unsent = flow.half_closed, flow.unsent
@@ -117,6 +129,40 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         f"{r}{NULL if responders is None else _json(responders.rows())}"
         f"{s}{UNIDENTIFIED if identity is None else _identity(identity)}"
         f"{NO_INSIGHT if insight is None else insight_json(insight, wall_offset)}{t}"
+    )
+
+
+def _plain_row(flow: Flow, wall_offset: float, limits: str) -> str | None:
+    """The same of what most flows are: ended, plain, and over IPv4; None of any other.
+
+    Less is asked for, and there are half as many pieces. It costs half as much.
+    """
+    counters, client, local = flow.counters, flow.client_remote, flow.endpoint_local
+    if not (
+        type(client) is type(local) is tuple
+        and len(client) == len(local) == 2
+        and counters.gate.limits.prefix_v4 == V4_BITS
+    ):
+        return None
+    half_closed = flow.half_closed
+    a, b, c, d, e, f, g, h, i, j, k = _plain_layout(
+        counters.listener,
+        upstream_of(flow),
+        counters.transport,
+        flow.state,
+        flow.close_reason,
+        flow.close_side,
+        limits,
+        flow.client_local,
+        flow.endpoint_remote,
+    )
+    host, port = client
+    return (
+        f'{a}{flow.id}{b}"{host}:{port}"{c}"{local[0]}:{local[1]}"'
+        f"{d}{time_text(flow.opened + wall_offset)}{e}{time_text(flow.active + wall_offset)}"
+        f"{f}{time_text(flow.closed + wall_offset)}{g}{flow.original.bytes}{h}{flow.reply.bytes}"
+        f"{i}{NULL if half_closed is None else time_text(half_closed + wall_offset)}"
+        f'{j}"{host}/{V4_BITS}"{k}'
     )
 
 
@@ -173,6 +219,40 @@ def _layout(
         ',"source":\0,"credentials":\0,"responders":\0\0}'
     )
     return row.split("\0")
+
+
+@lru_cache(maxsize=PLAIN_LAYOUTS)
+def _plain_layout(
+    listener: str,
+    upstream: str,
+    transport: Transport,
+    state: State,
+    reason: CloseReason | None,
+    side: CloseSide | None,
+    limits: str,
+    client_local: Address,
+    endpoint_remote: Address | None,
+) -> list[str]:
+    """The pieces of a plain row: what it has in common with others is in its places already."""
+    first, *pieces = _layout(listener, upstream, transport, state, reason, side, limits)
+    filled = {
+        "client_local": _end(client_local),
+        "via": NULL,
+        "endpoint_remote": _end(endpoint_remote),
+        "packets": NULL,
+        "reply_packets": NULL,
+        "unsent": _unsent(0, 0),
+        "credentials": NULL,
+        "responders": NULL,
+        "more": UNIDENTIFIED + NO_INSIGHT,
+    }
+    row = [first]
+    for place, piece in zip(PLACES, pieces, strict=True):
+        if place in filled:
+            row[-1] += filled[place] + piece
+        else:
+            row.append(piece)
+    return row
 
 
 @lru_cache(maxsize=1024)

@@ -1,11 +1,11 @@
 """The flow table: every live flow, by id and by either socket pair, bounded; and the last dead.
 
-Index and memory: a pair is found by its *distinguishing end*, the address that differs from flow
-to flow: the client's address on the client's pair, our outbound address on the endpoint's pair.
-Both exist as objects anyway, so an index entry costs one dictionary slot and no key of its own.
-Several flows may share such an address (a client that speaks to two listeners from one port); the
-full pair then decides. The other ends, listener and endpoint, are shared by many flows and are
-found by walking the table.
+Index and memory: every new client is looked for among our outbound addresses, so that no flow goes
+round for ever; these differ from flow to flow and are objects anyway, so an entry of that index
+costs one dictionary slot and no key of its own. Several flows may share such an address; the full
+pair then decides. All other addresses are looked for by walking the table, a slice at a time (see
+``engine.search``): only people ask for them, and an index by the clients' addresses cost every flow
+a third of a microsecond and a hundred bytes, for an answer that is milliseconds quicker.
 
 While the table is nearly full, it keeps books by which it knows what may go for a newcomer; see
 ``pressure``. They are begun when a sixteenth of its places is left, and every flow added from then
@@ -59,7 +59,6 @@ class FlowTable:
         self._next_id = first_id
         self._step = step
         self._by_id: dict[int, Flow] = {}
-        self._by_client = AddressIndex()
         self._by_endpoint = AddressIndex()
         self._pressure: Pressure | None = None
         self._bound(limit)
@@ -96,9 +95,6 @@ class FlowTable:
         assert flow.id not in self._by_id, flow.id
         assert len(self._by_id) < self.limit, self.limit
         self._by_id[flow.id] = flow
-        client = flow.client_remote
-        if self._by_client.flows.setdefault(client, flow) is not flow:
-            self._by_client.add(client, flow)
         if self._pressure is not None or len(self._by_id) >= self._nearly:
             self._crowd(flow)
 
@@ -107,7 +103,6 @@ class FlowTable:
         assert flow.id not in self._by_id, flow.id
         self.skip(flow.id)
         self._by_id[flow.id] = flow
-        self._by_client.add(flow.client_remote, flow)
         if self._pressure is not None or len(self._by_id) >= self._nearly:
             self._crowd(flow)
 
@@ -128,12 +123,7 @@ class FlowTable:
     def leave(self, flow: Flow) -> None:
         """Forget a flow that lives on in another process."""
         del self._by_id[flow.id]
-        client, local = flow.client_remote, flow.endpoint_local
-        flows = self._by_client.flows
-        if flows[client] is flow:
-            del flows[client]
-        else:
-            self._by_client.discard(client, flow)
+        local = flow.endpoint_local
         if local is not None:
             flows = self._by_endpoint.flows
             if flows[local] is flow:
@@ -194,13 +184,17 @@ class FlowTable:
         return self._by_id.get(id)
 
     def find_pair(self, pair: SocketPair) -> Flow | None:
-        """The live flow that owns this socket pair, be it the client's or the endpoint's."""
+        """The live flow that owns this socket pair, be it the client's or the endpoint's.
+
+        The client's is looked for from flow to flow.
+        """
         transport, local, remote = pair
-        for flow in self._by_client.at(remote):
-            if flow.client_local == local and flow.transport == transport:
-                return flow
         for flow in self._by_endpoint.at(local):
             if flow.endpoint_remote == remote and flow.transport == transport:
+                return flow
+        for flow in self:
+            client_pair = flow.client_local, flow.client_remote
+            if client_pair == (local, remote) and flow.transport == transport:
                 return flow
         return None
 

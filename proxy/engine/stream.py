@@ -150,6 +150,20 @@ class StreamFlow(Flow):
         return self.original.unsent, self.reply.unsent
 
     @property
+    def is_plain(self) -> bool:
+        """Whether there is nothing to tell but what there is of every flow that reached its end."""
+        original, reply = self.original, self.reply
+        return not (
+            type(self) is not StreamFlow  # of the others more is known
+            or original.unsent
+            or reply.unsent
+            or self.sample is not None
+            or original.stalls is not None
+            or reply.stalls is not None
+            or self.close_reason is None
+        )
+
+    @property
     def insight(self) -> Insight | None:
         """What held it up, and what the kernel told of it; None if there is nothing to tell."""
         stalls = self.original.stalls, self.reply.stalls

@@ -43,6 +43,12 @@ class KnownFlow(Flow):
     lost: tuple[int, int] | None = None
 
     @property
+    def is_plain(self) -> bool:
+        known = (self.known, self.answers, self.said, self.seen)
+        has_ended = self.close_reason is not None and not self.transport.is_datagram
+        return has_ended and self.lost == (0, 0) and all(each is None for each in known)
+
+    @property
     def half_closed(self) -> float | None:
         return self.fin
 
@@ -111,6 +117,19 @@ def test_it_is_the_same_row(flow: KnownFlow) -> None:
     assert list(json.loads(text)) == list(flow_row(flow, WALL, limits))
     assert text.isascii()
     assert text.isprintable()
+
+
+@given(flows(), st.booleans())
+def test_a_plain_row_is_the_same_row(flow: KnownFlow, reached: bool) -> None:
+    flow.known = flow.answers = flow.said = flow.seen = None
+    flow.lost = (0, 0)
+    if reached and not flow.transport.is_unix:
+        flow.client_remote, flow.endpoint_local = ("192.0.2.7", 1234), ("10.0.0.9", 40001)
+    flow.end(CloseReason.FINISHED, CloseSide.ENDPOINT, flow.opened + 1)
+    assert flow.is_plain is not flow.transport.is_datagram
+    text = row_json(flow, WALL, "{}")
+    assert json.loads(text) == flow_row(flow, WALL, {})
+    assert list(json.loads(text)) == list(flow_row(flow, WALL, {}))
 
 
 @given(flows())

@@ -1,0 +1,80 @@
+"""Which flows have the plain row, and that it is their row."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from trio.socket import SHUT_WR
+
+from proxy.core.query import flow_row
+from proxy.core.row_json import row_json
+from proxy.core.stalls import Stalls
+from proxy.engine.stream import StreamFlow
+from tests.engine.lab import connect, listening, relaying
+
+
+async def ended_flow() -> StreamFlow:
+    """A flow that has moved bytes both ways and ended in order."""
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        client = await connect(lab.address)
+        accepted, _ = await endpoint.accept()
+        await client.send(b"question")
+        assert await accepted.recv(99) == b"question"
+        await accepted.send(b"it")
+        accepted.shutdown(SHUT_WR)
+        assert await client.recv(99) == b"it"
+        client.close()
+        accepted.close()
+        await lab.wait_ended()
+        (flow,) = lab.worker._relay.table.recent
+    assert isinstance(flow, StreamFlow)
+    flow.sample = None
+    return flow
+
+
+async def test_most_flows_are_plain() -> None:
+    flow = await ended_flow()
+
+    row = json.loads(row_json(flow, 0.0, "{}"))
+
+    assert flow.is_plain
+    assert row == flow_row(flow, 0.0, {})
+    assert (row["original"]["bytes"], row["reply"]["bytes"]) == (8, 2)
+
+
+@pytest.mark.parametrize("way", ["original", "reply"])
+async def test_what_was_unsent_is_told(way: str) -> None:
+    flow = await ended_flow()
+    getattr(flow, way).unsent = 7
+
+    row = json.loads(row_json(flow, 0.0, "{}"))
+
+    assert not flow.is_plain
+    assert row["unsent"][way] == 7
+
+
+@pytest.mark.parametrize("way", ["original", "reply"])
+async def test_who_stood_still_is_told(way: str) -> None:
+    flow = await ended_flow()
+    stalls = Stalls()
+    stalls.begin(flow.opened, by_limit=True)
+    getattr(flow, way).stalls = stalls
+
+    assert not flow.is_plain
+    assert json.loads(row_json(flow, 0.0, "{}")) == flow_row(flow, 0.0, {})
+
+
+async def test_whoever_lives_or_is_known_better_is_not_plain() -> None:
+    class KnownFlow(StreamFlow):
+        """A flow of which more is known."""
+
+        __slots__ = ()
+
+    flow = await ended_flow()
+    flow.sample = b"told by the kernel"
+    assert not flow.is_plain
+    flow.sample = None
+    flow.__class__ = KnownFlow
+    assert not flow.is_plain
