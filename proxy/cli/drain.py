@@ -31,8 +31,8 @@ def _timeout(_context: click.Context, _option: click.Parameter, text: str | None
 
 
 @click.command()
-@click.argument("listener", metavar="[LISTENER]", required=False)
-@click.option("--endpoint", metavar="HOST:PORT", help="An endpoint, as the file writes it.")
+@click.argument("target", metavar="[LISTENER | HOST:PORT]", required=False)
+@click.option("--endpoint", metavar="HOST:PORT", help="The same as HOST:PORT without a word.")
 @click.option("--upstream", metavar="NAME", help="Of this upstream only; by default of all.")
 @click.option(
     "--timeout",
@@ -45,22 +45,25 @@ def _timeout(_context: click.Context, _option: click.Parameter, text: str | None
 @admin_option
 def drain(
     admin: str,
-    listener: str | None,
+    target: str | None,
     endpoint: str | None,
     upstream: str | None,
     timeout: str | None,
     now: bool,
     no_wait: bool,
 ) -> None:
-    """Empty a listener, or an endpoint.
+    """Empty a listener, or an endpoint, which is written as in the file.
 
     It gets no new flows. Those it has may end by themselves; what is left after a while is ended,
     so many a second. "sockpair reload" opens it again.
     """
-    if (listener is None) == (endpoint is None):
-        raise click.UsageError("say what to drain: a LISTENER, or --endpoint HOST:PORT")
+    if (target is None) == (endpoint is None):
+        raise click.UsageError("say what to drain: a LISTENER, or the HOST:PORT of an endpoint")
+    listener = target
+    if target is not None and ":" in target:  # which no name of a listener has
+        listener, endpoint = None, target
     if upstream is not None and endpoint is None:
-        raise click.UsageError("--upstream tells which upstream's --endpoint, which is missing")
+        raise click.UsageError("--upstream tells which upstream's HOST:PORT, which is missing")
     if now and timeout is not None:
         raise click.UsageError("not both: --now, or --timeout")
     params = {

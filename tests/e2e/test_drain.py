@@ -174,7 +174,7 @@ async def test_an_endpoint_drains_and_a_reload_brings_it_back(stage: Stage) -> N
         clients = [await stack.enter_async_context(await connect(web.address)) for _ in range(2)]
         for client in clients:
             await say(client, b"hello")
-        words = ("--endpoint", one, "--upstream", "web")
+        words = (one, "--upstream", "web")
         await command(sockpair, "drain", *words, "--timeout", "1h", "--no-wait")
         for _ in range(4):
             await say(await stack.enter_async_context(await connect(web.address)), b"hello")
@@ -187,7 +187,7 @@ async def test_an_endpoint_drains_and_a_reload_brings_it_back(stage: Stage) -> N
             for each in row["endpoints"]
         }
         assert draining == {("web", one): True, ("web", two): False, ("other", one): False}
-        done = await command(sockpair, "drain", *words, "--now")
+        done = await command(sockpair, "drain", "--endpoint", *words, "--now")
         assert done.stdout == f"endpoint {one} of upstream web: drained, 1 ended\n"
         plan = await reload(sockpair, web, other)
         assert f"+ endpoint {one} of upstream web: it was drained" in plan
@@ -202,9 +202,11 @@ async def test_an_endpoint_drains_and_a_reload_brings_it_back(stage: Stage) -> N
     [
         (("nobody",), 1, 'there is no listener "nobody"; there are: web'),
         (("--endpoint", "192.0.2.1:9"), 1, "no upstream has the endpoint"),
+        (("192.0.2.1:9",), 1, "no upstream has the endpoint"),
+        (("192.0.2.1:9", "--endpoint", "192.0.2.1:9"), 2, "say what to drain"),
         ((), 2, "say what to drain"),
         (("web", "--endpoint", "192.0.2.1:9"), 2, "say what to drain"),
-        (("web", "--upstream", "web"), 2, "--endpoint"),
+        (("web", "--upstream", "web"), 2, "HOST:PORT, which is missing"),
         (("web", "--timeout", "soon"), 2, "soon"),
         (("web", "--timeout", "1s", "--now"), 2, "not both"),
     ],
