@@ -38,6 +38,7 @@ class DirectionCounters:
         "buffered",
         "discarded",
         "flow_bytes",
+        "moved",
         "packets",
         "packets_discarded",
         "received",
@@ -50,13 +51,24 @@ class DirectionCounters:
         self.unsent = 0  # received, and not arrived when its flow ended; the kernel's part too
         self.buffered = 0  # received, waiting in our buffers; may fall
         self.discarded = 0  # received, and thrown away when the flow ended or the datagram dropped
+        self.moved = 0  # what waited when flows came here from another worker, less when they went
         self.packets = 0  # datagrams received; 0 for streams, whose packets the kernel hides
         self.packets_discarded = 0
 
     @property
     def sent(self) -> int:
         """Bytes handed to the other leg's socket."""
-        return self.received - self.buffered - self.discarded
+        return self.received + self.moved - self.buffered - self.discarded
+
+    def arrived(self, size: int) -> None:
+        """Have so many bytes wait that another worker has received; it counts them as unsent."""
+        self.buffered += size
+        self.moved += size
+
+    def departed(self, size: int) -> None:
+        """Have so many bytes wait elsewhere; they are not sent, and never will be from here."""
+        self.buffered -= size
+        self.moved -= size
 
     def snapshot(self) -> DirectionSnapshot:
         """Return a copy as plain values."""

@@ -92,7 +92,7 @@ def depart(frozen: Frozen, now: float) -> None:
 def _let_go_of_stream(flow: StreamFlow) -> None:
     flow.relay.files.used -= FILES_PER_FLOW
     for leg in (flow.original, flow.reply):
-        leg.counters.buffered -= len(leg.pending or b"")
+        leg.counters.departed(len(leg.pending or b""))
         leg.socket.close()
         leg.socket = CLOSED
         leg.part()

@@ -349,7 +349,7 @@ class StreamLeg(Direction):
     def hold_again(self, rest: bytes, *, urgent: bool) -> None:
         """Have bytes pending that another process had received; it was told when to go on."""
         self.pending = memoryview(rest)
-        self.counters.buffered += len(rest)
+        self.counters.arrived(len(rest))
         if urgent:
             self.send_flags = MSG_OOB | DONTWAIT
 

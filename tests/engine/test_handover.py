@@ -113,20 +113,28 @@ async def test_bytes_that_wait_for_a_slow_reader_arrive_in_order(*, turned: bool
             nursery.start_soon(send_and_end, sender, data)
             while not await buffered(lab):
                 await trio.sleep(0.002)
+            before = await sent(lab)
             async with successor_of(lab) as (heir, left):
                 assert left.handed == 1
                 assert await buffered(heir)
+                assert (await sent(lab), await sent(heir)) == (before, 0)  # what waits is not sent
                 nursery.start_soon(receive)
                 with trio.fail_after(10):
                     while not received:
                         await trio.sleep(0.01)
                 assert sha256(received[0]).digest() == sha256(data).digest()
                 assert not await buffered(heir)
+                assert await sent(lab) + await sent(heir) == len(data)
 
 
 async def send_and_end(socket: SocketType, data: bytes) -> None:
     await send_all(socket, data)
     socket.shutdown(SHUT_WR)
+
+
+async def sent(lab: Lab) -> int:
+    (row,) = (await lab.counters())["listeners"]
+    return row["original"]["sent"] + row["reply"]["sent"]
 
 
 async def buffered(lab: Lab) -> int:
