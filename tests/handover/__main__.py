@@ -23,7 +23,9 @@ def main() -> int:
     parser.add_argument("--flows", type=int, default=1000)
     parser.add_argument("--datagram-flows", type=int, default=1000)
     parser.add_argument("--upgrades", type=int, default=0)
-    parser.add_argument("--kills", type=int, default=0)
+    parser.add_argument("--restarts", type=int, default=0, help="under a service manager")
+    parser.add_argument("--kills", type=int, default=0, help="of workers")
+    parser.add_argument("--deaths", type=int, default=0, help="of supervisors, under one too")
     parser.add_argument("--workers", type=int, default=1)
     parser.add_argument("--survive", choices=["restart", "crash", "off"])
     parser.add_argument("--pause", type=float, default=1.0, help="seconds between two deeds")
@@ -34,6 +36,7 @@ def main() -> int:
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     with tempfile.TemporaryDirectory(prefix="sockpair-handover-") as temporary:
         folder = asked.pop("folder") or Path(temporary)
+        folder.mkdir(exist_ok=True)
         outcome = trio.run(drive, folder, Plan(**asked), lambda line: print(line, flush=True))
     print(outcome.report)
     for fault in outcome.faults:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import http.client
+import json
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -24,11 +26,14 @@ from tests.handover.ledger import (
     balance,
     compare,
     count,
+    counters_of,
     dropped,
+    gone_back,
     is_lasting,
     read,
 )
 from tests.handover.scene import forwards
+from tests.handover.served import ServedHouse, served
 from tests.soak.watch import FLAT, Sample, look
 
 EARLY: Final = 5
@@ -36,6 +41,9 @@ EARLY: Final = 5
 
 GROWTH: Final = 4 * FLAT
 """KiB that a process may hold more than its predecessor did early on: flows that ended are kept."""
+
+SCRAPING: Final = 0.1
+"""Seconds between two scrapes."""
 
 EXPECTED: Final = frozenset({"worker_lost"})
 """Errors in the log that a deed brings about."""
@@ -50,7 +58,10 @@ class Plan:
 
     Attributes:
         flows, datagram_flows: in the crowd.
-        upgrades, kills: how many of each.
+        upgrades: by ``sockpair upgrade``.
+        restarts: by a service manager.
+        kills: of workers.
+        deaths: of supervisors, under a service manager.
         workers: of sockpair.
         survive: what the flows of all listeners live on through; None for the default.
         pause: seconds between two deeds, on average.
@@ -62,7 +73,9 @@ class Plan:
     flows: int = 1000
     datagram_flows: int = 1000
     upgrades: int = 0
+    restarts: int = 0
     kills: int = 0
+    deaths: int = 0
     workers: int = 1
     survive: str | None = None
     pause: float = 1.0
@@ -112,7 +125,7 @@ class Drive:
         self.times: list[float] = []
         self.waits: list[float] = []
         self.samples: list[dict[str, Sample]] = []
-        self.lost = 0
+        self.lost = self.scrapes = 0
         self._say = say
         self._chance = Random(f"{plan.seed} deeds")
 
@@ -120,22 +133,30 @@ class Drive:
         """All of it, from the beginning of the flows to their end."""
         await self.both.open()
         reading = await self._all_there()
+        async with trio.open_nursery() as scraping:
+            scraping.start_soon(self.scrape)
+            await self._do_all(reading)
+            scraping.cancel_scope.cancel()
+        drops = dropped(self.both.places)
+        await self.both.stop()
+        await self._settle(drops)
+
+    async def _do_all(self, reading: Reading) -> None:
         for deed in self._deeds():
             await trio.sleep(self.plan.pause * self._chance.uniform(0.5, 1.5))
             reading = await self._do(deed, reading)
             if self._faults > FAULTS_MOST:
                 self.faults.append("and so on: given up")
                 break
-        drops = dropped(self.both.places)
-        await self.both.stop()
-        await self._settle(drops)
 
     @property
     def _faults(self) -> int:
         return len(self.faults) + len(self.both.hard_faults())
 
     def _deeds(self) -> list[str]:
-        deeds = ["upgrade"] * self.plan.upgrades + ["kill"] * self.plan.kills
+        plan = self.plan
+        deeds = ["upgrade"] * plan.upgrades + ["restart"] * plan.restarts
+        deeds += ["kill"] * plan.kills + ["death"] * plan.deaths
         self._chance.shuffle(deeds)
         return deeds
 
@@ -154,13 +175,10 @@ class Drive:
         """Do it, and compare what is told of the flows afterwards with what was before."""
         await self.both.look()  # so that waits are counted from here on
         began = trio.current_time()
-        if deed == "upgrade":
-            await self.house.upgrade()
-        else:
-            await self.house.kill_worker(self._chance.choice(await self.house.workers()))
+        await self._does(deed)
         self.times.append(trio.current_time() - began)
         self.deeds[deed] += 1
-        after = await read(self.house, self.both.places)
+        after = await self._read_all(before)
         self.faults += [
             f"after {deed} {self.deeds[deed]}: {each}"
             for each in (compare(before, after) + count(after, self.both.places))
@@ -174,6 +192,41 @@ class Drive:
             f"{1000 * told['waits'][-1]:.0f} ms; {self._faults} faults"
         )
         return after
+
+    async def _read_all(self, before: Reading) -> Reading:
+        """Read when all flows are there that were before, or long after they should be."""
+        with trio.move_on_after(PATIENCE):
+            while (await read(self.house, self.both.places)).rows.keys() < before.rows.keys():
+                await trio.sleep(0.05)
+        return await read(self.house, self.both.places)
+
+    async def scrape(self) -> None:
+        """Read the metrics all the time, as Prometheus does, whoever answers: none may go back."""
+        before: dict[str, float] = {}
+        while True:
+            await trio.sleep(SCRAPING)
+            try:
+                status, text = await self.house.ask("GET", "/metrics")
+            except (OSError, http.client.HTTPException):
+                continue  # nobody is there just now
+            if status == 200:
+                after = counters_of(text)
+                self._told_less(gone_back(before, after))
+                before, self.scrapes = after, self.scrapes + 1
+
+    def _told_less(self, faults: list[str]) -> None:
+        if faults:
+            when = f"between deeds {self.deeds.total()} and {self.deeds.total() + 1}"
+            self.faults.append(f"a scrape {when}: {len(faults)} counters, the first: {faults[0]}")
+
+    async def _does(self, deed: str) -> None:
+        house = self.house
+        if isinstance(house, ServedHouse) and deed in ("restart", "death"):
+            await (house.restart() if deed == "restart" else house.lose())
+        elif deed == "upgrade":
+            await house.upgrade()
+        else:
+            await house.kill_worker(self._chance.choice(await house.workers()))
 
     async def _settle(self, drops: dict[str, int]) -> None:
         """Compare all the books, when all has ended."""
@@ -209,7 +262,8 @@ class Drive:
         done = ", ".join(f"{number} {deed}s" for deed, number in self.deeds.items()) or "nothing"
         lines = [
             f"{plan.flows} TCP and {plan.datagram_flows} UDP flows, {plan.workers} workers, seed "
-            f"{plan.seed}; done: {done}; datagrams that the kernel dropped: {self.lost}"
+            f"{plan.seed}; done: {done}; datagrams that the kernel dropped: {self.lost}; "
+            f"{self.scrapes} scrapes"
         ]
         for what, course in (("deeds", self.times), ("longest wait for an answer", self.waits)):
             if course:
@@ -239,16 +293,23 @@ async def drive(folder: Path, plan: Plan, say: Callable[[str], object] = lambda 
     groups = plan.groups()
     engine: dict[str, int | str] = {"workers": plan.workers, "drain_timeout": "10s", **plan.engine}
     settings = Settings(folder, forwards(groups, plan.survive), engine)
-    async with crowds(groups, plan.seed) as both, house(settings) as running:
+    under = served if plan.restarts or plan.deaths else house
+    async with crowds(groups, plan.seed) as both, under(settings) as running:
         driven = Drive(plan, both, running, say)
-        await driven.run()
+        try:
+            await driven.run()
+        except AssertionError as error:  # of what was waited for in vain
+            driven.faults += [str(error), *(str(fault) for fault in both.hard_faults())]
     return Outcome([*driven.faults, *loud(running)], driven.report())
 
 
 def loud(running: House) -> list[str]:
-    """Errors in the log that no deed explains."""
-    return [
-        f"log: {record}"
-        for record in running.log_records()
-        if record["level"] in ("error", "critical") and record["event"] not in EXPECTED
-    ]
+    """Errors in the log that no deed explains, and what is no record of it: a traceback."""
+    faults = []
+    for line in "".join(
+        each.errors.read_text(errors="replace") for each in running.programs
+    ).splitlines():
+        record = json.loads(line) if line.startswith("{") else {"level": "error", "event": line}
+        if record["level"] in ("error", "critical") and record["event"] not in EXPECTED:
+            faults.append(f"log: {line}")
+    return faults[:FAULTS_MOST]

@@ -9,10 +9,9 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-import trio
-
 from tests.e2e import subject
 from tests.e2e.patience import PATIENCE, until
+from tests.e2e.program import Program
 from tests.e2e.reloading import command
 from tests.e2e.subject import Settings, Sockpair
 
@@ -21,7 +20,13 @@ class House(Sockpair):
     """Knows which process is sockpair now."""
 
     now: int | None = None
-    """None: still the first."""
+    """None: the one that was started here."""
+
+    programs: list[Program]
+
+    def __init__(self, settings: Settings, started: Program) -> None:
+        super().__init__(settings, started)
+        self.programs = [started]
 
     @property
     def pid(self) -> int:
@@ -50,11 +55,11 @@ class House(Sockpair):
         status = await self.status()
         return not status["not_ready"] and pid not in [row["pid"] for row in status["workers"]]
 
-    async def end(self) -> None:
-        """SIGTERM, and wait until all processes are gone."""
+    @staticmethod
+    def sweep(program: Program) -> None:
+        """Kill what a program has left behind: all are of the group that it led, and no others."""
         with suppress(ProcessLookupError):
-            os.kill(self.pid, signal.SIGTERM)
-        await until(lambda: not is_running(self.pid), "sockpair to end", 3 * PATIENCE)
+            os.killpg(program.pid, signal.SIGKILL)
 
 
 def is_running(pid: int) -> bool:
@@ -74,10 +79,4 @@ async def house(settings: Settings, **parts: Any) -> AsyncIterator[House]:
         try:
             yield running
         finally:
-            with trio.CancelScope(shield=True), suppress(ProcessLookupError):
-                # They are all of the group of the first, which is led by nobody else.
-                os.killpg(first.program.pid, signal.SIGTERM)
-                with trio.move_on_after(PATIENCE):
-                    while is_running(running.pid):
-                        await trio.sleep(0.01)
-                os.killpg(first.program.pid, signal.SIGKILL)
+            running.sweep(first.program)

@@ -22,4 +22,4 @@ async def test_a_worker_that_takes_its_flows_along_is_told_of(tmp_path: Path) ->
     assert "FIN, before we have said that it is the end" in said
     assert "now, before from" in said  # a datagram flow has another address to the endpoint
     assert "is not in the table" in said
-    assert "but the metrics say" in said
+    assert "; the metrics say" in said

@@ -1,0 +1,87 @@
+"""sockpair under a service manager, which is this process: it is restarted, or its supervisor dies.
+
+The manager keeps what lives store, and gives it to the next one; see ``tests.control.manager``.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+
+from tests.control.manager import Manager
+from tests.e2e.patience import PATIENCE, until
+from tests.e2e.program import start
+from tests.e2e.subject import Settings, command_of
+from tests.e2e.test_service import LAUNCH
+from tests.handover.house import House
+
+
+class ServedHouse(House):
+    """Lives of sockpair, one after the other."""
+
+    def __init__(self, settings: Settings, manager: Manager) -> None:
+        self.settings = settings
+        self.programs = []
+        self._manager = manager
+        self._said: list[dict[str, str]] = []
+
+    async def hear(self) -> None:
+        while True:
+            await trio.lowlevel.wait_readable(self._manager.socket)
+            self._said.append(self._manager.hear())
+
+    async def begin(self) -> None:
+        """Start a life with all that is stored; return when it is ready."""
+        self._said.clear()
+        files = {**self._manager.stored}
+        for fd in files.values():
+            os.set_inheritable(fd, True)
+        command: list[str | Path] = [sys.executable, "-c", LAUNCH]
+        command += [",".join(map(str, files.values())), ":".join(files), self._manager.address]
+        self.program = await start(
+            [*command, *command_of(self.settings)],
+            self.settings.folder,
+            name=f"life{len(self.programs)}",
+            pass_fds=files.values(),
+        )
+        self.programs.append(self.program)
+        await until(self._is_decided, "the next life to be ready", 6 * PATIENCE)
+        assert self.program.process.poll() is None, self.program.story()
+
+    def _is_decided(self) -> bool:
+        ready = any("READY" in said for said in self._said)
+        return ready or self.program.process.poll() is not None
+
+    async def restart(self) -> None:
+        """As ``systemctl restart`` does."""
+        assert await self.stop(signal.SIGUSR2) == 0
+        await self.begin()
+
+    async def lose(self) -> None:
+        """Have the supervisor killed; the manager starts the next one."""
+        assert await self.stop(signal.SIGKILL) == -signal.SIGKILL
+        await self.begin()
+
+
+@asynccontextmanager
+async def served(settings: Settings) -> AsyncIterator[ServedHouse]:
+    """Run sockpair under a manager, for as long as the block."""
+    settings.write()
+    with Manager(settings.folder) as manager:
+        async with trio.open_nursery() as nursery:
+            serving = ServedHouse(settings, manager)
+            nursery.start_soon(serving.hear)
+            try:
+                await serving.begin()
+                yield serving
+            finally:
+                for life in serving.programs:
+                    serving.sweep(life)
+                    await life.kill()
+            nursery.cancel_scope.cancel()
