@@ -85,8 +85,16 @@ def _added(one: AddressSnapshot, other: AddressSnapshot) -> AddressSnapshot:
     left = [row["seconds_left"] for row in (one, other) if row["seconds_left"] is not None]
     return {
         **worse,
+        "since": _since(worse["condition"], one, other),
         "flows": one["flows"] + other["flows"],
         "ceiling": sum(ceilings) if ceilings else None,
         "ejections": max(one["ejections"], other["ejections"]),
         "seconds_left": max(left, default=None),
     }
+
+
+def _since(condition: str, *rows: AddressSnapshot) -> float | None:
+    """Since when the worst condition is this: as long as any is out, or since all are well."""
+    moments = [row["since"] or 0.0 for row in rows if row["condition"] == condition]
+    since = max(moments) if Condition(condition).is_usable else min(moments)
+    return since or None

@@ -75,6 +75,24 @@ def test_views_of_several_workers_add_up_and_the_worst_is_shown() -> None:
     assert merged[1]["condition"] == "unknown"
 
 
+def test_several_workers_call_it_well_since_the_last_did_and_out_since_the_first() -> None:
+    views = [upstream_of().endpoints[0] for _ in range(3)]
+    assert merge_addresses(address_row(each, 50.0, 1000.0) for each in views)[0]["since"] is None
+
+    def since() -> tuple[str, float | None]:
+        (row,) = merge_addresses(address_row(each, 50.0, 1000.0) for each in views)
+        return row["condition"], row["since"]
+
+    views[1].try_eject("because", 30.0)
+    assert since() == ("ejected", 1030.0)
+    views[2].try_eject("because", 32.0)
+    assert since() == ("ejected", 1030.0)
+    for each, now in ((views[1], 40.0), (views[2], 42.0)):
+        assert each.upstream is not None
+        each.upstream.refresh(now)
+    assert since() == ("unknown", 1042.0), "though the first was never ejected"
+
+
 DOWN, UP, UNKNOWN = Health.DOWN, Health.UP, Health.UNKNOWN
 
 
