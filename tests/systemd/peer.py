@@ -5,6 +5,7 @@
 * ``bulk PORT MIB``: send so much, print how many bytes of it came back right.
 * ``knock PORT SECONDS``: connect and say something again and again; print the outcomes, counted.
 * ``stay PORT SECONDS``: the same over one connection; print how many answers came.
+* ``query PORT SECONDS``: the same by datagrams of one socket, each of which must be answered.
 * ``hoard PORT COUNT``: open flows, one after the other, send all that they take, read nothing, and
   hold them until something is cut, or all are open; print which.
 """
@@ -101,6 +102,21 @@ def stay(port: str, seconds: str) -> None:
         while time.monotonic() < end:
             client.sendall(b"x")
             assert client.recv(1) == b"x"
+            answers += 1
+            threading.Event().wait(0.02)
+    print(f"answers={answers}")
+
+
+def query(port: str, seconds: str) -> None:
+    end = time.monotonic() + float(seconds)
+    answers = 0
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
+        client.settimeout(PATIENCE)
+        client.connect((HOST, int(port)))
+        while time.monotonic() < end:
+            word = f"x{answers}".encode()
+            client.send(word)
+            assert client.recv(100) == word
             answers += 1
             threading.Event().wait(0.02)
     print(f"answers={answers}")
