@@ -32,6 +32,7 @@ COMMANDS: Final = {
     "upstreams": "proxy.cli.upstreams",
     "explain": "proxy.cli.explain",
     "reload": "proxy.cli.reload",
+    "upgrade": "proxy.cli.upgrade",
     "drain": "proxy.cli.drain",
     "disable": "proxy.cli.administer",
     "enable": "proxy.cli.administer",

@@ -14,10 +14,10 @@ import trio
 
 from proxy.cli.check import FileCommand, config_option, load_or_exit
 from proxy.cli.serve import serve
-from proxy.config.model import Config
 from proxy.control.endpoints import ResolveError
 from proxy.control.inherited import Inheritance, take_inherited
 from proxy.control.listen import BindError
+from proxy.control.newcomer import Newcomer, UnwantedError, arrive
 from proxy.control.notify import Notifier
 from proxy.control.outbound import OptionError
 from proxy.control.signals import obey_signals
@@ -28,20 +28,33 @@ from proxy.engine.garbage import spare_collector
 @config_option
 def run(path: str) -> None:
     """Relay what the configuration says, until SIGTERM or SIGINT."""
+    try:
+        newcomer = arrive(os.environ)
+    except UnwantedError as error:
+        raise click.ClickException(str(error)) from error
+    if newcomer is not None:
+        with newcomer.notifier as notifier:
+            _run(path, notifier, newcomer.inheritance, newcomer)
+        return
     inheritance = take_inherited(os.environ)
     with Notifier.from_environment(os.environ) as notifier:
-        _run(path, load_or_exit(path), notifier, inheritance)
+        _run(path, notifier, inheritance)
 
 
-def _run(path: str, config: Config, notifier: Notifier, inheritance: Inheritance) -> None:
+def _run(
+    path: str, notifier: Notifier, inheritance: Inheritance, newcomer: Newcomer | None = None
+) -> None:
+    config = load_or_exit(path)
     spare_collector()
     for number in (signal.SIGHUP, signal.SIGUSR2):  # before and after the house waits for signals
         signal.signal(number, signal.SIG_IGN)
     try:
-        trio.run(serve, config, obey_signals, path, notifier, inheritance)
+        trio.run(serve, config, obey_signals, path, notifier, inheritance, newcomer)
     except (BindError, OptionError, ResolveError) as exc:
         for line in str(exc).splitlines():
             click.echo(f"sockpair: {line}", err=True)
+        if newcomer is not None:
+            newcomer.fail(*str(exc).splitlines())
         notifier.status(str(exc))
         notifier.wait_done()  # what a process said that is gone may be lost
         sys.exit(1)

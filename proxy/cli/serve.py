@@ -15,6 +15,7 @@ import trio
 
 from proxy import __version__
 from proxy.control.house import NOBODY, NOTHING, House, open_house
+from proxy.control.newcomer import UnwantedError
 from proxy.control.steward import Steward
 from proxy.control.watchdog import keep_telling
 from proxy.core.address import format_address
@@ -27,6 +28,7 @@ from proxy.observe.trust import Trust
 if TYPE_CHECKING:
     from proxy.config.model import Config, Log
     from proxy.control.inherited import Inheritance
+    from proxy.control.newcomer import Newcomer
     from proxy.control.notify import Notifier
 
 Stay: TypeAlias = "Callable[[House, Steward], Awaitable[None]]"
@@ -41,6 +43,7 @@ async def serve(
     file: str | None = None,
     notifier: Notifier = NOBODY,
     inheritance: Inheritance = NOTHING,
+    newcomer: Newcomer | None = None,
 ) -> None:
     """Open the house, relay, and close it again.
 
@@ -50,15 +53,17 @@ async def serve(
         file: where the configuration came from, to be read again; None if from no file.
         notifier: the line to the service manager.
         inheritance: listening sockets that it passed.
+        newcomer: what a predecessor that started us gave, where one did.
 
     Raises:
+        UnwantedError: the predecessor does not want us to take over.
         BindError: a socket could not be bound.
         OptionError: a socket option, or a source, is not to be had.
         ResolveError: an endpoint's name has no address.
 
     """
     sink = configure(format_of(config.log), config.log.level, config.log.flows)
-    with await open_house(config, notifier, inheritance) as house:
+    with await open_house(config, notifier, inheritance, newcomer) as house:
         steward = Steward(house, file, lambda changed: _adopt_log(changed.log, sink))
         async with trio.open_nursery() as writing:
             await writing.start(sink.run)
@@ -72,12 +77,13 @@ async def serve(
 async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> None:
     """Relay and answer the admin until it is time to end; then end what is left."""
     async with trio.open_nursery() as relaying:
-        relaying.start_soon(house.inherit)
+        relaying.start_soon(_inherit, house, relaying.cancel_scope)
         await relaying.start(house.worker.run)
         await house.begin()
         await relaying.start(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
         relaying.start_soon(steward.keep_limits)
+        relaying.start_soon(steward.keep_upgrades)
         relaying.start_soon(house.keep_names)
         relaying.start_soon(house.checks.run)
         relaying.start_soon(log_hits, house.worker)
@@ -89,6 +95,15 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
             await house.heritage.end()
             log.info("stopped", ended=await house.worker.finish())
         relaying.cancel_scope.cancel()
+
+
+async def _inherit(house: House, scope: trio.CancelScope) -> None:
+    """Take over from predecessors; end if the one that started us does not want us to."""
+    try:
+        await house.inherit()
+    except UnwantedError as error:
+        log.error("not_wanted", reason=str(error), remedy="it goes on, if it is there; we end")
+        scope.cancel()
 
 
 def _adopt_log(log_config: Log, sink: FlowSink) -> None:
@@ -110,6 +125,7 @@ async def _serve_admin(
         steward,
         listeners,
         log_dropped=lambda: sink.dropped,
+        leaving=house.succeeded,
         trust=Trust(frozenset(house.config.admin.hosts), house.admin_users),
         max_series=house.config.admin.max_series,
         task_status=task_status,

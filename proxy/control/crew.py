@@ -289,6 +289,11 @@ class Crew:
             self._estate = estate
             await self._all(lambda remote: remote.entrust(estate))
 
+    def channels(self) -> list[tuple[int, Socket]]:
+        """Our ends of the workers' channels, by their process ids; they stay ours."""
+        remotes = [remote for remote in self._remotes if remote is not None]
+        return [(each.pid, each.channel) for each in remotes if each.channel is not None]
+
     async def part(self) -> None:
         """Leave all workers to whoever comes after us; they live on when ``run`` is cancelled."""
         self._finishing = True

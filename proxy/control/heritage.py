@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from proxy.control.predecessor import Predecessor, PredecessorError, PredecessorRow, Report
+from proxy.control.predecessor import Predecessor, PredecessorError, Report, StrangerError
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from proxy.control.inherited import Channel
     from proxy.control.store import ChannelStore
     from proxy.engine.forebears import Forebears
+    from proxy.engine.port import PredecessorRow
     from proxy.engine.specs import LeaveOrder
 
 WATCHING: Final = 1.0
@@ -56,6 +57,7 @@ class Heritage:
     def __init__(self, channels: Iterable[Channel], store: ChannelStore) -> None:
         self._store = store
         self._predecessors = [Predecessor(channel) for channel in channels]
+        self._strangers: list[Predecessor] = []
         self._heirs: list[list[Socket]] = []  # of each predecessor, to each worker
         self._bequests: list[list[Socket]] = []  # of each worker, from each predecessor
         self._absent = set[int]()
@@ -66,6 +68,15 @@ class Heritage:
     def is_empty(self) -> bool:
         """Whether nobody is there who would give anything."""
         return not self._bequests
+
+    @property
+    def is_anybody(self) -> bool:
+        """Whether somebody has to be told that we are there."""
+        return bool(self._bequests or self._strangers)
+
+    def channels(self) -> list[tuple[str, Socket]]:
+        """Our ends of the channels of those that are there, by their names; they stay ours."""
+        return [each.channel for each in self._predecessors]
 
     @property
     def estate(self) -> dict[str, Any]:
@@ -85,6 +96,10 @@ class Heritage:
     async def _greet(self, each: Predecessor) -> None:
         try:
             await each.greet()
+        except StrangerError as error:
+            log.warning("predecessor_left_alone", name=each.name, reason=str(error))
+            self._strangers.append(each)
+            self._predecessors.remove(each)
         except PredecessorError as error:
             log.warning("predecessor_left_alone", name=each.name, reason=str(error))
             self._forget(each)
@@ -148,24 +163,37 @@ class Heritage:
             for each, heirs in zip(givers, self._heirs, strict=True):
                 nursery.start_soon(leave, each, heirs)
         self._heirs = []
+        await self._send_away()
         _tell(reports, monotonic() - began)
         return reports
+
+    async def _send_away(self) -> None:
+        """Have those that we do not understand drain."""
+        strangers, self._strangers = self._strangers, []
+        for each in strangers:
+            with suppress(PredecessorError):
+                await each.drain()
+            each.close()
+            self._store.forget(each.name)
 
     async def wait_present(self) -> None:
         """Wait until every worker of ours expects flows."""
         with trio.move_on_after(PRESENT):
-            await self._present.wait()
+            if self._absent:
+                await self._present.wait()
         self._present.set()
 
-    async def watch(self, forebears: Forebears) -> None:
+    async def watch(self, forebears: Forebears, changed: Callable[[], Awaitable[None]]) -> None:
         """Look after predecessors that drain, until the last has ended.
 
         Args:
             forebears: have what they count added to what we do.
+            changed: is told when that has changed.
 
         """
         for each in self._predecessors:
             forebears.remember(each.name, each.counters)
+        await changed()
         while self._predecessors:
             for each in list(self._predecessors):
                 try:
@@ -176,6 +204,7 @@ class Heritage:
                     self._forget(each)
                 else:
                     forebears.remember(each.name, each.counters)
+            await changed()
             await trio.sleep(WATCHING)
 
     async def wait_ended(self) -> None:
@@ -184,15 +213,18 @@ class Heritage:
             await self._alone.wait()
 
     async def end(self) -> None:
-        """Have all that are left end: we stop."""
+        """Have all that are left end."""
         for each in list(self._predecessors):
             with suppress(PredecessorError):
                 await each.end()
             self._forget(each)
+        for socket in (socket for group in (*self._heirs, *self._bequests) for socket in group):
+            socket.close()
+        self._heirs, self._bequests, self._absent = [], [], set()
 
     def close(self) -> None:
         """Let go of everybody."""
-        for each in self._predecessors:
+        for each in (*self._predecessors, *self._strangers):
             each.close()
         for socket in (socket for group in (*self._heirs, *self._bequests) for socket in group):
             socket.close()

@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +30,7 @@ from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
 from proxy.control.estate import read_estate, write_estate
 from proxy.control.health import Checks, check_plans
 from proxy.control.heritage import Heritage
-from proxy.control.inherited import Inheritance
+from proxy.control.inherited import ADMIN_HTTP, ADMIN_SOCKET, Inheritance
 from proxy.control.listen import BindError, bind_admin_http, bind_admin_socket
 from proxy.control.names import Names
 from proxy.control.notify import Notifier
@@ -53,9 +53,14 @@ from proxy.engine.specs import (
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from typing import Any
+
     from proxy.config.model import Admin, Config
     from proxy.control.estate import Estate
-    from proxy.control.inherited import Channel
+    from proxy.control.newcomer import Newcomer
+    from proxy.control.predecessor import Report
+    from proxy.core.address import HostPort
     from proxy.core.live_limit import LiveLimit
     from proxy.core.pace import Pace
     from proxy.engine.port import RelayCounters
@@ -80,7 +85,9 @@ class House:
         admin_users: who may change something at the admin's Unix socket; None: all who may open it.
         is_stopping: whether everything drains; nothing is put to work any more.
         is_parted: whether workers were left to a successor, which comes when we are gone.
-        is_left: whether a successor has everything that is ours.
+        is_left: whether another life of ours has everything that is ours.
+        succeeded: set when a successor has it.
+        released: set when a successor wants us to end.
         heritage: what is taken over from predecessors.
         orders: limits that were set on what runs.
         names: what is known of the names of endpoints.
@@ -94,7 +101,8 @@ class House:
         worker: Worker | Crew,
         admin: list[Socket],
         notifier: Notifier = NOBODY,
-        channels: Iterable[Channel] = (),
+        inheritance: Inheritance = NOTHING,
+        newcomer: Newcomer | None = None,
     ) -> None:
         self.config = config
         self.worker = worker
@@ -115,11 +123,14 @@ class House:
         self._leaving: list[Bound] = []  # datagram sockets that serve their last flows
         self.notifier = notifier
         self.store = SocketStore(notifier)
-        self.heritage = Heritage(channels, ChannelStore(notifier))
+        self.heritage = Heritage(inheritance.channels, ChannelStore(notifier))
+        self._newcomer = newcomer
+        self.succeeded = trio.Event()
+        self.released = trio.Event()
         self._adopted: frozenset[str] = frozenset()
         self._waits = False  # with its first change for ``begin``
         self._first: Change | None = None
-        self.is_left = False
+        self.is_left = newcomer is not None  # until we may go on, all is the predecessor's
         self.is_parted = False
 
     def __enter__(self) -> House:
@@ -214,6 +225,13 @@ class House:
             if isinstance(self.worker, Crew):
                 self.worker.inherits = self.heritage.introduce
 
+    async def disinherit(self) -> None:
+        """Have everybody end who was left behind, and expect nothing."""
+        await self.heritage.end()
+        self._waits = False
+        if isinstance(self.worker, Crew):
+            self.worker.inherits = None
+
     async def _enter_on(self, estate: Estate) -> None:
         """Go on with what was ordered in the life before."""
         self.orders = estate.orders
@@ -231,13 +249,24 @@ class House:
             self._first = None
 
     async def inherit(self) -> None:
-        """Take over from predecessors when the workers are there, and look after what stays."""
-        if not self.heritage.is_empty:
+        """Take over from predecessors when the workers are there, and look after what stays.
+
+        Raises:
+            UnwantedError: who started us does not want us to.
+
+        """
+        reports: list[Report] = []
+        if self.heritage.is_anybody or self._newcomer is not None:
             await self.heritage.wait_present()
+            if self._newcomer is not None:
+                await self._newcomer.announce()
+                self.is_left = False
             self.steer()
-            await self.heritage.take_over(self.leave_order(self._adopted))
+            reports = await self.heritage.take_over(self.leave_order(self._adopted))
             await self._order_again()
-        await self.heritage.watch(self.worker.forebears)
+        if self._newcomer is not None:
+            await self._newcomer.tell_done(reports)
+        await self.heritage.watch(self.worker.forebears, self.entrust)
 
     async def _order_again(self) -> None:
         """Have the workers know what was ordered in the life before."""
@@ -313,14 +342,47 @@ class House:
         """
         heirs = crew or self.worker
         if isinstance(heirs, Crew):
-            past = await self._past()
-            await heirs.entrust(write_estate(self.orders, self._disabled.values(), past))
+            await heirs.entrust(await self.estate(await self._past()))
+
+    async def estate(self, past: Sequence[RelayCounters] = ()) -> dict[str, Any]:
+        """What a successor gets from us, beside flows; it can be written as JSON.
+
+        Args:
+            past: what was counted by those who will not tell it themselves.
+
+        """
+        await trio.lowlevel.checkpoint()
+        return write_estate(self.orders, self._disabled.values(), past)
 
     async def _past(self) -> list[RelayCounters]:
         """What was counted by those who will not tell a successor themselves."""
         if isinstance(self.worker, Worker):
             return [await self.worker.counters(former=True)]
         return self.worker.past()
+
+    def open_sockets(self) -> dict[str, tuple[Socket, ...]]:
+        """The sockets that take clients, by listener; they stay the workers'."""
+        return {
+            name: each.sockets
+            for name, each in self._bound.items()
+            if each.is_open and name not in self.drained_listeners
+        }
+
+    @property
+    def pace(self) -> Pace:
+        """How drains take their time."""
+        return pace_of(self.config.engine)
+
+    async def open_again(self, sockets: Given) -> None:
+        """Serve again, after somebody who was to take over has failed.
+
+        Args:
+            sockets: of all listeners, ours from now on.
+
+        """
+        self.is_stopping = False
+        await self.put_to_work(self.config, self._upstreams, sockets)
+        self.steer()
 
     async def stop_changing(self) -> None:
         """Wait until what is under way is done, and put nothing to work any more."""
@@ -387,7 +449,10 @@ class House:
 
 
 async def open_house(
-    config: Config, notifier: Notifier = NOBODY, inheritance: Inheritance = NOTHING
+    config: Config,
+    notifier: Notifier = NOBODY,
+    inheritance: Inheritance = NOTHING,
+    newcomer: Newcomer | None = None,
 ) -> House:
     """Resolve, bind and set up everything that the configuration names.
 
@@ -395,6 +460,7 @@ async def open_house(
         config: what to do.
         notifier: the line to the service manager, which stores the listening sockets.
         inheritance: listening sockets that it passed; used in place of binding, or closed.
+        newcomer: what was given to us by a predecessor that started us, where one did.
 
     Raises:
         ResolveError: an endpoint has no address, and will not have one soon.
@@ -404,26 +470,56 @@ async def open_house(
     """
     raise_file_limit()
     worker = _workers(config, notifier)
-    house = House(config, worker, [], notifier, inheritance.channels)
+    house = House(config, worker, [], notifier, inheritance, newcomer)
     house.admin_users = _admin_users(config.admin)
     upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
-        if config.admin.socket:
-            admin = config.admin
-            bound = bind_admin_socket(admin.socket, admin.mode, admin.group)
-            house.admin.append(undo.enter_context(bound))
-            undo.callback(Path(config.admin.socket).unlink, missing_ok=True)
-        if config.admin.http is not None:
-            house.admin.append(undo.enter_context(bind_admin_http(config.admin.http)))
+        _open_admin(house, inheritance.admin, undo)
         await house.prepare_heritage()
         given = adopt(config, inheritance, house.store, house.workers)
         for socket in (socket for sockets in given.values() for socket in sockets):
             undo.enter_context(socket)
-        await house.put_to_work(config, upstreams, given)
+        try:
+            await house.put_to_work(config, upstreams, given)
+        except BindError as error:
+            if newcomer is not None or house.heritage.is_empty:
+                raise
+            log.error(
+                "predecessors_in_the_way", reason=str(error), remedy="they and their flows end"
+            )
+            await house.disinherit()
+            await house.put_to_work(config, upstreams, given)
         if house.heritage.is_empty:
             house.steer()
         undo.pop_all()
     return house
+
+
+def _open_admin(house: House, given: Mapping[str, Socket], undo: ExitStack) -> None:
+    """Have the admin's sockets: those that a predecessor gives, where they are where they shall."""
+    admin = house.config.admin
+    for socket in given.values():
+        undo.enter_context(socket)
+    if admin.socket:
+        found = given.get(ADMIN_SOCKET)
+        if found is None or found.getsockname() != admin.socket:
+            found = bind_admin_socket(admin.socket, admin.mode, admin.group)
+            undo.enter_context(found)
+            undo.callback(Path(admin.socket).unlink, missing_ok=True)
+        house.admin.append(found)
+    if admin.http is not None:
+        found = given.get(ADMIN_HTTP)
+        if found is None or not _is_at(found, admin.http):
+            found = undo.enter_context(bind_admin_http(admin.http))
+        house.admin.append(found)
+    for socket in given.values():
+        if socket not in house.admin:
+            socket.close()
+
+
+def _is_at(socket: Socket, address: HostPort) -> bool:
+    host = "127.0.0.1" if address.host == "localhost" else address.host
+    return bool(socket.getsockname()[:2] == (host, address.port))
 
 
 def _admin_users(admin: Admin) -> frozenset[int] | None:

@@ -38,7 +38,7 @@ from socket import (
 from socket import socket as Socket
 from typing import Final, NamedTuple
 
-from proxy.control.unix import UnixListenSocket
+from proxy.control.unix import SocketFile, UnixListenSocket
 from proxy.core.address import Transport, format_address
 from proxy.core.unix import UnixAddress
 
@@ -53,6 +53,10 @@ STORED: Final = "kept/"
 
 CHANNEL: Final = "worker/"
 """Begins the names of succession channels; the process id of the worker follows."""
+
+ADMIN_SOCKET: Final = "admin/socket"
+ADMIN_HTTP: Final = "admin/http"
+"""What the sockets of the admin are called; only a predecessor passes them."""
 
 TRANSPORTS: Final[dict[tuple[int, int, int], Transport]] = {
     (AF_INET, SOCK_STREAM, IPPROTO_TCP): Transport.TCP,
@@ -116,12 +120,16 @@ class Inheritance:
     Attributes:
         sockets: that may serve.
         channels: to workers of an earlier life.
+        admin: of the admin, by ``ADMIN_SOCKET`` or ``ADMIN_HTTP``.
+        is_passed: whether a predecessor gives us all of it, which is still there.
         rejected: name, and what is wrong, of what may not; closed already.
 
     """
 
     sockets: list[Inherited] = field(default_factory=list)
     channels: list[Channel] = field(default_factory=list)
+    admin: dict[str, Socket] = field(default_factory=dict)
+    is_passed: bool = False
     rejected: list[tuple[str, str]] = field(default_factory=list)
 
 
@@ -142,11 +150,12 @@ def take_inherited(environ: MutableMapping[str, str]) -> Inheritance:
     labels = names.split(":") if names else []
     for index in range(int(count)):
         name = labels[index] if index < len(labels) else "unknown"
-        _take(found, FIRST_FILE + index, name)
+        take(found, FIRST_FILE + index, name)
     return found
 
 
-def _take(found: Inheritance, fd: int, name: str) -> None:
+def take(found: Inheritance, fd: int, name: str) -> None:
+    """Add a descriptor to an inheritance, by its name; or close it, and say why."""
     try:
         os.set_inheritable(fd, False)
         if name.startswith(CHANNEL):
@@ -158,7 +167,11 @@ def _take(found: Inheritance, fd: int, name: str) -> None:
         with suppress(OSError):
             os.close(fd)
     else:
-        found.sockets.append(taken)
+        if found.is_passed and name in {ADMIN_SOCKET, ADMIN_HTTP}:
+            found.admin[name] = Socket(fileno=taken.socket.detach())
+            found.admin[name].setblocking(False)
+        else:
+            found.sockets.append(taken)
 
 
 def _channel(fd: int) -> Socket:
@@ -200,9 +213,27 @@ def _listening(fd: int, name: str) -> Inherited:
             raise ValueError('does not listen; a socket unit needs "Accept=no"')
         if not transport.is_unix and not socket.getsockname()[1]:
             raise ValueError("is not bound to a port")
-    made = UnixListenSocket(fileno=fd) if transport.is_unix else Socket(fileno=fd)
+    made = _unix(fd) if transport.is_unix else Socket(fileno=fd)
     made.setblocking(False)
     return Inherited(name, made, transport)
+
+
+def _unix(fd: int) -> UnixListenSocket:
+    """A Unix socket; its file, if it has one, is ours from now on.
+
+    Raises:
+        OSError: its file is gone, so that nobody could come; the descriptor stays open.
+
+    """
+    made = UnixListenSocket(fileno=fd)
+    path = made.getsockname().name
+    try:
+        if path.startswith("/"):
+            made.file = SocketFile.at(path)
+    except OSError:
+        made.detach()
+        raise
+    return made
 
 
 class _Borrowed:

@@ -30,6 +30,9 @@ PATIENCE: Final = 2.0
 FILES_PER_MESSAGE: Final = 253
 """SCM_MAX_FD: unix(7)."""
 
+HELD_MAX: Final = 4096
+"""Messages that are held back: more than any unit may store descriptors."""
+
 STATUS_EVERY: Final = 5.0
 """Seconds between two lines of status; people look, no program waits for it."""
 
@@ -45,10 +48,18 @@ class Notifier:
     Args:
         address: a path, or ``@name`` for an abstract name; "" for nobody.
         watchdog: seconds within which the manager wants to hear that we are alive; None: never.
+        held: keep what is said once until ``speak``, and leave the rest unsaid.
+
+    Attributes:
+        address: the same.
 
     """
 
-    def __init__(self, address: str = "", watchdog: float | None = None) -> None:
+    def __init__(
+        self, address: str = "", watchdog: float | None = None, *, held: bool = False
+    ) -> None:
+        self.address = address
+        self._held: list[tuple[tuple[str, ...], list[int]]] | None = [] if held else None
         self._address = "\0" + address[1:] if address[:1] == "@" else address
         self._socket = open_socket(AF_UNIX, SOCK_DGRAM) if address else None
         self._failed = False
@@ -109,6 +120,19 @@ class Notifier:
         """Feed the watchdog, and say how we are."""
         self._say("WATCHDOG=1", *_status(status), wait=False)
 
+    def main_process(self, pid: int) -> None:
+        """Tell whose the service is from now on, and wait until that is known."""
+        self._say(f"MAINPID={pid}")
+        self.wait_done()
+
+    def speak(self) -> None:
+        """Say what was held back, and hold nothing back any more."""
+        held, self._held = self._held or [], None
+        for lines, files in held:
+            self._say(*lines, files=files)
+            for fd in files:
+                os.close(fd)
+
     def status(self, status: str) -> None:
         """Say how we are, in one line for people."""
         self._say(*_status(status))
@@ -132,7 +156,7 @@ class Notifier:
         It blocks, for ``PATIENCE`` at most; so it is for the start, before anything is relayed.
         The manager closes the pipe's end that comes with BARRIER=1: sd_notify_barrier(3).
         """
-        if self._socket is None:
+        if self._socket is None or self._held is not None:
             return
         ours, theirs = os.pipe()
         try:
@@ -149,6 +173,10 @@ class Notifier:
 
     def _say(self, *lines: str, files: Sequence[int] = (), wait: bool = True) -> None:
         if self._socket is None or not lines:
+            return
+        if self._held is not None:
+            if wait and len(self._held) < HELD_MAX:
+                self._held.append((lines, [os.dup(fd) for fd in files]))
             return
         rights = [(SOL_SOCKET, SCM_RIGHTS, array.array("i", files))] if files else []
         self._socket.settimeout(PATIENCE if wait else 0)

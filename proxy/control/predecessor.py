@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from contextlib import suppress
-from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypedDict
+from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
@@ -22,6 +22,7 @@ if TYPE_CHECKING:
     from socket import SocketType as Socket
 
     from proxy.control.inherited import Channel
+    from proxy.engine.port import PredecessorRow
     from proxy.engine.specs import LeaveOrder
 
 WORD: Final = 5.0
@@ -35,12 +36,8 @@ class PredecessorError(Exception):
     """It is gone, does not answer, or says that it cannot."""
 
 
-class PredecessorRow(TypedDict):
-    """A process of an earlier life that has flows yet, for those who ask."""
-
-    pid: int
-    flows: int
-    draining: bool
+class StrangerError(PredecessorError):
+    """It is of a version that we do not know; but it knows how to drain."""
 
 
 class Report(NamedTuple):
@@ -91,17 +88,15 @@ class Predecessor:
         """Learn who it is.
 
         Raises:
-            PredecessorError: it does not say, or is of a version that we do not know; then it has
-                been told to drain.
+            StrangerError: it is of a version that we do not know.
+            PredecessorError: it does not say.
 
         """
         greeting = await self._ask({"ask": "greet"})
         versions = greeting.get("version"), greeting.get("states")
         if versions != (VERSION, STATE_VERSION):
-            with suppress(PredecessorError):
-                await self.drain()
             known = f"{VERSION} and {STATE_VERSION}"
-            raise PredecessorError(f"it speaks versions {versions}, not {known}; it drains")
+            raise StrangerError(f"it speaks versions {versions}, not {known}; it drains")
         try:
             self.pid, self.worker = int(greeting["pid"]), int(greeting["worker"])
             self.is_draining = bool(greeting["draining"])
@@ -143,8 +138,11 @@ class Predecessor:
         self.is_draining = True
 
     async def end(self) -> None:
-        """Have it end now."""
+        """Have it end now, and wait until it has."""
         await self._ask({"ask": "end"})
+        if self._wire is not None:
+            with trio.move_on_after(WORD), suppress(WireError):
+                await self._wire.receive()
 
     async def look(self) -> None:
         """Learn what it has counted since."""
@@ -153,6 +151,11 @@ class Predecessor:
     def row(self) -> PredecessorRow:
         """Describe it."""
         return {"pid": self.pid, "flows": self.flows, "draining": self.is_draining}
+
+    @property
+    def channel(self) -> tuple[str, Socket]:
+        """Our end of its channel, and what that is called; it stays ours."""
+        return self.name, self._end
 
     def close(self) -> None:
         """Let go of it."""

@@ -39,6 +39,7 @@ async def obey_signals(house: House, steward: Steward) -> None:
     with trio.open_signal_receiver(*HEARD) as signals:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(_reload_at, hangup, steward)
+            nursery.start_soon(_end_when_succeeded, house, nursery.cancel_scope)
             reason = await _wait_end(signals, hangup)
             while reason == signal.SIGUSR2:
                 if await _leave(house, signals):
@@ -50,6 +51,21 @@ async def obey_signals(house: House, steward: Steward) -> None:
             await house.worker.wait_drained()
             await house.heritage.wait_ended()  # they began to drain before us, by the same times
             nursery.cancel_scope.cancel()
+
+
+async def _end_when_succeeded(house: House, scope: trio.CancelScope) -> None:
+    """End when a successor has everything, and our last flow has ended, or it says that we may."""
+    await house.succeeded.wait()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(_cancel_at, house.released, nursery.cancel_scope)
+        await house.worker.wait_drained()
+        nursery.cancel_scope.cancel()
+    scope.cancel()
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
 
 
 async def _leave(house: House, signals: AsyncIterator[int]) -> bool:

@@ -26,6 +26,7 @@ from proxy.control.limits import LiveLimits
 from proxy.control.listen import BindError
 from proxy.control.outbound import OptionError
 from proxy.control.specs import pace_of
+from proxy.control.upgrade import Upgrader
 from proxy.core.condition import Administration
 from proxy.engine.specs import DrainTarget, EndpointOrder
 
@@ -41,8 +42,10 @@ if TYPE_CHECKING:
         DrainAnswer,
         LimitsAnswer,
         NameRow,
+        PredecessorRow,
         ReloadAnswer,
         ReloadRecord,
+        UpgradeAnswer,
     )
 
 WAITING_MAX: Final = 16
@@ -82,6 +85,7 @@ class Steward:
         self._file = file
         self._adopt = adopt
         self._limits = LiveLimits(house)
+        self._upgrader = Upgrader(house, file)
         self._turn = trio.Lock()
         self._successful = True
         self._success_at = time()
@@ -169,6 +173,18 @@ class Steward:
             else:
                 log.warning("endpoint_enabled", upstream=upstream_name, endpoint=name, by=by)
         return [{"upstream": order.upstream, "endpoint": order.endpoint} for order in done]
+
+    async def keep_upgrades(self) -> None:
+        """Keep what goes on after an upgrade going, until cancelled."""
+        await self._upgrader.run()
+
+    async def upgrade(self, by: str, *, dry_run: bool = False) -> UpgradeAnswer:
+        """Start the program anew, and leave everything to that; or only have it check the file."""
+        return await self._upgrader.upgrade(by, dry_run=dry_run)
+
+    def predecessors(self) -> list[PredecessorRow]:
+        """Which processes of earlier lives have flows yet."""
+        return self._house.heritage.rows()
 
     async def keep_limits(self) -> None:
         """Lift limits whose time is over, until cancelled."""

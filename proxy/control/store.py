@@ -118,10 +118,9 @@ def sockets_to_keep(
 def storable(listener: Listener) -> bool:
     """Whether a listener's socket may go on in our next life.
 
-    A file of a Unix socket goes with us, and groups cannot be left that we do not know of.
+    Groups cannot be left that we do not know of. That the file of a Unix socket is still there is
+    for the next life to see: at a stop it goes with us.
     """
-    if listener.listen.transport.is_unix:
-        return listener.listen.host.startswith("@")
     return not listener.multicast
 
 

@@ -188,6 +188,31 @@ class ReloadAnswer(TypedDict):
     steps: list[StepRow]
 
 
+class UpgradeAnswer(TypedDict):
+    """What an upgrade did, or would do.
+
+    ``problems`` say why it did nothing. ``pid`` and ``version`` are the successor's; ``flows`` were
+    handed over, of which none stood still for longer than ``pause`` seconds; ``stayed`` drain.
+    """
+
+    upgraded: bool
+    dry_run: bool
+    problems: list[str]
+    pid: int
+    version: str
+    flows: int
+    stayed: int
+    pause: float
+
+
+class PredecessorRow(TypedDict):
+    """A process of an earlier life, which has flows yet that drain."""
+
+    pid: int
+    flows: int
+    draining: bool
+
+
 class DrainAnswer(TypedDict):
     """What began to drain, and how long (seconds) its flows may take to end by themselves."""
 
@@ -227,6 +252,14 @@ class StewardPort(Protocol):
 
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the configuration again, and do what it says; or only say what would be done."""
+        ...
+
+    async def upgrade(self, by: str, *, dry_run: bool = False) -> UpgradeAnswer:
+        """Start the program anew, and leave everything to that; or only have it check the file."""
+        ...
+
+    def predecessors(self) -> list[PredecessorRow]:
+        """Say which processes of earlier lives have flows yet."""
         ...
 
     async def drain(

@@ -178,7 +178,8 @@ class Api:
     async def status(self, request: Request, _word: str) -> Response:
         """The relay's status."""
         params_of(request, ())
-        return json_response(await self._port.status())
+        status = await self._port.status()
+        return json_response({**status, "predecessors": self._steward.predecessors()})
 
     async def listeners(self, request: Request, _word: str) -> Response:
         """Every listener: where it listens, and what its flows have done."""
@@ -293,6 +294,14 @@ class Api:
         """Read the configuration again, and do what it says."""
         values = params_of(request, RELOADING)
         answer = await self._steward.reload(request.peer, dry_run=values.get("dry_run", False))
+        if answer["problems"]:
+            raise HttpError(409, "nothing was changed; see the problems", **answer)
+        return json_response(answer)
+
+    async def upgrade(self, request: Request, _word: str) -> Response:
+        """Start the program anew, and leave everything to that."""
+        values = params_of(request, RELOADING)
+        answer = await self._steward.upgrade(request.peer, dry_run=values.get("dry_run", False))
         if answer["problems"]:
             raise HttpError(409, "nothing was changed; see the problems", **answer)
         return json_response(answer)
@@ -428,6 +437,7 @@ ROUTES: Final[dict[str, dict[str, Method]]] = {
     "/api/v1/events": {"GET": Api.events},
     "/api/v1/flows": {"GET": Api.flows, "DELETE": Api.kill_flows},
     "/api/v1/reload": {"POST": Api.reload},
+    "/api/v1/upgrade": {"POST": Api.upgrade},
     "/api/v1/drain": {"POST": Api.drain},
     "/api/v1/disable": {"POST": Api.disable},
     "/api/v1/enable": {"POST": Api.enable},
@@ -460,7 +470,8 @@ INDEX: Final = f"""sockpair
                     NDJSON; parameters: {", ".join(STREAMING)}
 
 On the admin socket also DELETE /api/v1/flows/ID, DELETE /api/v1/flows with filters,
-POST /api/v1/reload, with dry_run=true to see what it would do, and POST /api/v1/drain with
+POST /api/v1/reload, with dry_run=true to see what it would do, POST /api/v1/upgrade with the same
+to have the new version check the file only, and POST /api/v1/drain with
 listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps timeout=30s;
 POST /api/v1/disable and /api/v1/enable with endpoint=HOST:PORT and perhaps upstream=NAME;
 POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER.

@@ -37,6 +37,9 @@ PAUSE_SECONDS: Final = 0.2
 TAKING_SECONDS: Final = 1.0
 """For a piece of an answer, while others want the place; the pieces are of tens of kilobytes."""
 
+LEAVING_SECONDS: Final = 1.0
+"""For answers that are under way, the one to whoever asked for the upgrade among them."""
+
 DEFAULT_BOUNDS: Final = Bounds()
 
 log = structlog.get_logger()
@@ -51,6 +54,7 @@ async def serve_admin(
     trust: Trust = NOBODY_ELSE,
     max_series: int = 1000,
     bounds: Bounds = DEFAULT_BOUNDS,
+    leaving: trio.Event | None = None,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
     """Serve metrics and the API, until cancelled.
@@ -63,6 +67,8 @@ async def serve_admin(
         max_series: flows that ``/metrics/flows`` shows at most.
         trust: which names are our own, and who may change something at the Unix socket.
         bounds: what a client may cost.
+        leaving: when it is set, others serve the sockets: nobody is let in any more, and who is
+            inside is let go, after what was asked has been answered.
         task_status: started when everything accepts.
 
     Resource handling: takes the listeners over and closes them. A Unix socket's path is left to
@@ -72,9 +78,16 @@ async def serve_admin(
     api = Api(port, steward, log_dropped, max_series, trust)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(api.hub.run)
-        for listener in listeners:
-            nursery.start_soon(_Entrance(listener, api, bounds, trust).accept_forever)
+        entrances = [_Entrance(listener, api, bounds, trust) for listener in listeners]
+        for entrance in entrances:
+            nursery.start_soon(entrance.accept_forever)
         task_status.started()
+        if leaving is not None:
+            await leaving.wait()
+            for entrance in entrances:
+                entrance.accepting.cancel()
+            await trio.sleep(LEAVING_SECONDS)
+            nursery.cancel_scope.cancel()
 
 
 @dataclass(slots=True)
@@ -86,11 +99,17 @@ class _Entrance:
     bounds: Bounds
     trust: Trust
     inside: dict[HttpConnection, trio.CancelScope] = field(default_factory=dict)
+    accepting: trio.CancelScope = field(default_factory=trio.CancelScope)
     full: bool = False  # the last client was refused; so that a flood is one log line
     paused: bool = False
 
     async def accept_forever(self) -> None:
-        async with self.listener, trio.open_nursery() as nursery:
+        async with trio.open_nursery() as nursery:
+            with self.accepting:
+                await self._accept_all(nursery)
+
+    async def _accept_all(self, nursery: trio.Nursery) -> None:
+        async with self.listener:
             while True:
                 stream = await self._accept()
                 inside = len(self.inside)

@@ -114,9 +114,14 @@ async def test_one_of_another_version_is_told_to_drain(greeting: dict[str, Any])
             await taking.greet()
             taking.prepare(1)
             assert taking.is_empty
+            assert taking.is_anybody
             assert taking.rows() == []
+            assert puppet.asks == ["greet"], "it goes on until we are there"
+            await taking.wait_present()
+            await taking.take_over({})
+            assert not taking.is_anybody
     assert puppet.asks == ["greet", "drain"]
-    assert [row["event"] for row in logs] == ["predecessor_left_alone"]
+    assert logs[0]["event"] == "predecessor_left_alone"
     assert "it drains" in logs[0]["reason"]
 
 
@@ -204,7 +209,7 @@ async def test_one_that_drains_already_is_only_watched_until_it_ends(
             assert taking.is_empty
             assert taking.estate == {}
             assert taking.rows() == [{"pid": 7, "flows": 3, "draining": True}]
-            await taking.watch(forebears)
+            await taking.watch(forebears, trio.lowlevel.checkpoint)
             assert taking.rows() == []
     assert [row["event"] for row in logs] == ["predecessor_ended"]
     assert forebears.added_to(merge_counters([]))["log_dropped"] == 5

@@ -27,6 +27,7 @@ class FakeHouse:
         self.notifier = Notifier()
         self.told: list[object] = []
         self.drained = trio.Event()
+        self.succeeded, self.released = trio.Event(), trio.Event()
         self.may_reload = trio.Event()
         self.may_reload.set()
 

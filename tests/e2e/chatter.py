@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 
 import trio
@@ -37,11 +37,18 @@ class Chatter:
     udp: str = ""
     words: dict[str, int] = field(default_factory=dict)
     ways: set[object] = field(default_factory=set)
+    _scopes: dict[str, trio.CancelScope] = field(default_factory=dict)
 
     def begin(self, name: str, kind: str, address: tuple[str, int], source: str) -> None:
         """Have another conversation, from this address of ours."""
         self.words[name] = 0
+        self._scopes[name] = trio.CancelScope()
         self.nursery.start_soon(self._talk, name, kind, address, source)
+
+    def end(self, name: str) -> None:
+        """Have a conversation end."""
+        self._scopes[name].cancel()
+        del self.words[name]
 
     async def wait_words(self, more: int = 20) -> None:
         """Wait until every conversation has gone on for so many words."""
@@ -54,7 +61,7 @@ class Chatter:
 
     async def _talk(self, name: str, kind: str, address: tuple[str, int], source: str) -> None:
         transport = socket.SOCK_STREAM if kind == "tcp" else socket.SOCK_DGRAM
-        with trio.socket.socket(socket.AF_INET, transport) as client:
+        with self._scopes[name], trio.socket.socket(socket.AF_INET, transport) as client:
             await client.bind((source, 0))
             await client.connect(address)
             while True:
@@ -71,7 +78,7 @@ class Chatter:
             self.nursery.start_soon(self._echo, accepted)
 
     async def _echo(self, accepted: SocketType) -> None:
-        with accepted:
+        with accepted, suppress(ConnectionError):  # a client that ends has not read everything
             while data := await accepted.recv(65536):
                 await trio.SocketStream(accepted).send_all(data)
 

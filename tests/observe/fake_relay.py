@@ -31,10 +31,12 @@ if TYPE_CHECKING:
         MovedFlows,
         NameRow,
         OrderCount,
+        PredecessorRow,
         RelayCounters,
         RelayStatus,
         ReloadAnswer,
         ReloadRecord,
+        UpgradeAnswer,
     )
     from proxy.engine.specs import Change, DrainOrder, EndpointOrder, HealthReport, UpstreamSpec
 
@@ -309,6 +311,24 @@ class FakeSteward:
             "lines": [] if self.problems else ["~ engine.recent: 1 -> 2"],
             "steps": [],
         }
+
+    async def upgrade(self, by: str, *, dry_run: bool = False) -> UpgradeAnswer:
+        await trio.lowlevel.checkpoint()
+        self.asked.append(("upgrade", dry_run))
+        done = not (dry_run or self.problems)
+        return {
+            "upgraded": done,
+            "dry_run": dry_run,
+            "problems": self.problems,
+            "pid": 7 if done else 0,
+            "version": "9" if done else "",
+            "flows": 3,
+            "stayed": 1,
+            "pause": 0.012,
+        }
+
+    def predecessors(self) -> list[PredecessorRow]:
+        return [{"pid": 6, "flows": 1, "draining": True}]
 
     async def limits(self) -> LimitsAnswer:
         await trio.lowlevel.checkpoint()

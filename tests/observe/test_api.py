@@ -446,3 +446,21 @@ async def test_drain_names_its_target_or_what_there_is(relay: FakeRelay, tmp_pat
         ("drain", "web", None, None, 5.0),
         ("drain", None, "10.0.0.1:80", "web", None),
     ]
+
+
+async def test_an_upgrade_answers_with_the_successor_or_the_problems(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        assert (await admin.get("/api/v1/upgrade")).status == 405
+        steward.problems = ["f:1: no"]
+        answer = await admin.control("POST", "/api/v1/upgrade")
+        assert (answer.status, answer.json["problems"]) == (409, ["f:1: no"])
+        steward.problems = []
+        answer = await admin.control("POST", "/api/v1/upgrade?dry_run=true")
+        assert (answer.json["upgraded"], answer.json["dry_run"]) == (False, True)
+        answer = await admin.control("POST", "/api/v1/upgrade")
+        assert (answer.json["upgraded"], answer.json["pid"]) == (True, 7)
+        rows = (await admin.get("/api/v1/status")).json["predecessors"]
+        assert rows == [{"pid": 6, "flows": 1, "draining": True}]

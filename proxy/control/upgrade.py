@@ -1,0 +1,329 @@
+"""An upgrade: a successor is started while everything runs, and takes over when it is ready.
+
+The new process gets one end of a wire (``engine.wire``) in the environment, see ``newcomer``; by it
+go all listening sockets, those of the admin too, and a channel to each worker (``succession``).
+Until it says that it is ready nothing has been given away: whatever it dies of, everything here
+goes on. It is given ``READY`` seconds.
+
+Then we stand down: nothing is changed here any more, nobody is let in by the admin's sockets, and
+the service manager hears whose the service is. It is told to go on, and takes the flows over from
+our workers. If it dies in the middle of that we serve again, with whatever has not gone.
+
+What cannot go drains here, and we end when it has.
+
+Not the LISTEN_FDS protocol of systemd: that wants descriptors from 3 on, where ours are, and the
+process id of who is not there yet.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import socket as stdlib
+import subprocess
+import sys
+from contextlib import ExitStack, closing, suppress
+from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+
+import structlog
+import trio
+
+from proxy.config.load import STDIN
+from proxy.control.inherited import ADMIN_HTTP, ADMIN_SOCKET
+from proxy.control.newcomer import PREDECESSOR, VERSION
+from proxy.control.store import channel_label, labels
+from proxy.engine.succession import Succession, channel
+from proxy.engine.wire import Wire, WireError, wire_pair
+from proxy.engine.worker import Worker
+
+if TYPE_CHECKING:
+    from socket import SocketType as Socket
+
+    from proxy.control.house import House
+    from proxy.engine.port import UpgradeAnswer
+
+READY: Final = 20.0
+"""Seconds until the new process has to be ready; less than the admin waits for an answer."""
+
+DONE: Final = 120.0
+"""Seconds for it to take everything over; each step of that has bounds of its own."""
+
+CHECK: Final = 10.0
+"""Seconds for the new version to read the file."""
+
+LOGGED: Final[tuple[Literal["pid", "version", "flows", "stayed", "pause"], ...]] = (
+    "pid",
+    "version",
+    "flows",
+    "stayed",
+    "pause",
+)
+
+LINES_MAX: Final = 100
+"""Problems that are passed on."""
+
+log = structlog.get_logger()
+
+
+class UpgradeError(Exception):
+    """The successor did not take over; everything goes on here.
+
+    Attributes:
+        problems: why, one line for people each.
+
+    """
+
+    def __init__(self, *problems: str) -> None:
+        super().__init__("; ".join(problems))
+        self.problems = problems
+
+
+class Report(NamedTuple):
+    """What became of our flows: how many went, and stayed, and the longest pause of one."""
+
+    flows: int = 0
+    stayed: int = 0
+    pause: float = 0.0
+
+
+NOTHING: Final = Report()
+
+
+class Upgrader:
+    """Starts successors of a house.
+
+    Args:
+        house: that is at work.
+        file: where its configuration came from; None if from no file.
+
+    """
+
+    def __init__(self, house: House, file: str | None) -> None:
+        self._house = house
+        self._file = file
+        self._turn = trio.Lock()
+        self._nursery: trio.Nursery | None = None
+
+    async def run(self) -> None:
+        """Keep what goes on after an upgrade going, until cancelled."""
+        async with trio.open_nursery() as self._nursery:
+            await trio.sleep_forever()
+
+    async def upgrade(self, by: str, *, dry_run: bool = False) -> UpgradeAnswer:
+        """Start the program anew, and leave everything to that.
+
+        Args:
+            by: who asks, for the log.
+            dry_run: only have the new version check the file.
+
+        """
+        try:
+            return await self._begin(by, dry_run=dry_run)
+        except UpgradeError as error:
+            problems = list(error.problems[:LINES_MAX])
+            if not dry_run:
+                log.error("upgrade_failed", by=by, problems=problems, remedy="all goes on here")
+            return _answer(dry_run=dry_run, problems=problems)
+
+    async def _begin(self, by: str, *, dry_run: bool) -> UpgradeAnswer:
+        if self._turn.locked():
+            raise UpgradeError("an upgrade is under way already; wait for it to end")
+        async with self._turn:
+            await self._check()
+            answer = _answer(dry_run=True)
+            if not dry_run:
+                log.info("upgrade_begun", by=by)
+                with trio.CancelScope(shield=True):
+                    answer = await self._upgrade()
+            return answer
+
+    async def _check(self) -> None:
+        """Have the program, as it is installed now, read the file."""
+        if self._house.is_stopping:
+            raise UpgradeError("sockpair is stopping, or has a successor already")
+        if self._file is None or self._file == STDIN:
+            raise UpgradeError("the configuration came from no file; name one with -c to upgrade")
+        command = _command("check")
+        try:
+            with trio.fail_after(CHECK):
+                done = await trio.run_process(
+                    command, capture_stdout=True, capture_stderr=True, check=False
+                )
+        except OSError as error:
+            raise UpgradeError(f"{command[0]} cannot be started: {error.strerror}") from error
+        except trio.TooSlowError as error:
+            text = f"{' '.join(command)} has not ended within {CHECK:g} s"
+            raise UpgradeError(text) from error
+        if done.returncode:
+            raise UpgradeError(*done.stderr.decode(errors="replace").splitlines())
+
+    async def _upgrade(self) -> UpgradeAnswer:
+        wire, theirs = wire_pair()
+        with closing(wire), ExitStack() as ours:
+            with theirs:
+                process = await _start(theirs.fileno())
+            try:
+                ready = await self._until_ready(wire, process, ours)
+            except UpgradeError:
+                await _end(process)
+                raise
+            report = _report(await self._give_way(wire, process))
+        house = self._house
+        house.is_left = True
+        house.succeeded.set()
+        answer = _answer(pid=process.pid, version=str(ready.get("program")), report=report)
+        log.info("upgraded", **{key: answer[key] for key in LOGGED})
+        return answer
+
+    async def _until_ready(
+        self, wire: Wire, process: trio.Process, ours: ExitStack
+    ) -> dict[str, Any]:
+        """Give the new process everything that it may need, and wait until it is ready."""
+        await self._house.entrust()
+        sockets = self._bequest(ours)
+        notifier = self._house.notifier
+        bequest = {
+            "version": VERSION,
+            "names": [name for name, _ in sockets],
+            "notify": notifier.address,
+            "watchdog": notifier.watchdog,
+        }
+        try:
+            with trio.fail_after(READY):
+                files = [socket.fileno() for _, socket in sockets]
+                await wire.send(json.dumps(bequest).encode(), files, whole=False)
+                return await _hear(wire, process, "ready")
+        except trio.TooSlowError as error:
+            text = f"the new process was not ready within {READY:g} s, and was ended"
+            raise UpgradeError(f"{text}; its log may tell why") from error
+        except WireError as error:
+            raise UpgradeError("the new process takes nothing; is it an older version") from error
+
+    def _bequest(self, ours: ExitStack) -> list[tuple[str, Socket]]:
+        """All that goes to a successor, by the names that it knows it by."""
+        house = self._house
+        sockets: list[tuple[str, Socket]] = [
+            pair
+            for name, group in house.open_sockets().items()
+            for pair in zip(labels(name, len(group)), group, strict=True)
+        ]
+        admin = [
+            *([ADMIN_SOCKET] if house.config.admin.socket else []),
+            *([ADMIN_HTTP] if house.config.admin.http is not None else []),
+        ]
+        sockets += zip(admin, house.admin, strict=True)
+        sockets += house.heritage.channels()
+        if not isinstance(house.worker, Worker):
+            return sockets + [(channel_label(pid), end) for pid, end in house.worker.channels()]
+        end, theirs = channel()
+        ours.callback(end.close)
+        assert self._nursery is not None
+        self._nursery.start_soon(self._answer, Succession(theirs, house.worker, (0, 1)))
+        return [*sockets, (channel_label(os.getpid()), end)]
+
+    async def _answer(self, succession: Succession) -> None:
+        """Answer a successor for the worker that lives in this process."""
+        house = self._house
+        succession.estate = await house.estate()
+        succession.pace = house.pace
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(succession.run)
+            await succession.wait_ended()
+            house.released.set()
+            nursery.cancel_scope.cancel()
+
+    async def _give_way(self, wire: Wire, process: trio.Process) -> dict[str, Any]:
+        """Stand down, have the new process take over, and return what it says of that."""
+        house = self._house
+        await house.stop_changing()
+        kept = {
+            name: tuple(stdlib.socket.dup(socket) for socket in group)
+            for name, group in house.open_sockets().items()
+        }
+        house.notifier.main_process(process.pid)
+        try:
+            with trio.fail_after(DONE):
+                await wire.send(b'{"go": true}')
+                report = await _hear(wire, process, "done")
+        except (UpgradeError, WireError, trio.TooSlowError) as error:
+            await _end(process)
+            house.notifier.main_process(os.getpid())
+            await house.open_again(kept)
+            raise UpgradeError(
+                f"the new process ended while it took over: {error}; what it had not yet is here"
+            ) from error
+        for socket in (socket for group in kept.values() for socket in group):
+            socket.close()
+        return report
+
+
+async def _hear(wire: Wire, process: trio.Process, word: str) -> dict[str, Any]:
+    """Wait for a word of the new process, and return what belongs to it.
+
+    Raises:
+        UpgradeError: it has failed, or ended.
+
+    """
+    try:
+        message = await wire.receive()
+        said = json.loads(message.body)
+    except (WireError, ValueError) as error:
+        with trio.move_on_after(1.0):
+            await process.wait()
+        raise UpgradeError(f"the new process ended ({process.returncode}), see its log") from error
+    if "failed" in said:
+        raise UpgradeError(*map(str, said["failed"]))
+    if not isinstance(said.get(word), dict):
+        raise UpgradeError(f'the new process says {said}, not "{word}"')
+    found: dict[str, Any] = said[word]
+    return found
+
+
+def _report(said: dict[str, Any]) -> Report:
+    """What the new process says of its taking over; it has done so, whatever it says."""
+    try:
+        return Report(int(said["flows"]), int(said["stayed"]), float(said["pause"]))
+    except (KeyError, TypeError, ValueError):
+        return NOTHING
+
+
+def _command(verb: str) -> list[str]:
+    """The command that this process was started by, with another verb."""
+    arguments = sys.orig_argv[1:]
+    place = arguments.index("run")
+    return [sys.executable, *arguments[:place], verb, *arguments[place + 1 :]]
+
+
+async def _start(fd: int) -> trio.Process:
+    return await trio.lowlevel.open_process(
+        _command("run"),
+        pass_fds=[fd],
+        stdin=subprocess.DEVNULL,
+        env={**os.environ, PREDECESSOR: str(fd)},
+    )
+
+
+async def _end(process: trio.Process) -> None:
+    with suppress(ProcessLookupError):
+        process.kill()
+    await process.wait()
+
+
+def _answer(
+    *,
+    dry_run: bool = False,
+    problems: list[str] | None = None,
+    pid: int = 0,
+    version: str = "",
+    report: Report = NOTHING,
+) -> UpgradeAnswer:
+    return {
+        "upgraded": bool(pid),
+        "dry_run": dry_run,
+        "problems": problems or [],
+        "pid": pid,
+        "version": version,
+        "flows": report.flows,
+        "stayed": report.stayed,
+        "pause": report.pause,
+    }

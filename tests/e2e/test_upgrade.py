@@ -1,0 +1,308 @@
+"""`sockpair upgrade`: the successor has every flow, or everything goes on as it was."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.e2e.chatter import Chatter, chatting
+from tests.e2e.conftest import Stage
+from tests.e2e.patience import PATIENCE, until
+from tests.e2e.program import Program, start
+from tests.e2e.subject import COMMAND, Forward, Settings, Sockpair, command_of
+
+TALKERS = 6
+
+
+class Lives:
+    """A sockpair, and its successors."""
+
+    def __init__(self, settings: Settings, first: Program) -> None:
+        self.settings = settings
+        self.first = first
+        self.pids = [first.pid]
+
+    @property
+    def sockpair(self) -> Sockpair:
+        """Whoever is at the admin socket."""
+        return Sockpair(self.settings, self.first)
+
+    async def wait_started(self) -> None:
+        await until(
+            lambda: self.sockpair.log_records("started") or self.first.process.poll() is not None,
+            "the start",
+            3 * PATIENCE,
+        )
+        assert self.first.process.poll() is None, self.first.story()
+
+    async def upgrade(self, *options: str) -> tuple[int, str, dict[str, Any]]:
+        """The command; its exit code, what it says to people, and its answer."""
+        command = [*COMMAND, "upgrade", "--admin", str(self.settings.admin), "-o", "json"]
+        done = await trio.run_process(
+            [*command, *options], capture_stdout=True, capture_stderr=True, check=False
+        )
+        answer = json.loads(done.stdout or "{}")
+        if answer.get("pid"):
+            self.pids.append(answer["pid"])
+        return done.returncode, done.stderr.decode(), answer
+
+    async def upgraded(self) -> dict[str, Any]:
+        """Upgrade, which must succeed; return the answer when the one before has ended."""
+        code, errors, answer = await self.upgrade()
+        assert code == 0, errors + self.first.story()
+        assert (await self.sockpair.status())["pid"] == answer["pid"]
+        return answer
+
+    def end(self) -> None:
+        for pid in self.pids:
+            with suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
+
+
+@asynccontextmanager
+async def lives(settings: Settings) -> AsyncIterator[Lives]:
+    settings.write()
+    first = await start(command_of(settings), settings.folder, name="sockpair")
+    running = Lives(settings, first)
+    try:
+        await running.wait_started()
+        yield running
+    finally:
+        print(first.story())
+        running.end()
+        await first.kill()
+
+
+def talk(chatter: Chatter, web: Forward, dns: Forward, life: str) -> None:
+    for number in range(TALKERS):
+        chatter.begin(f"{life}-tcp{number}", "tcp", web.address, f"127.0.0.{number + 2}")
+        chatter.begin(f"{life}-udp{number}", "udp", dns.address, f"127.0.0.{number + 2}")
+
+
+def is_gone(pid: int) -> bool:
+    """Whether a process has ended, though perhaps nobody has asked how."""
+    with suppress(FileNotFoundError):
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    return True
+
+
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2)])
+async def test_no_flow_notices_an_upgrade(stage: Stage, before: int, after: int) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        settings = stage.settings(web, dns, workers=before)
+        async with lives(settings) as running:
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            rows = await running.sockpair.flows()
+            changed = Settings(
+                settings.folder, settings.forwards, {"workers": after}, settings.admin_port
+            )
+            changed.write()
+            answer = await running.upgraded()
+            assert (answer["flows"], answer["stayed"]) == (2 * TALKERS, 0)
+            talk(chatter, web, dns, "second")
+            await chatter.wait_words()
+            answer = await running.upgraded()
+            assert answer["flows"] == 4 * TALKERS
+            await chatter.wait_words()
+            found = {row["id"]: row for row in await running.sockpair.flows()}
+            assert len(found) == len(chatter.ways) == 4 * TALKERS
+            for row in rows:
+                assert found[row["id"]]["endpoint"] == row["endpoint"]
+            metrics = await running.sockpair.metrics()
+            assert metrics.sum("sockpair_flows_opened_total") == 4 * TALKERS
+            assert metrics.sum("sockpair_flows") == 4 * TALKERS
+            assert metrics.sum("sockpair_flows_closed_total") == 0
+            assert await running.first.process.wait() == 0
+            await until(lambda: is_gone(running.pids[1]), "the end of the second life")
+            chatter.nursery.cancel_scope.cancel()
+    assert "Traceback" not in running.first.story()
+
+
+async def test_a_flow_that_stays_drains_in_the_old_process_and_both_are_shown(
+    stage: Stage,
+) -> None:
+    async with chatting() as chatter:
+        web = Forward("web", "tcp", [chatter.tcp])
+        settings = stage.settings(web, drain_timeout="60s")
+        settings.write()
+        async with lives(settings) as running:
+            toml = settings.file.read_text()
+            settings.file.write_text(toml.replace("upstream =", 'survive = "off"\nupstream =', 1))
+            chatter.begin("one", "tcp", web.address, "127.0.0.2")
+            await chatter.wait_words()
+            answer = await running.upgraded()
+            assert (answer["flows"], answer["stayed"]) == (0, 1)
+            await chatter.wait_words()
+            status = await running.sockpair.status()
+            assert status["predecessors"] == [
+                {"pid": running.first.pid, "flows": 1, "draining": True}
+            ]
+            metrics = await running.sockpair.metrics()
+            assert metrics.sum("sockpair_flows_opened_total") == 1
+            chatter.end("one")
+            assert await running.first.process.wait() == 0
+
+            async def none_is_left() -> bool:
+                return (await running.sockpair.status())["predecessors"] == []
+
+            await until(none_is_left, "the end of the predecessor to be known")
+            metrics = await running.sockpair.metrics()
+            assert metrics.sum("sockpair_flows_closed_total") == 1
+            chatter.nursery.cancel_scope.cancel()
+
+
+async def test_a_file_with_a_problem_is_told_and_nothing_changes(stage: Stage) -> None:
+    async with chatting() as chatter:
+        web = Forward("web", "tcp", [chatter.tcp])
+        settings = stage.settings(web)
+        async with lives(settings) as running:
+            chatter.begin("one", "tcp", web.address, "127.0.0.2")
+            code, _, answer = await running.upgrade("--dry-run")
+            assert (code, answer["upgraded"]) == (0, False)
+            settings.file.write_text(
+                settings.file.read_text().replace("upstream =", "upstram =", 1)
+            )
+            for options in ((), ("--dry-run",)):
+                code, errors, _ = await running.upgrade(*options)
+                assert code == 1
+                assert "upstram: unknown key" in errors
+            await chatter.wait_words()
+            assert (await running.sockpair.status())["pid"] == running.first.pid
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_successor_that_cannot_bind_says_why_and_nothing_changes(
+    stage: Stage, workers: int
+) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        async with lives(stage.settings(web, dns, workers=workers)) as running:
+            talk(chatter, web, dns, "first")
+            other = Forward("other", "tcp", [chatter.tcp], host="192.0.2.1")
+            settings = running.settings
+            text = settings.file.read_text()
+            settings.file.write_text(text + other.toml)
+            code, errors, _ = await running.upgrade()
+            assert code == 1
+            assert "listener.other: cannot listen on tcp://192.0.2.1" in errors
+            await chatter.wait_words()
+            settings.file.write_text(text)
+            answer = await running.upgraded()
+            assert answer["flows"] == 2 * TALKERS
+            await chatter.wait_words()
+            chatter.nursery.cancel_scope.cancel()
+
+
+PROGRAM = """
+import json, os, runpy, sys, time
+import trio
+from proxy.control import newcomer
+from proxy.control.heritage import Heritage
+
+def die(*_):
+    os.kill(os.getpid(), 9)
+
+async def hang(*_):
+    await trio.sleep_forever()
+
+if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
+    match open({mode!r}).read():
+        case "hangs":
+            newcomer.Newcomer.announce = hang
+        case "dies":
+            newcomer.Newcomer.announce = die
+        case "dies half-way":
+            Heritage.take_over = die
+        case "stranger":
+            from proxy.control import predecessor
+            predecessor.VERSION = 99
+sys.argv[0] = "sockpair"
+runpy.run_module("proxy", run_name="__main__", alter_sys=True)
+"""
+"""A sockpair whose successors have the fault that a file names."""
+
+
+@asynccontextmanager
+async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
+    mode = settings.folder / "mode"
+    mode.write_text("")
+    script = settings.folder / "faulty.py"
+    script.write_text(PROGRAM.format(mode=str(mode)))
+    settings.write()
+    command = [sys.executable, script, "run", "-c", settings.file]
+    first = await start(command, settings.folder, name="sockpair")
+    running = Lives(settings, first)
+    try:
+        await running.wait_started()
+        yield running, mode
+    finally:
+        print(first.story())
+        running.end()
+        await first.kill()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+@pytest.mark.parametrize("mode", ["dies", "dies half-way"])
+async def test_a_successor_that_dies_takes_nothing_along(
+    stage: Stage, mode: str, workers: int
+) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        async with faulty(stage.settings(web, dns, workers=workers)) as (running, fault):
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            fault.write_text(mode)
+            code, errors, _ = await running.upgrade()
+            assert code == 1
+            assert "the new process ended" in errors
+            talk(chatter, web, dns, "second")
+            await chatter.wait_words()
+            fault.write_text("")
+            assert (await running.upgraded())["flows"] == 4 * TALKERS
+            await chatter.wait_words()
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+async def test_a_successor_that_hangs_is_ended(stage: Stage) -> None:
+    async with chatting() as chatter:
+        web = Forward("web", "tcp", [chatter.tcp])
+        async with faulty(stage.settings(web)) as (running, fault):
+            chatter.begin("one", "tcp", web.address, "127.0.0.2")
+            fault.write_text("hangs")
+            code, errors, _ = await running.upgrade()
+            assert code == 1
+            assert "not ready within" in errors
+            await chatter.wait_words()
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_a_predecessor_of_another_version_drains(stage: Stage, workers: int) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        settings = stage.settings(web, dns, workers=workers, drain_timeout="60s")
+        async with faulty(settings) as (running, fault):
+            chatter.begin("one", "tcp", web.address, "127.0.0.2")
+            await chatter.wait_words()
+            fault.write_text("stranger")
+            answer = await running.upgraded()
+            assert answer["flows"] == 0
+            await chatter.wait_words()
+            assert "it drains" in running.first.story()
+            chatter.begin("two", "tcp", web.address, "127.0.0.2")
+            await chatter.wait_words()
+            assert len(await running.sockpair.flows()) == 1, "the new one has it"
+            chatter.nursery.cancel_scope.cancel()
