@@ -47,6 +47,8 @@ TURNS: Final = 2
 
 DONTWAIT: Final = 0x40  # MSG_DONTWAIT as a plain int, which costs less than a member of an enum
 
+WITH_END: Final = DONTWAIT | 0x8000  # MSG_MORE: FIN, which follows at once, goes with the bytes
+
 WATCH: Final = EPOLLIN | EPOLLOUT | EPOLLRDHUP | EPOLLET
 # EPOLLOUT costs nothing: the kernel tells it only of a socket that would not take more.
 
@@ -109,8 +111,9 @@ class Streams:
                     if not size:
                         self.end(leg)
                         continue
+                    is_last = mask & EPOLLRDHUP and size < CHUNK
                     try:
-                        sent = leg.send(buffer[:size], DONTWAIT)
+                        sent = leg.send(buffer[:size], WITH_END if is_last else DONTWAIT)
                     except BlockingIOError:
                         sent = 0
                     if sent < size:
