@@ -69,6 +69,8 @@ STAGGER: Final = 0.25
 LEAVING: Final = 1.0
 """Seconds that an endpoint has to accept whose client may have left."""
 
+NO_ENDPOINT: Final = CloseReason.NO_ENDPOINT  # to ask an enum for it costs as much as a call
+
 NO_KEY: Final[SourceKey] = ""
 """Of a source that nobody asks for."""
 
@@ -130,7 +132,7 @@ class ConnectAttempt:
                 self.give_up(now)
             return
         self._deadline = now + self._flow.limits.connect
-        self._go_on(now, CloseReason.NO_ENDPOINT)
+        self._go_on(now, NO_ENDPOINT)
 
     def resume(self, now: float) -> bool:
         """Go on after a wait, if some endpoint has room; false if none has."""

@@ -42,6 +42,9 @@ LONGEST_SLEEP: Final = 10.0
 SHORT_SLEEP: Final = 0.001
 """Seconds, where Trio's epoll instance cannot be found: what the rest of the house may wait."""
 
+NOBODY: Final[dict[Handler, int]] = {}
+"""Who is served again in most rounds; nothing is ever entered."""
+
 log = structlog.get_logger()
 
 
@@ -160,8 +163,13 @@ class Pump:
         until = min(next_deadline(), now + longest)
         alarms = self.alarms
         while True:
-            busy = self._again or others
-            events = poll(0 if busy else max(0.0, min(until, alarms.next) - now), MAX_EVENTS)
+            timeout = 0.0
+            if not (self._again or others):
+                # min() and max() are slow calls, and this is paid with each sleep.
+                timeout = (until if until < alarms.next else alarms.next) - now  # noqa: FURB136
+                if timeout < 0:
+                    timeout = 0.0
+            events = poll(timeout, MAX_EVENTS)
             now = monotonic()
             self._round(events, now)
             if others or self.giving_way or now >= until:
@@ -171,7 +179,9 @@ class Pump:
         self.rounds += 1
         self._in_round = True
 
-        again, self._again = self._again, {}
+        again = NOBODY
+        if self._again:
+            again, self._again = self._again, {}
         handlers = self._handlers
         for fd, mask in events:
             handler = handlers.get(fd)
