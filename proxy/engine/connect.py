@@ -234,8 +234,10 @@ class ConnectAttempt:
     def _time_of(self, now: float) -> float:
         """When to give an attempt up that begins now, and leaves some of the time to others."""
         left = self._deadline - now
-        least = min(ATTEMPT_MIN, self._flow.limits.connect / 4)
-        return now + min(left, max(left / 2, least))
+        part, least = left / 2, self._flow.limits.connect / 4
+        least = least if least < ATTEMPT_MIN else ATTEMPT_MIN  # noqa: FURB136 - slow calls
+        part = part if part > least else least  # noqa: FURB136
+        return now + (part if part < left else left)  # noqa: FURB136
 
     def _wait(self, now: float) -> bool:
         """Wait for an endpoint that is full; false if there is none, or no room to wait."""
