@@ -16,13 +16,14 @@ from __future__ import annotations
 import json
 from base64 import b64decode, b64encode
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, Any, Final, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, TypeAlias
 
 from proxy.core.address import Transport
 from proxy.core.client_hello import Hello
 from proxy.core.flow import CloseReason, CloseSide, State
 from proxy.core.identity import Arrival, Identity
 from proxy.core.proxy_header import Tlv
+from proxy.core.stalls import StallState
 from proxy.core.unix import Credentials, UnixAddress
 
 if TYPE_CHECKING:
@@ -36,6 +37,10 @@ class StateError(ValueError):
     """What was read are no states of this version."""
 
 
+Responded: TypeAlias = "tuple[tuple[Address | None, int, int], ...]"
+"""Who has answered: address (None for all the others), datagrams, bytes."""
+
+
 class LegState(NamedTuple):
     """One direction of a flow.
 
@@ -45,6 +50,7 @@ class LegState(NamedTuple):
         pending: received, and not yet taken by the other side.
         urgent: whether that is one byte of urgent data.
         ended: whether its end has been received, and passed on.
+        stalls: how long it stood still; None if it never did.
 
     """
 
@@ -53,6 +59,7 @@ class LegState(NamedTuple):
     pending: bytes = b""
     urgent: bool = False
     ended: bool = False
+    stalls: StallState | None = None
 
 
 class DatagramState(NamedTuple):
@@ -67,7 +74,7 @@ class DatagramState(NamedTuple):
         header: sent before each datagram to the endpoint.
         answered: bytes that went out to its client until it was proven.
         proven: whether the client has spoken again after it was answered.
-        responders: who has answered: address (None for all the others), datagrams, bytes.
+        responders: who has answered; None where the endpoint is not many hosts.
 
     """
 
@@ -79,7 +86,7 @@ class DatagramState(NamedTuple):
     header: bytes = b""
     answered: int = 0
     proven: bool = False
-    responders: tuple[tuple[Address | None, int, int], ...] | None = None
+    responders: Responded | None = None
 
 
 class EndState(NamedTuple):
@@ -91,6 +98,7 @@ class EndState(NamedTuple):
         closed: when.
         unsent: bytes thrown away, each way; None where that is not known.
         limits: in force for it, as JSON.
+        responders: who had answered, as ``DatagramState`` has it.
 
     """
 
@@ -99,6 +107,7 @@ class EndState(NamedTuple):
     closed: float
     unsent: tuple[int, int] | None
     limits: str
+    responders: Responded | None = None
 
 
 class FlowState(NamedTuple):
@@ -124,6 +133,7 @@ class FlowState(NamedTuple):
         credentials: the client's process.
         datagrams: what only a flow of datagrams has.
         end: how it ended; None of one that lives.
+        sample: what the kernel last told of its sockets, packed; see ``core.sample``.
 
     """
 
@@ -146,6 +156,7 @@ class FlowState(NamedTuple):
     credentials: Credentials | None = None
     datagrams: DatagramState | None = None
     end: EndState | None = None
+    sample: bytes | None = None
 
 
 def write_states(states: Iterable[FlowState]) -> str:
@@ -176,6 +187,10 @@ def _write(state: FlowState) -> list[Any]:
         fields[15] = _write_identity(state.identity)
     if state.datagrams is not None:
         fields[17] = _write_datagrams(state.datagrams)
+    if state.end is not None:
+        fields[18] = [*state.end[:-1], _write_responders(state.end.responders)]
+    if state.sample is not None:
+        fields[19] = _text(state.sample)
     return fields
 
 
@@ -188,22 +203,24 @@ def _read(fields: list[Any]) -> FlowState:
     fields[12], fields[13] = _read_leg(fields[12]), _read_leg(fields[13])
     for index in ADDRESSES:
         fields[index] = _read_address(fields[index])
-    identity, credentials, datagrams, end = fields[15:]
+    identity, credentials, datagrams, end, sample = fields[15:]
     fields[15] = None if identity is None else _read_identity(identity)
     fields[16] = None if credentials is None else Credentials(*credentials)
     fields[17] = None if datagrams is None else _read_datagrams(datagrams)
     fields[18] = None if end is None else _read_end(end)
+    fields[19] = None if sample is None else _bytes(sample)
     return FlowState(*fields)
 
 
 def _write_leg(leg: LegState) -> list[Any]:
-    received, packets, pending, urgent, ended = leg
-    return [received, packets, _text(pending) if pending else "", int(urgent), int(ended)]
+    received, packets, pending, urgent, ended, stalls = leg
+    return [received, packets, _text(pending) if pending else "", int(urgent), int(ended), stalls]
 
 
 def _read_leg(fields: list[Any]) -> LegState:
-    received, packets, pending, urgent, ended = fields
-    return LegState(received, packets, _bytes(pending), bool(urgent), bool(ended))
+    received, packets, pending, urgent, ended, stalls = fields
+    known = None if stalls is None else StallState(*stalls)
+    return LegState(received, packets, _bytes(pending), bool(urgent), bool(ended), known)
 
 
 def _write_identity(identity: Identity) -> list[Any]:
@@ -231,8 +248,7 @@ def _write_datagrams(state: DatagramState) -> list[Any]:
     for index, value in enumerate(fields):
         if isinstance(value, bytes):
             fields[index] = _text(value)
-    if state.responders is not None:
-        fields[-1] = [(_write_address(who), *counts) for who, *counts in state.responders]
+    fields[-1] = _write_responders(state.responders)
     return fields
 
 
@@ -247,18 +263,31 @@ def _read_datagrams(fields: list[Any]) -> DatagramState:
         _bytes(header),
         answered,
         proven,
-        None if responders is None else tuple((_read_address(who), *n) for who, *n in responders),
+        _read_responders(responders),
     )
 
 
+def _write_responders(responders: Responded | None) -> Any:
+    if responders is None:
+        return None
+    return [(_write_address(who), *counts) for who, *counts in responders]
+
+
+def _read_responders(fields: list[Any] | None) -> Responded | None:
+    if fields is None:
+        return None
+    return tuple((_read_address(who), *counts) for who, *counts in fields)
+
+
 def _read_end(fields: list[Any]) -> EndState:
-    reason, side, closed, unsent, limits = fields
+    reason, side, closed, unsent, limits, responders = fields
     return EndState(
         CloseReason(reason),
         CloseSide(side),
         closed,
         None if unsent is None else (unsent[0], unsent[1]),
         limits,
+        _read_responders(responders),
     )
 
 

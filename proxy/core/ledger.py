@@ -56,6 +56,10 @@ class Ledger(Generic[Key, Counters]):
             self._forget()
         return known
 
+    def is_used(self, key: Key) -> bool:
+        """Whether a name is in use."""
+        return key in self._used
+
     def __len__(self) -> int:
         return len(self._used) + len(self._retired)
 

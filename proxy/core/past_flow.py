@@ -9,11 +9,14 @@ from typing import TYPE_CHECKING
 
 from proxy.core.endpoint import Endpoint
 from proxy.core.flow import Direction, Flow
+from proxy.core.responders import Responders
+from proxy.core.stalls import Stalls, insight_of
 
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.flow_state import EndState, FlowState, LegState
     from proxy.core.identity import Identity
+    from proxy.core.sample import Insight
     from proxy.core.unix import Credentials
 
 
@@ -67,6 +70,25 @@ class PastFlow(Flow):
     def unsent(self) -> tuple[int, int] | None:
         """Bytes received and thrown away when it ended."""
         return self._end.unsent
+
+    @property
+    def insight(self) -> Insight | None:
+        """What held it up, and what the kernel told of it, where anybody looked."""
+        state = self._state
+        original, reply = (
+            None if leg.stalls is None else Stalls.restored(leg.stalls)
+            for leg in (state.original, state.reply)
+        )
+        return insight_of(state.sample, original, reply, self.active, self.closed)
+
+    @property
+    def responders(self) -> Responders | None:
+        """Who answered, where the endpoint is a broadcast or multicast address."""
+        if self._end.responders is None:
+            return None
+        responders = Responders()
+        responders.restore(self._end.responders)
+        return responders
 
     @property
     def credentials(self) -> Credentials | None:

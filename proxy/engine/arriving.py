@@ -36,6 +36,9 @@ class Arriving:
         relay: where they live.
         roster: its listeners.
 
+    Attributes:
+        offset: Unix time less monotonic time, as a predecessor saw it; None if there was none.
+
     """
 
     def __init__(self, relay: Relay, roster: Roster) -> None:
@@ -45,6 +48,7 @@ class Arriving:
         self._bequests: list[Bequest] = []
         self._begun = trio.Event()
         self._over = trio.Event()
+        self.offset: float | None = None
         self._flows = 0
         self._lost = 0
 
@@ -65,8 +69,10 @@ class Arriving:
     def revive_datagrams(self, now: float) -> None:
         """Bring to life what has come, now that the listeners are open."""
         bequests, self._bequests = self._bequests, []
-        for bequest in bequests:
-            self._relay.table.skip(bequest.next_id - 1)
+        for _, papers in bequests:
+            self._relay.table.skip(papers.next_id - 1)
+            self._roster.know_drops(papers.drops)
+            self.offset = papers.offset
         for bequest in bequests:
             self._revive(bequest.flows, now)
         if self._heirs:

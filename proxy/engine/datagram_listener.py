@@ -73,6 +73,8 @@ class DatagramListener:
         counts: whether its flows end, or are spent, by number; see ``counted``.
         live: its flows, those included that have left the index.
         draining: whether it opens no more; then it closes with the last one.
+        kernel_drops: what the kernel has dropped on its socket, as far as it is counted.
+        is_counted: whether that is counted here, and not by a successor.
 
     """
 
@@ -99,8 +101,9 @@ class DatagramListener:
         self.live = 0
         self.draining = False
         self.is_open = True
+        self.is_counted = True
         self.address: Address = canonical(socket.getsockname())
-        self._kernel_drops = kernel_drops(socket)  # of an earlier life, if it was inherited
+        self.kernel_drops = kernel_drops(socket)  # of an earlier life, if it was inherited
         self._local = self.address
         self._wildcard = self._tells_local or self._local[0] in WILDCARDS
         self._info = LONGEST_INFO
@@ -208,9 +211,11 @@ class DatagramListener:
 
     def count_kernel_drops(self) -> None:
         """Learn how many datagrams the kernel dropped because we did not read in time."""
+        if not self.is_counted:
+            return
         drops = kernel_drops(self.socket)
-        self.counters.dropped[Drop.KERNEL] += drops - self._kernel_drops
-        self._kernel_drops = drops
+        self.counters.dropped[Drop.KERNEL] += drops - self.kernel_drops
+        self.kernel_drops = drops
 
     def pause(self) -> None:
         """Receive nothing, until ``resume``."""

@@ -21,13 +21,12 @@ from proxy.core.flow_state import DatagramState, EndState, FlowState, LegState
 from proxy.engine.datagram import FILES_PER_FLOW as FILES_PER_DATAGRAM_FLOW
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.headed import HeadedSocket, HeadedUnixSocket
-from proxy.engine.leg import BLOCKED
+from proxy.engine.leg import BLOCKED, StreamLeg
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.tcp import CLOSED
 
 if TYPE_CHECKING:
     from proxy.core.flow import Direction, Flow
-    from proxy.engine.leg import StreamLeg
 
 AnyFlow: TypeAlias = StreamFlow | DatagramFlow
 
@@ -93,6 +92,7 @@ def _let_go_of_stream(flow: StreamFlow) -> None:
     flow.relay.files.used -= FILES_PER_FLOW
     for leg in (flow.original, flow.reply):
         leg.counters.departed(len(leg.pending or b""))
+        leg.pending = None  # it is not thrown away
         leg.socket.close()
         leg.socket = CLOSED
         leg.part()
@@ -128,7 +128,10 @@ def state_of(flow: Flow, limits: str = "") -> FlowState:
         upstream, name = endpoint.counters.upstream, endpoint.name
     end = None
     if flow.close_reason is not None and flow.close_side is not None:
-        end = EndState(flow.close_reason, flow.close_side, flow.closed, flow.unsent, limits)
+        responders = None if flow.responders is None else flow.responders.state()
+        end = EndState(
+            flow.close_reason, flow.close_side, flow.closed, flow.unsent, limits, responders
+        )
     return FlowState(
         flow.id,
         counters.listener,
@@ -148,11 +151,8 @@ def state_of(flow: Flow, limits: str = "") -> FlowState:
         flow.identity,
         flow.credentials,
         end=end,
+        sample=flow.sample if isinstance(flow, StreamFlow) else None,
     )
-
-
-def _leg_state(direction: Direction) -> LegState:
-    return LegState(direction.bytes, direction.packets)
 
 
 def _freeze_stream(flow: StreamFlow) -> Frozen:
@@ -163,19 +163,19 @@ def _freeze_stream(flow: StreamFlow) -> Frozen:
         relay.pump.release(leg.socket.fileno())
         relay.pump.forget(leg)
         leg.freeze()
-    state = state_of(flow)._replace(
-        original=_stream_state(flow.original), reply=_stream_state(flow.reply)
-    )
-    return Frozen(flow, state, tuple(leg.socket.fileno() for leg in legs))
+    return Frozen(flow, state_of(flow), tuple(leg.socket.fileno() for leg in legs))
 
 
-def _stream_state(leg: StreamLeg) -> LegState:
+def _leg_state(leg: Direction) -> LegState:
+    if not isinstance(leg, StreamLeg):
+        return LegState(leg.bytes, leg.packets)
     return LegState(
         leg.bytes,
         0,
         bytes(leg.pending or b""),
         bool(leg.send_flags & MSG_OOB),
         leg.ended,
+        None if leg.stalls is None else leg.stalls.state(),
     )
 
 

@@ -2,8 +2,8 @@
 
 The predecessor says, in this order, each a message of a kind and a body:
 
-* ``D`` states of flows of datagrams, with their descriptors; and ``E`` when that is all, with the
-  id that its next flow would have had;
+* ``D`` states of flows of datagrams, with their descriptors; and ``E`` when that is all, with what
+  an heir has to know beside flows (``Papers``);
 * ``S`` states of streams, with theirs, in batches, each when the one before is settled;
 * ``R`` states of flows that ended;
 * ``Z``: nothing more will come.
@@ -27,8 +27,9 @@ Source: unix(7) SCM_RIGHTS.
 
 from __future__ import annotations
 
+import json
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from typing import Final, NamedTuple, TypeAlias
 
@@ -62,17 +63,52 @@ Moving: TypeAlias = tuple[FlowState, tuple[int, ...]]
 """A flow on its way: its state, and its descriptors."""
 
 
+class Papers(NamedTuple):
+    """What an heir has to know beside flows.
+
+    Attributes:
+        next_id: the id that the predecessor's next flow would have had.
+        offset: Unix time less monotonic time, as the predecessor sees it: each process measures
+            that a little otherwise, and times that were told once shall not waver.
+        drops: what the kernel had dropped on each listening socket of datagrams, by its cookie,
+            and the predecessor has counted.
+
+    """
+
+    next_id: int
+    offset: float
+    drops: Mapping[int, int]
+
+    def write(self) -> bytes:
+        """Write it as JSON."""
+        return json.dumps([self.next_id, self.offset, list(self.drops.items())]).encode()
+
+
+def read_papers(text: bytes) -> Papers:
+    """Read what ``Papers.write`` has written.
+
+    Raises:
+        StateError: it has not.
+
+    """
+    try:
+        next_id, offset, drops = json.loads(text)
+        return Papers(int(next_id), float(offset), {int(each): int(n) for each, n in drops})
+    except (ValueError, TypeError) as error:
+        raise StateError(f"no papers: {error}") from error
+
+
 class Bequest(NamedTuple):
     """All flows of datagrams of a predecessor.
 
     Attributes:
         flows: the receiver's, with their descriptors.
-        next_id: the id that the predecessor's next flow would have had.
+        papers: what is to be known beside them.
 
     """
 
     flows: list[Moving]
-    next_id: int
+    papers: Papers
 
 
 class Bequeather:
@@ -95,7 +131,7 @@ class Bequeather:
         """
         await self._hear(READY)
 
-    async def give_datagrams(self, flows: Sequence[Moving], next_id: int) -> None:
+    async def give_datagrams(self, flows: Sequence[Moving], papers: Papers) -> None:
         """Give all flows of datagrams, and wait until the heir has them.
 
         Raises:
@@ -104,7 +140,7 @@ class Bequeather:
         """
         for start in range(0, len(flows), BATCH):
             await self._give(DATAGRAMS, flows[start : start + BATCH])
-        await self._send(NO_MORE_DATAGRAMS + str(next_id).encode())
+        await self._send(NO_MORE_DATAGRAMS + papers.write())
         await self._hear(ACKNOWLEDGED)
 
     async def give_streams(self, flows: Sequence[Moving]) -> None:
@@ -196,13 +232,14 @@ class Heir:
                 await self._wire.send(READY, whole=False)
                 while (kind := await self._receive(flows))[:1] == DATAGRAMS:
                     pass
-            if kind[:1] != NO_MORE_DATAGRAMS or not kind[1:].isdigit():
+            if kind[:1] != NO_MORE_DATAGRAMS:
                 raise HandOverError(f"datagrams should come, not {kind[:1]!r}")
+            papers = read_papers(kind[1:])
             await self._settle()
         except (WireError, StateError, HandOverError, trio.TooSlowError) as error:
             self._refuse(flows)
             raise HandOverError(f"the predecessor gives nothing: {error}") from error
-        return Bequest(flows, int(kind[1:]))
+        return Bequest(flows, papers)
 
     async def be_ready(self) -> None:
         """Say that streams may come.

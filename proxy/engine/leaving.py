@@ -18,7 +18,7 @@ import trio
 
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.frozen import AnyFlow, Frozen, can_freeze, depart, freeze
-from proxy.engine.handover import BATCH, Bequeather, HandOverError
+from proxy.engine.handover import BATCH, Bequeather, HandOverError, Papers
 from proxy.engine.revive import thaw
 from proxy.engine.stream import StreamFlow
 
@@ -59,16 +59,23 @@ class Leaving:
         roster: its listeners.
         order: who gets which.
         heirs: the ends of the wires to them, by their numbers.
+        offset: Unix time less monotonic time.
 
     """
 
     def __init__(
-        self, relay: Relay, roster: Roster, order: LeaveOrder, heirs: Sequence[Bequeather]
+        self,
+        relay: Relay,
+        roster: Roster,
+        order: LeaveOrder,
+        heirs: Sequence[Bequeather],
+        offset: float,
     ) -> None:
         self._relay = relay
         self._roster = roster
         self._order = order
         self._heirs = heirs
+        self._offset = offset
         self._left = Left()
 
     async def give_datagrams(self) -> None:
@@ -86,6 +93,7 @@ class Leaving:
             raise
         began = monotonic()
         self._roster.pause()
+        papers = Papers(self._relay.table.next_id, self._offset, self._roster.counted_drops())
         parts = [
             [freeze(flow) for flow in self._ready(heir) if isinstance(flow, DatagramFlow)]
             for heir in range(len(self._heirs))
@@ -93,7 +101,7 @@ class Leaving:
         try:
             for heir, part in zip(self._heirs, parts, strict=True):
                 moving = [(each.state, each.files) for each in part]
-                await heir.give_datagrams(moving, self._relay.table.next_id)
+                await heir.give_datagrams(moving, papers)
         except BaseException:
             await self._abandon()
             for part in parts:
@@ -141,6 +149,8 @@ class Leaving:
                 await heir.abandon()
 
     async def _give_batch(self, heir: Bequeather, flows: Sequence[AnyFlow]) -> None:
+        if not flows:  # they have ended meanwhile
+            return
         began = monotonic()
         part = [freeze(flow) for flow in flows]
         try:

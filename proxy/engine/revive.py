@@ -14,6 +14,7 @@ from socket import SocketType as Socket
 from typing import TYPE_CHECKING
 
 from proxy.core.expiry import next_look
+from proxy.core.stalls import Stalls
 from proxy.engine.datagram import FILES_PER_FLOW as FILES_PER_DATAGRAM_FLOW
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.declared import DeclaredFlow
@@ -25,7 +26,7 @@ from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import UDP_GRO
 from proxy.engine.sources import user_key
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
-from proxy.engine.trains import TrainReader
+from proxy.engine.trains import TrainReader, ask_for_trains
 from proxy.engine.unix import UnixDatagramSocket, serve_unix_leg
 from proxy.engine.unix_flow import UnixFlow
 from proxy.engine.unix_listeners import UnixgramFlow
@@ -106,7 +107,7 @@ def _revive_stream(
     )
     relay.table.give_back(flow.id)
     flow.arrive(state)
-    flow.half_closed = state.half_closed
+    flow.half_closed, flow.sample = state.half_closed, state.sample
     if isinstance(flow, IdentifiedFlow | IdentifiedUnixFlow):
         flow.identity, flow.style = state.identity, None
     if isinstance(flow, UnixFlow):
@@ -137,6 +138,7 @@ def _source_key(roster: Roster, spec: ListenerSpec, state: FlowState) -> SourceK
 def _restore(leg: StreamLeg, state: LegState) -> None:
     leg.ended = state.ended
     leg.pending = None
+    leg.stalls = None if state.stalls is None else Stalls.restored(state.stalls)
     if state.pending:
         leg.hold_again(state.pending, urgent=state.urgent)
 
@@ -245,7 +247,10 @@ def _hear_again(flow: DatagramFlow, now: float) -> None:
     relay, socket = flow.listener.relay, flow.socket
     relay.pump.register(socket.fileno(), flow, EPOLLIN)
     if socket.family != AF_UNIX and socket.getsockopt(IPPROTO_UDP, UDP_GRO):
-        relay.pump.hand_over(socket.fileno(), TrainReader(flow))
+        if flow.listener.trains:
+            relay.pump.hand_over(socket.fileno(), TrainReader(flow))
+        else:  # here each is looked at
+            ask_for_trains(socket, wanted=False)
     if flow.answers is not None:
         relay.pump.register(flow.answers.fileno(), flow.answers, EPOLLIN)
     relay.wheel.schedule(flow, next_look(flow, flow.limits, now))

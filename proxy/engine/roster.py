@@ -131,6 +131,22 @@ class Roster:
             if isinstance(listener, DatagramListener):
                 listener.count_kernel_drops()
 
+    def counted_drops(self) -> dict[int, int]:
+        """Count what the kernel has dropped so far, and tell it by the sockets' cookies."""
+        self.count_kernel_drops()
+        return {
+            cookie_of(each.socket): each.kernel_drops
+            for each in self._accepting()
+            if isinstance(each, DatagramListener)
+        }
+
+    def know_drops(self, counted: Mapping[int, int]) -> None:
+        """Know what a predecessor has counted, by the cookies of sockets that are ours now."""
+        for listener in self._accepting():
+            if isinstance(listener, DatagramListener):
+                known = counted.get(cookie_of(listener.socket))
+                listener.kernel_drops = listener.kernel_drops if known is None else known
+
     def look_around(self, now: float) -> None:
         """Have the listeners that all workers limit together know what the others admit."""
         for spec in self._specs.values():
@@ -320,6 +336,7 @@ class Roster:
         """
         for listener in list(self._accepting()):
             if isinstance(listener, DatagramListener):
+                listener.is_counted = False
                 listener.retire(now)
             else:
                 listener.close()

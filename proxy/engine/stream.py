@@ -21,7 +21,7 @@ from proxy.core.admission import Limit
 from proxy.core.events import EventKind
 from proxy.core.expiry import FlowLimits, deadline_of, next_look, next_look_connecting
 from proxy.core.flow import CloseReason, CloseSide, Flow, State
-from proxy.core.sample import STILL, Insight, unpack
+from proxy.core.stalls import insight_of
 from proxy.engine.connect import ConnectAttempt
 from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
 from proxy.engine.passive import ended
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address
     from proxy.core.counters import ListenerCounters
     from proxy.core.endpoint import Endpoint
+    from proxy.core.sample import Insight
     from proxy.core.sources import SourceKey
     from proxy.core.upstream import Choice
     from proxy.core.wheel import Slot
@@ -49,9 +50,6 @@ ENDPOINT_CLOSED: Final = State.ENDPOINT_CLOSED
 FINISHED: Final = CloseReason.FINISHED
 BY_CLIENT: Final = CloseSide.CLIENT
 BY_ENDPOINT: Final = CloseSide.ENDPOINT
-
-NEVER: Final = (None, None)
-"""The stalls of a flow that never stood still."""
 
 log = structlog.get_logger()
 
@@ -166,13 +164,9 @@ class StreamFlow(Flow):
     @property
     def insight(self) -> Insight | None:
         """What held it up, and what the kernel told of it; None if there is nothing to tell."""
-        stalls = self.original.stalls, self.reply.stalls
-        if self.sample is None and stalls == NEVER:
-            return None
-        sample = None if self.sample is None else unpack(self.sample)
-        seen = self.active if sample is None else max(self.active, sample.when)
-        now = seen if self.close_reason is None else self.closed
-        return Insight(sample, *(STILL if stall is None else stall.until(now) for stall in stalls))
+        closed = None if self.close_reason is None else self.closed
+        original, reply = self.original.stalls, self.reply.stalls
+        return insight_of(self.sample, original, reply, self.active, closed)
 
     def start(
         self,
@@ -186,11 +180,8 @@ class StreamFlow(Flow):
         if relay.leaving is not None:
             relay.evict(now)
         relay.table.add(self)
-        if bandwidth is not None:
-            bandwidth.begin(self, now)
-        elif self.limits.bytes < inf:
-            self.original.limit()
-            self.reply.limit()
+        if bandwidth is not None or self.limits.bytes < inf:
+            self._use(bandwidth, now)
         if relay.orders.are_there:
             relay.orders.hold(self, now)
         relay.files.used += FILES_PER_FLOW

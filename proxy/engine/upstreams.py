@@ -100,6 +100,8 @@ class Upstreams:
             if each.address == address:
                 return each
         counters = self._endpoints.of((upstream, name))
+        if not self._endpoints.is_used((upstream, name)):
+            counters.draining = True
         return Endpoint(upstream, name, address, counters)
 
     def addresses(

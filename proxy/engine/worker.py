@@ -141,6 +141,8 @@ class Worker:
         self._sampler.rate = change.sample_rate
         changed = roster.apply(change, now)
         self._arriving.revive_datagrams(now)
+        if self._arriving.offset is not None:
+            self._offset = self._arriving.offset
         self._drains.cancel(roster.is_wanted)
         for name in change.closed:
             target = DrainTarget(listener=name)
@@ -178,7 +180,7 @@ class Worker:
 
         """
         bequeathers = [Bequeather(wire_on(socket)) for socket in heirs]
-        leaving = Leaving(self._relay, self._roster, order, bequeathers)
+        leaving = Leaving(self._relay, self._roster, order, bequeathers, self._wall_offset())
         await leaving.give_datagrams()
         await leaving.give_streams(patience)
         recent = self._relay.table.recent

@@ -22,6 +22,7 @@ from proxy.core.flow_state import (
 )
 from proxy.core.identity import Arrival, Identity
 from proxy.core.proxy_header import Tlv
+from proxy.core.stalls import StallState
 from proxy.core.unix import Credentials, UnixAddress
 
 ports = st.integers(0, 65535)
@@ -32,6 +33,9 @@ addresses: st.SearchStrategy[Address] = st.one_of(
     st.tuples(st.ip_addresses(v=6).map(str), ports, st.just(0), st.integers(0, 9)),
     st.text(max_size=20).map(UnixAddress),
 )
+stalls = st.builds(
+    StallState, blocked=times, held=times, since=st.none() | times, by_limit=st.booleans()
+)
 legs = st.builds(
     LegState,
     received=numbers,
@@ -39,7 +43,9 @@ legs = st.builds(
     pending=st.binary(max_size=50),
     urgent=st.booleans(),
     ended=st.booleans(),
+    stalls=st.none() | stalls,
 )
+responded = st.lists(st.tuples(st.none() | addresses, numbers, numbers), max_size=3).map(tuple)
 identities = st.builds(
     Identity,
     via=st.none() | st.builds(Arrival, addresses, addresses),
@@ -60,8 +66,7 @@ datagrams = st.builds(
     header=st.binary(max_size=40),
     answered=numbers,
     proven=st.booleans(),
-    responders=st.none()
-    | st.lists(st.tuples(st.none() | addresses, numbers, numbers), max_size=3).map(tuple),
+    responders=st.none() | responded,
 )
 ends = st.builds(
     EndState,
@@ -70,6 +75,7 @@ ends = st.builds(
     closed=times,
     unsent=st.none() | st.tuples(numbers, numbers),
     limits=st.just('{"idle":60.0}'),
+    responders=st.none() | responded,
 )
 states = st.builds(
     FlowState,
@@ -92,6 +98,7 @@ states = st.builds(
     credentials=st.none() | st.builds(Credentials, numbers, numbers, numbers),
     datagrams=st.none() | datagrams,
     end=st.none() | ends,
+    sample=st.none() | st.binary(max_size=50),
 )
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from socket import socket as Socket
@@ -12,22 +12,42 @@ from typing import Any
 
 import trio
 
+from proxy.core.live_limit import LiveLimit
 from proxy.engine.leaving import Left
-from proxy.engine.specs import Change, LeaveOrder, OpenListener, Steered
+from proxy.engine.specs import Change, LeaveOrder, OpenListener, Steered, UpstreamSpec
 from proxy.engine.worker import Worker
-from tests.engine.lab import UPSTREAMS, Lab, change
+from tests.engine.lab import Lab, change
 
 TO_ONE: LeaveOrder = {"lab": Steered(1)}
 
 
 @asynccontextmanager
 async def successor_of(
-    lab: Lab, order: LeaveOrder = TO_ONE, patience: float = 1.0, **parts: Any
+    lab: Lab,
+    order: LeaveOrder | None = None,
+    patience: float = 1.0,
+    upstreams: Sequence[UpstreamSpec] | None = None,
+    bounds: Mapping[str, int] | None = None,
+    orders: Sequence[LiveLimit] = (),
+    **parts: Any,
 ) -> AsyncIterator[tuple[Lab, Left]]:
-    """Have another worker take over; ``parts`` are of its listener where it differs."""
+    """Have another worker take over.
+
+    Args:
+        lab: whose flows it gets.
+        order: of which listeners; of all, if it is not said.
+        patience: for flows that connect.
+        upstreams: its own, where they differ.
+        bounds: those of its table, where they differ.
+        orders: that are in force.
+        parts: of its listeners, where they differ.
+
+    """
     worker = Worker(10_000, recent=10_000)
     ours, theirs = socketpair()
     left: list[Left] = []
+    if order is None:
+        order = {name: Steered(1) for name in lab.worker._roster._listeners}
 
     async def leave() -> None:
         left.append(await lab.worker.leave(order, [ours], patience))
@@ -36,9 +56,10 @@ async def successor_of(
         running.start_soon(worker.run)
         try:
             await worker.expect([theirs])
+            await worker.limit(orders)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(leave)
-                await worker.apply(same_as(lab, **parts))
+                await worker.apply(same_as(lab, upstreams, bounds or {}, **parts))
             await worker.wait_taken_over()
             yield Lab(worker, lab.address, lab.transport), left[0]
         finally:
@@ -46,10 +67,26 @@ async def successor_of(
             running.cancel_scope.cancel()
 
 
-def same_as(lab: Lab, **parts: Any) -> Change:
-    """What makes another worker of what a lab's worker is; with a duplicate of its socket."""
+def same_as(
+    lab: Lab,
+    upstreams: Sequence[UpstreamSpec] | None = None,
+    bounds: Mapping[str, int] | None = None,
+    **parts: Any,
+) -> Change:
+    """What makes another worker of what a lab's worker is; with duplicates of its sockets."""
     roster = lab.worker._roster
-    (listener,) = roster._listeners["lab"]
-    spec = replace(roster._specs["lab"], **parts)
-    socket = Socket(fileno=os.dup(listener.socket.fileno()))
-    return change(*UPSTREAMS[lab.worker].values(), opened=(OpenListener(spec, (socket,)),))
+    if upstreams is None:
+        upstreams = [route.spec for route in roster.upstreams._routes.values()]
+    opened = [
+        OpenListener(
+            replace(roster._specs[name], **parts),
+            tuple(again(each.socket) for each in listeners if each.is_open),
+        )
+        for name, listeners in roster._listeners.items()
+    ]
+    return change(*upstreams, opened=opened, **(bounds or {}))
+
+
+def again(socket: Socket) -> Socket:
+    """A duplicate of a listening socket, of the same class."""
+    return type(socket)(fileno=os.dup(socket.fileno()))
