@@ -159,6 +159,25 @@ class FlowState(NamedTuple):
     sample: bytes | None = None
 
 
+class ClientState(NamedTuple):
+    """A client that has connected, and is not admitted yet: it waits for that, or for its header.
+
+    Attributes:
+        listener: the name of its listener.
+        transport: of that.
+        remote: the client.
+        local: the address of ours that it hit.
+        identity: what its header has said; None if that is still in its socket, or there is none.
+
+    """
+
+    listener: str
+    transport: Transport
+    remote: Address
+    local: Address
+    identity: Identity | None = None
+
+
 def write_states(states: Iterable[FlowState]) -> str:
     """Write states as JSON; the version is for the caller to tell."""
     return json.dumps([_write(state) for state in states], separators=(",", ":"))
@@ -175,6 +194,42 @@ def read_states(text: str | bytes) -> list[FlowState]:
         return [_read(fields) for fields in json.loads(text)]
     except (ValueError, TypeError, KeyError, IndexError) as error:
         raise StateError(f"not the states of flows, version {STATE_VERSION}: {error}") from error
+
+
+def write_clients(clients: Iterable[ClientState]) -> str:
+    """Write clients as JSON; the version is that of states."""
+    return json.dumps([_write_client(each) for each in clients], separators=(",", ":"))
+
+
+def read_clients(text: str | bytes) -> list[ClientState]:
+    """Read what ``write_clients`` of the same version has written.
+
+    Raises:
+        StateError: it has not.
+
+    """
+    try:
+        return [_read_client(*fields) for fields in json.loads(text)]
+    except (ValueError, TypeError, KeyError, IndexError) as error:
+        raise StateError(f"no clients, version {STATE_VERSION}: {error}") from error
+
+
+def _write_client(client: ClientState) -> list[Any]:
+    listener, transport, remote, local, identity = client
+    written = None if identity is None else _write_identity(identity)
+    return [listener, transport, _write_address(remote), _write_address(local), written]
+
+
+def _read_client(
+    listener: str, transport: str, remote: list[Any], local: list[Any], identity: list[Any] | None
+) -> ClientState:
+    return ClientState(
+        listener,
+        Transport(transport),
+        _read_known(remote),
+        _read_known(local),
+        None if identity is None else _read_identity(identity),
+    )
 
 
 def _write(state: FlowState) -> list[Any]:

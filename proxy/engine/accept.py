@@ -157,11 +157,27 @@ class StreamListener:
     def pause(self) -> None:
         """Accept nobody, until ``resume``."""
         self.relay.wheel.cancel(self)  # of a pause for want of something
-        self.relay.pump.release(self._fd)
+        if self.relay.pump.serves(self._fd, self):
+            self.relay.pump.release(self._fd)
 
     def resume(self) -> None:
         """Accept again."""
-        self.relay.pump.register(self._fd, self, EPOLLIN)
+        if self.is_open and not self.relay.pump.serves(self._fd, self):
+            self.relay.pump.register(self._fd, self, EPOLLIN)
+
+    def receive(
+        self,
+        client: Socket,
+        remote: Address,
+        local: Address,
+        now: float,
+        identity: Identity | None,
+    ) -> None:
+        """Take in a client that a predecessor had accepted."""
+        if identity is not None or self.terms.prefaces is None:
+            self.decide(client, remote, local, now, identity)
+        else:
+            self.terms.prefaces.arrive(self, client, remote, local, now)
 
     def retire(self, now: float) -> None:
         """Accept who has connected already, and then no more.

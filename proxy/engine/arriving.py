@@ -1,8 +1,12 @@
 """A worker that takes over: flows of predecessors come to life here.
 
 Flows of datagrams are revived in the turn in which the listeners open; see ``handover``. Streams
-come while everything runs. A flow that cannot live here is reset on both sides, told, and counted
-as ``internal``: that must not happen, for the predecessor gives only what it was asked for.
+come while everything runs. As long as not all are here, nobody knows whether there is a place where
+there is a ceiling; so listeners that have one, or whose endpoints have, accept nobody until each
+predecessor has given what it could, and those come first who had been waiting there.
+
+A flow that cannot live here is reset on both sides, told, and counted as ``internal``: that must
+not happen, for the predecessor gives only what it was asked for.
 """
 
 from __future__ import annotations
@@ -17,12 +21,22 @@ import structlog
 import trio
 
 from proxy.core.past_flow import PastFlow
-from proxy.engine.handover import Bequest, HandOverError, Heir, Moving
+from proxy.engine.handover import (
+    CLIENTS,
+    NOTHING_MORE,
+    PATIENCE,
+    STREAMS,
+    Bequest,
+    HandOverError,
+    Heir,
+    Moving,
+    Waiting,
+)
 from proxy.engine.revive import ReviveError, revive
 from proxy.engine.tcp import reset_on_close
 
 if TYPE_CHECKING:
-    from proxy.core.flow_state import FlowState
+    from proxy.core.flow_state import ClientState, FlowState
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
 
@@ -46,6 +60,8 @@ class Arriving:
         self._roster = roster
         self._heirs: list[Heir] = []
         self._bequests: list[Bequest] = []
+        self._awaited: list[Heir] = []
+        self._clients: list[Waiting] = []
         self._begun = trio.Event()
         self._over = trio.Event()
         self.offset: float | None = None
@@ -76,15 +92,20 @@ class Arriving:
         for bequest in bequests:
             self._revive(bequest.flows, now)
         if self._heirs:
+            self._roster.hold_full()
             self._begun.set()
 
     async def run(self) -> None:
         """Receive streams, once they are expected, until there are no more."""
         await self._begun.wait()
         began = monotonic()
-        async with trio.open_nursery() as nursery:
-            for heir in self._heirs:
-                nursery.start_soon(self._take_streams, heir)
+        self._awaited = list(self._heirs)
+        async with trio.open_nursery() as watched:
+            watched.start_soon(self._let_in_late)
+            async with trio.open_nursery() as nursery:
+                for heir in self._heirs:
+                    nursery.start_soon(self._take_streams, heir)
+            watched.cancel_scope.cancel()
         self._relay.table.settle()
         self._over.set()
         seconds = round(monotonic() - began, 3)
@@ -106,14 +127,46 @@ class Arriving:
         ended: list[FlowState] = []
         try:
             await heir.be_ready()
-            while flows := await heir.take_streams():
-                if flows[0][0].end is None:
-                    self._revive(flows, monotonic())
+            while (batch := await heir.take_next()).kind != NOTHING_MORE:
+                if batch.kind == STREAMS:
+                    self._revive(batch.flows, monotonic())
+                elif batch.kind == CLIENTS:
+                    self._clients += batch.clients
+                    self._know_all(heir)
                 else:
-                    ended += [state for state, _ in flows]
+                    ended += [state for state, _ in batch.flows]
         except HandOverError as error:
             log.warning("hand_over_failed", error=str(error))
+        self._know_all(heir)
         self._remember(ended)
+
+    def _know_all(self, heir: Heir) -> None:
+        """Know that what a predecessor could give at once is here; if of all, let others in."""
+        if heir in self._awaited:
+            self._awaited.remove(heir)
+        if not self._awaited:  # or it is late
+            self._let_all_in()
+
+    async def _let_in_late(self) -> None:
+        """Let others in though a predecessor says nothing."""
+        await trio.sleep(PATIENCE)
+        self._awaited.clear()
+        self._let_all_in()
+
+    def _let_all_in(self) -> None:
+        """Take in who waited, and then whoever comes."""
+        clients, self._clients = self._clients, []
+        for state, (fd,) in clients:
+            self._let_in(state, Socket(fileno=fd), monotonic())
+        self._roster.let_in()
+
+    def _let_in(self, state: ClientState, client: Socket, now: float) -> None:
+        """Have a client be where it would be if it had connected to us."""
+        listener = self._roster.stream_listener(state.listener, state.transport)
+        if listener is None:
+            self._roster.refuse([(state, client)])
+        else:
+            listener.receive(client, state.remote, state.local, now, state.identity)
 
     def _revive(self, flows: Sequence[Moving], now: float) -> None:
         for state, files in flows:

@@ -5,16 +5,19 @@ The predecessor says, in this order, each a message of a kind and a body:
 * ``D`` states of flows of datagrams, with their descriptors; and ``E`` when that is all, with what
   an heir has to know beside flows (``Papers``);
 * ``S`` states of streams, with theirs, in batches, each when the one before is settled;
+* ``W`` clients that are not admitted yet, with theirs, once all streams have gone that could; then
+  ``S`` again, of those that can go only later;
 * ``R`` states of flows that ended;
 * ``Z``: nothing more will come.
 
 Before ``D`` and before the first ``S`` it waits until the heir says that it is ready (``G``),
 because what is to be given stands still from then on.
 
-The heir acknowledges (``A``) what came with ``E`` or ``S`` when it has all of it in its hands: it
-can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and closes what was
-its own; only after that the heir touches the flows. If anything goes wrong before, the predecessor
-says so (``X``), or closes the socket in the middle of a message, and its flows thaw there. So at
+The heir acknowledges (``A``) what came with ``E``, ``S`` or ``W`` when it has all of it in its
+hands: it can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and
+closes what was its own; only after that the heir touches the flows. If anything goes wrong before,
+the predecessor says so (``X``), or closes the socket in the middle of a message, and its flows thaw
+there. So at
 every moment a flow has one owner. A predecessor that dies between ``A`` and ``C`` has said nothing
 of the kind, and its descriptors are gone: then the flows are the heir's.
 
@@ -29,18 +32,28 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Final, NamedTuple, TypeAlias
+from itertools import accumulate
+from typing import Final, NamedTuple, TypeAlias, TypeVar
 
 import trio
 
-from proxy.core.flow_state import FlowState, StateError, read_states, write_states
+from proxy.core.flow_state import (
+    ClientState,
+    FlowState,
+    StateError,
+    read_clients,
+    read_states,
+    write_clients,
+    write_states,
+)
 from proxy.engine.wire import Wire, WireError
 
 DATAGRAMS: Final = b"D"
 NO_MORE_DATAGRAMS: Final = b"E"
 STREAMS: Final = b"S"
+CLIENTS: Final = b"W"
 ENDED: Final = b"R"
 NOTHING_MORE: Final = b"Z"
 READY: Final = b"G"
@@ -61,6 +74,25 @@ class HandOverError(Exception):
 
 Moving: TypeAlias = tuple[FlowState, tuple[int, ...]]
 """A flow on its way: its state, and its descriptors."""
+
+
+Waiting: TypeAlias = tuple[ClientState, tuple[int, ...]]
+"""A client on its way: its state, and its descriptor."""
+
+
+class Batch(NamedTuple):
+    """What came with one message.
+
+    Attributes:
+        kind: of the message.
+        flows: live ones, or such that ended.
+        clients: that are not admitted yet.
+
+    """
+
+    kind: bytes
+    flows: list[Moving]
+    clients: list[Waiting]
 
 
 class Papers(NamedTuple):
@@ -153,6 +185,17 @@ class Bequeather:
         await self._give(STREAMS, flows)
         await self._hear(ACKNOWLEDGED)
 
+    async def give_clients(self, clients: Sequence[Waiting]) -> None:
+        """Give clients, and wait until the heir has them; that there are none is told, too.
+
+        Raises:
+            HandOverError: it has not; the wire is closed.
+
+        """
+        body = CLIENTS + write_clients(state for state, _ in clients).encode()
+        await self._send(body, [fd for _, files in clients for fd in files])
+        await self._hear(ACKNOWLEDGED)
+
     async def commit(self) -> None:
         """Say that what was given is the heir's; if that cannot be heard, it will be known."""
         with suppress(HandOverError):
@@ -230,7 +273,7 @@ class Heir:
         try:
             with trio.fail_after(PATIENCE):
                 await self._wire.send(READY, whole=False)
-                while (kind := await self._receive(flows))[:1] == DATAGRAMS:
+                while (kind := await self._receive(flows, []))[:1] == DATAGRAMS:
                     pass
             if kind[:1] != NO_MORE_DATAGRAMS:
                 raise HandOverError(f"datagrams should come, not {kind[:1]!r}")
@@ -255,48 +298,47 @@ class Heir:
             self._refuse([])
             raise HandOverError(f"the predecessor is gone: {error}") from error
 
-    async def take_streams(self) -> list[Moving]:
-        """Receive a batch of streams, or of flows that ended; none when there are no more.
+    async def take_next(self) -> Batch:
+        """Receive what comes next; when that is ``NOTHING_MORE``, the wire is closed.
 
         Raises:
             HandOverError: there will be no more from this predecessor; the wire is closed.
 
         """
         flows: list[Moving] = []
+        clients: list[Waiting] = []
         try:
-            kind = await self._receive(flows)
-            if kind == STREAMS:
+            kind = await self._receive(flows, clients)
+            if kind in (STREAMS, CLIENTS):
                 await self._settle()
             elif kind == NOTHING_MORE:
                 self._wire.close()
             elif kind != ENDED:
                 raise HandOverError(f"streams should come, not {kind!r}")
         except (WireError, StateError, HandOverError, trio.TooSlowError) as error:
-            self._refuse(flows)
+            self._refuse([*flows, *clients])
             raise HandOverError(f"the predecessor gives no more: {error}") from error
-        return flows
+        return Batch(kind, flows, clients)
 
-    async def _receive(self, flows: list[Moving]) -> bytes:
-        """Receive a message, and add the flows in it; return its kind, and what is no flow."""
+    async def _receive(self, flows: list[Moving], clients: list[Waiting]) -> bytes:
+        """Receive a message, and add what is in it; return its kind, and what is of no flow."""
         message = await self._wire.receive()
-        kind = message.body[:1]
+        kind, rest = message.body[:1], message.body[1:]
         try:
-            if kind not in WITH_STATES:
-                if message.files:
-                    raise HandOverError(f"descriptors came with {kind!r}")
+            if kind == CLIENTS:
+                clients += _dealt(read_clients(rest), lambda _: 1, message.files)
+            elif kind == ENDED:
+                flows += _dealt(read_states(rest), lambda _: 0, message.files)
+            elif kind in WITH_STATES:
+                flows += _dealt(read_states(rest), files_of, message.files)
+            elif message.files:
+                raise HandOverError(f"descriptors came with {kind!r}")
+            else:
                 return message.body
-            states = read_states(message.body[1:])
-            counts = [0 if kind == ENDED else files_of(state) for state in states]
-            if sum(counts) != len(message.files):
-                raise HandOverError(f"{len(message.files)} descriptors, {sum(counts)} expected")
         except (StateError, HandOverError):
             for fd in message.files:
                 os.close(fd)
             raise
-        at = 0
-        for state, count in zip(states, counts, strict=True):
-            flows.append((state, message.files[at : at + count]))
-            at += count
         return kind
 
     async def _settle(self) -> None:
@@ -315,7 +357,7 @@ class Heir:
         if message.body != COMMITTED:
             raise HandOverError("it keeps them")
 
-    def _refuse(self, flows: list[Moving]) -> None:
+    def _refuse(self, flows: Sequence[Moving | Waiting]) -> None:
         """Close what came, and the wire."""
         self._wire.close()
         for _, files in flows:
@@ -323,7 +365,28 @@ class Heir:
                 os.close(fd)
 
 
-WITH_STATES: Final = (DATAGRAMS, STREAMS, ENDED)
+WITH_STATES: Final = (DATAGRAMS, STREAMS)
+
+Each = TypeVar("Each", FlowState, ClientState)
+
+
+def _dealt(
+    states: Sequence[Each], count: Callable[[Each], int], files: tuple[int, ...]
+) -> list[tuple[Each, tuple[int, ...]]]:
+    """Give each state its descriptors.
+
+    Raises:
+        HandOverError: there are more, or fewer.
+
+    """
+    counts = [count(state) for state in states]
+    if sum(counts) != len(files):
+        raise HandOverError(f"{len(files)} descriptors, {sum(counts)} expected")
+    ends = accumulate(counts)
+    return [
+        (state, files[end - each : end])
+        for state, each, end in zip(states, counts, ends, strict=True)
+    ]
 
 
 def files_of(state: FlowState) -> int:

@@ -2,8 +2,10 @@
 
 First it takes no more clients and datagrams; they wait in the kernel. Then all flows of datagrams
 go, or none: if an heir fails, everything is as if nobody had asked. From then on the listening
-sockets are the heirs' alone, and streams follow. Flows that are connecting, and clients who have
-yet to say who they are, are waited for. What is left at the end stays, and is for others to drain.
+sockets are the heirs' alone, and streams follow. Then come those who are no flows yet: clients
+whose PROXY header is awaited, which is still in their sockets, and clients who wait for a place;
+the heir takes them in as if it had accepted them. Flows that are connecting, or have yet to say
+where they want to go, are waited for. What is left at the end stays, and is for others to drain.
 """
 
 from __future__ import annotations
@@ -24,9 +26,9 @@ from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
     from proxy.core.flow import Flow
-    from proxy.core.flow_state import FlowState
+    from proxy.core.flow_state import ClientState, FlowState
     from proxy.engine.relay import Relay
-    from proxy.engine.roster import Roster
+    from proxy.engine.roster import Held, Roster
     from proxy.engine.specs import LeaveOrder
 
 AGAIN: Final = 0.05
@@ -77,6 +79,7 @@ class Leaving:
         self._heirs = heirs
         self._offset = offset
         self._left = Left()
+        self._held: list[Held] = []
 
     async def give_datagrams(self) -> None:
         """Hand over the listening sockets, and all flows of datagrams.
@@ -111,6 +114,7 @@ class Leaving:
         for heir, part in zip(self._heirs, parts, strict=True):
             await heir.commit()
             self._let_go(part, began)
+        self._held = self._roster.take_waiting(self._order)
         self._roster.part(monotonic())
 
     async def give_streams(self, patience: float) -> None:
@@ -119,18 +123,17 @@ class Leaving:
         try:
             for heir in self._heirs:
                 await heir.wait_ready()
-            while True:
-                for number, heir in enumerate(self._heirs):
-                    ready = self._ready(number)
-                    for start in range(0, len(ready), BATCH):
-                        part = ready[start : start + BATCH]
-                        await self._give_batch(heir, [flow for flow in part if can_freeze(flow)])
-                if monotonic() > until or not self._is_awaited():
-                    return
+            await self._give_ready()
+            for number, heir in enumerate(self._heirs):
+                await self._give_clients(number, heir)
+            while monotonic() < until and self._is_awaited():
                 await trio.sleep(AGAIN)
+                await self._give_ready()
         except HandOverError as error:
             self._left.failure = str(error)
             log.warning("hand_over_failed", error=str(error), left=len(self._relay.table))
+        finally:
+            self._roster.refuse(self._held)
 
     async def finish(self, ended: Sequence[FlowState]) -> Left:
         """Hand over what is known of flows that ended, and say that this is all."""
@@ -147,6 +150,34 @@ class Leaving:
         with trio.CancelScope(shield=True):
             for heir in self._heirs:
                 await heir.abandon()
+
+    async def _give_ready(self) -> None:
+        """Hand over all streams that can go now."""
+        for number, heir in enumerate(self._heirs):
+            ready = self._ready(number)
+            for start in range(0, len(ready), BATCH):
+                part = ready[start : start + BATCH]
+                await self._give_batch(heir, [flow for flow in part if can_freeze(flow)])
+
+    async def _give_clients(self, number: int, heir: Bequeather) -> None:
+        """Hand over the clients that wait; they are held while all streams are on their way."""
+        part = [each for each in self._held if self._heir_of(each[0]) == number]
+        try:
+            await heir.give_clients([(state, (socket.fileno(),)) for state, socket in part])
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                await heir.abandon()
+            raise
+        await heir.commit()
+        for each in part:
+            self._held.remove(each)
+            each[1].close()
+
+    def _heir_of(self, client: ClientState) -> int:
+        identity = client.identity
+        via = None if identity is None else identity.via
+        host = client.remote[0] if via is None else via[0][0]
+        return self._order[client.listener].heir_of(host)
 
     async def _give_batch(self, heir: Bequeather, flows: Sequence[AnyFlow]) -> None:
         if not flows:  # they have ended meanwhile

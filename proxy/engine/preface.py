@@ -111,6 +111,14 @@ class PrefaceRoom:
         for preface in [each for each in self._waiting if each.listener is listener]:
             self.refuse(preface, Refusal.DRAINING)
 
+    def take_out(self) -> list[Preface]:
+        """Await nothing any more; the sockets are the caller's, with all they have sent."""
+        prefaces = list(self._waiting)
+        for preface in prefaces:
+            self.let_go(preface)
+            self._relay.pump.release(preface.socket.fileno())
+        return prefaces
+
     def let_go(self, preface: Preface) -> None:
         """Await no header any more; the socket is the caller's."""
         del self._waiting[preface]

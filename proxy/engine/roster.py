@@ -11,8 +11,9 @@ Counters go by name and transport, for the life of the process; see ``core.ledge
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Container, Iterable, Iterator, Mapping
 from dataclasses import astuple, replace
+from math import inf
 from socket import SOCK_DGRAM, SOCK_STREAM
 from types import MappingProxyType
 from typing import TYPE_CHECKING, Final, TypeAlias
@@ -21,6 +22,8 @@ from proxy.core.address import Transport, format_address
 from proxy.core.admission import NOBODY
 from proxy.core.condition import Administration
 from proxy.core.counters import ListenerCounters
+from proxy.core.flow import Refusal
+from proxy.core.flow_state import ClientState
 from proxy.core.ledger import Ledger
 from proxy.core.route_counters import ELSE, RouteCounters
 from proxy.core.server_names import ServerNames
@@ -34,6 +37,7 @@ from proxy.engine.preface import PrefaceRoom
 from proxy.engine.routed import Routes, Way
 from proxy.engine.sources import source_key_of
 from proxy.engine.specs import OpenListener, cookie_of
+from proxy.engine.tcp import reset_on_close
 from proxy.engine.terms import Terms
 from proxy.engine.throttle import Bandwidth
 from proxy.engine.transparent import TransparentListener
@@ -59,6 +63,8 @@ if TYPE_CHECKING:
     )
 
 Listener: TypeAlias = StreamListener | DatagramListener
+Held: TypeAlias = "tuple[ClientState, Socket]"
+"""A client that waited to be admitted, and its socket."""
 ListenerKey: TypeAlias = tuple[str, Transport]
 EndpointKey: TypeAlias = tuple[str, str]
 RouteKey: TypeAlias = tuple[str, str]
@@ -318,6 +324,63 @@ class Roster:
     def counters_called(self, name: str, transport: Transport) -> ListenerCounters:
         """The counters of a listener, in use or not."""
         return self._ledger.of((name, transport))
+
+    def stream_listener(self, name: str, transport: Transport) -> StreamListener | None:
+        """The listener that takes this name's clients, if it is open."""
+        for listener in self._listeners.get(name, ()):
+            if isinstance(listener, StreamListener) and listener.is_open:
+                return listener if listener.counters.transport is transport else None
+        return None
+
+    def take_waiting(self, names: Container[str]) -> list[Held]:
+        """Have nobody wait at these listeners any more; the sockets are the caller's."""
+        held: list[Held] = []
+        for name, terms in self._terms.items():
+            if name not in names:
+                continue
+            for preface in () if terms.prefaces is None else terms.prefaces.take_out():
+                counters, (remote, local) = preface.listener.counters, preface.arrival
+                state = ClientState(name, counters.transport, remote, local)
+                held.append((state, preface.socket))
+            for client in () if terms.waiting is None else terms.waiting.take_out():
+                transport = client.listener.counters.transport
+                ends = client.remote, client.local
+                state = ClientState(name, transport, *ends, client.identity)
+                held.append((state, client.socket))
+        return held
+
+    def refuse(self, held: Iterable[Held]) -> None:
+        """Reset clients that waited, and can do so nowhere any more."""
+        for state, socket in held:
+            counters = self.counters_called(state.listener, state.transport)
+            counters.refused[Refusal.DRAINING] += 1
+            reset_on_close(socket)
+            socket.close()
+
+    def hold_full(self) -> None:
+        """Have clients wait in the kernel where others, yet to come, may have taken all places."""
+        for listener in self._accepting():
+            if isinstance(listener, StreamListener) and self._is_limited(listener.counters):
+                listener.pause()
+
+    def let_in(self) -> None:
+        """Take those clients too."""
+        for listener in self._accepting():
+            if isinstance(listener, StreamListener):
+                listener.resume()
+
+    def _is_limited(self, counters: ListenerCounters) -> bool:
+        """Whether there is a ceiling for the flows of a listener, or of its endpoints."""
+        spec = self._specs[counters.listener]
+        admission = spec.admission
+        if admission.flows is not None or admission.source_flows is not None:
+            return True
+        routed = () if spec.routes is None else (name for _, name in spec.routes.upstreams)
+        return any(
+            endpoint.ceiling < inf
+            for name in (spec.upstream, *routed)
+            for endpoint in self.upstreams[name].spec.endpoints
+        )
 
     def pause(self) -> None:
         """Take neither clients nor datagrams, until ``resume``: they wait in the kernel."""

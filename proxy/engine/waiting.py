@@ -205,6 +205,14 @@ class WaitingRoom:
             if client.listener is listener:
                 self.refuse(client, Refusal.DRAINING)
 
+    def take_out(self) -> list[WaitingClient]:
+        """Have nobody wait here any more; the sockets are the caller's."""
+        clients = list(self._lines)
+        for client in clients:
+            self._let_go(client)
+            self._relay.pump.release(client.socket.fileno())
+        return clients
+
     def become(self, limits: WaitLimits, now: float) -> None:
         """Go by other limits, the gate's too, for those who wait already."""
         self._limits = limits

@@ -12,12 +12,15 @@ from proxy.core.address import Address, Transport
 from proxy.core.client_hello import Hello
 from proxy.core.flow import CloseReason, CloseSide, State
 from proxy.core.flow_state import (
+    ClientState,
     DatagramState,
     EndState,
     FlowState,
     LegState,
     StateError,
+    read_clients,
     read_states,
+    write_clients,
     write_states,
 )
 from proxy.core.identity import Arrival, Identity
@@ -138,3 +141,30 @@ def test_no_bytes_do_more_than_be_refused(data: bytes) -> None:
         pass
     else:
         assert data.strip() == b"[]"
+
+
+clients = st.builds(
+    ClientState,
+    listener=st.text(max_size=9),
+    transport=st.sampled_from(Transport),
+    remote=addresses,
+    local=addresses,
+    identity=st.none() | identities,
+)
+
+
+@given(st.lists(clients, max_size=4))
+def test_clients_that_are_written_are_read_again(some: list[ClientState]) -> None:
+    again = read_clients(write_clients(some))
+    assert again == some
+    for before, after in zip(some, again, strict=True):
+        for field, value in zip(before, after, strict=True):
+            assert type(field) is type(value)
+
+
+@pytest.mark.parametrize(
+    "text", ["", "1", "[1]", "[[]]", '[["a","sctp",["::1",1],["::1",1],null]]']
+)
+def test_what_is_no_client_is_refused(text: str) -> None:
+    with pytest.raises(StateError):
+        read_clients(text)

@@ -10,13 +10,21 @@ from socket import socket as Socket
 from socket import socketpair
 from typing import Any
 
+import pytest
 import trio
 
 from proxy.core.live_limit import LiveLimit
 from proxy.engine.leaving import Left
+from proxy.engine.sampler import Sampler
 from proxy.engine.specs import Change, LeaveOrder, OpenListener, Steered, UpstreamSpec
 from proxy.engine.worker import Worker
 from tests.engine.lab import Lab, change
+
+
+def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have nobody sample, so that rows of idle flows stay equal."""
+    monkeypatch.setattr(Sampler, "look_around", lambda *_: None)
+
 
 TO_ONE: LeaveOrder = {"lab": Steered(1)}
 

@@ -13,7 +13,7 @@ from trio.socket import SocketType
 
 from proxy.core.address import Transport
 from proxy.core.query import FlowQuery
-from tests.engine.heirs import successor_of
+from tests.engine.heirs import no_samples, successor_of
 from tests.engine.lab import (
     Lab,
     connect,
@@ -31,6 +31,11 @@ from tests.engine.lab import (
 from tests.engine.test_urgent import receive_with_marks, send_urgent
 
 UDP = Transport.UDP
+
+
+@pytest.fixture(autouse=True)
+def _no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
+    no_samples(monkeypatch)
 
 
 async def total(lab: Lab) -> tuple[int, int, int]:

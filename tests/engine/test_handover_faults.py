@@ -22,8 +22,10 @@ from proxy.engine.frozen import Frozen, depart, freeze
 from proxy.engine.handover import (
     ABANDONED,
     ACKNOWLEDGED,
+    CLIENTS,
     COMMITTED,
     NO_MORE_DATAGRAMS,
+    NOTHING_MORE,
     READY,
     Bequeather,
     HandOverError,
@@ -63,10 +65,13 @@ async def gone_before_streams(wire: Wire) -> None:
     await take_datagrams(wire)
 
 
-async def ready_for_streams(wire: Wire) -> None:
+async def hears_all(wire: Wire) -> None:
     await take_datagrams(wire)
     await wire.send(READY)
-    await taken(wire)
+    assert await taken(wire) == CLIENTS + b"[]"
+    await wire.send(ACKNOWLEDGED)
+    assert await taken(wire) == COMMITTED
+    assert await taken(wire) == NOTHING_MORE
 
 
 async def gone_with_streams(wire: Wire) -> None:
@@ -185,7 +190,7 @@ async def test_what_nobody_gets_stays() -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         client, accepted = await pair(lab, endpoint)
-        async with leaving_to(ready_for_streams) as heir:
+        async with leaving_to(hears_all) as heir:
             left = await lab.worker.leave({"other": Steered(1)}, [heir])
         assert (left.handed, left.failure) == (0, "")
         await talk(client, accepted)
@@ -267,7 +272,7 @@ async def test_once_acknowledged_flows_are_the_heirs(last: bytes | None) -> None
         async with trio.open_nursery() as nursery:
 
             async def take() -> None:
-                ((state, received),) = await one.heir.take_streams()
+                ((state, received),) = (await one.heir.take_next()).flows
                 assert state == STREAM
                 for fd in received:
                     os.close(fd)
@@ -284,7 +289,7 @@ async def test_what_is_taken_back_is_not_the_heirs(last: bytes) -> None:
     with Predecessor() as one, two_files() as files:
         before = open_files()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(takes_nothing, one.heir.take_streams)
+            nursery.start_soon(takes_nothing, one.heir.take_next)
             await Bequeather(one.wire).give_streams([(STREAM, files)])
             await one.wire.send(last)
         assert open_files() == before - 1  # its end of the wire
@@ -296,12 +301,12 @@ async def takes_nothing(take: Callable[[], Awaitable[object]], match: str = ".")
 
 
 @pytest.mark.parametrize(
-    "body", [b"", b"Q", b"S", b"Snonsense", b"S[]x", b"S[[1]]", b"E1", b"C", b"A"]
+    "body", [b"", b"Q", b"S", b"Snonsense", b"S[]x", b"S[[1]]", b"W", b"W[[1]]", b"E1", b"C", b"A"]
 )
 async def test_an_heir_takes_no_nonsense(body: bytes) -> None:
     with Predecessor() as one:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(takes_nothing, one.heir.take_streams)
+            nursery.start_soon(takes_nothing, one.heir.take_next)
             await one.wire.send(body)
         with pytest.raises(WireError):
             await one.wire.receive()
@@ -323,7 +328,7 @@ async def test_descriptors_are_as_many_as_states_need(kind: bytes) -> None:
     with Predecessor() as one, two_files() as files:
         before = open_files()
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(takes_nothing, one.heir.take_streams, "1 descriptors|with")
+            nursery.start_soon(takes_nothing, one.heir.take_next, "1 descriptors|with")
             await one.wire.send(kind + write_states([STREAM]).encode(), files[:1])
         assert open_files() == before - 1
 

@@ -22,11 +22,11 @@ from proxy.core.query import FlowQuery, FlowRow
 from proxy.core.waiting import WaitLimits
 from proxy.engine import identified, leg
 from proxy.engine.frozen import AnyFlow, Frozen, depart, freeze
+from proxy.engine.handover import Bequeather
 from proxy.engine.leg import HELD_BACK, IN_PIPE
-from proxy.engine.sampler import Sampler
 from proxy.engine.specs import EndpointSpec, UpstreamSpec
 from proxy.engine.stream import StreamFlow
-from tests.engine.heirs import successor_of
+from tests.engine.heirs import no_samples, successor_of
 from tests.engine.lab import (
     Lab,
     accept,
@@ -42,10 +42,11 @@ from tests.engine.lab import (
     send_all,
     upstream_spec,
 )
+from tests.engine.test_admission import gate_of
 from tests.engine.test_handover_faults import talk
 from tests.engine.test_identified import Slow, expected, use
 from tests.engine.test_orders import matched, order
-from tests.engine.test_preface import BLOCK, proxied
+from tests.engine.test_preface import BLOCK, CLIENT, EDGE, proxied
 from tests.engine.test_routed import HELLO, routing
 from tests.engine.test_throttle import both
 from tests.engine.test_unix import ME, unix, unix_client, unix_listening
@@ -59,8 +60,7 @@ SLOW = 1 << 20
 
 @pytest.fixture(autouse=True)
 def _only_asked_samples(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of idle flows are to be equal: nobody samples meanwhile."""
-    monkeypatch.setattr(Sampler, "look_around", lambda *_: None)
+    no_samples(monkeypatch)
 
 
 def flow_of(lab: Lab) -> StreamFlow:
@@ -174,6 +174,145 @@ async def test_who_a_proxy_declared_stays_declared() -> None:
         async with successor_of(lab) as (heir, _):
             assert await heir.live() == before
             await finish(heir, client, accepted)
+
+
+@pytest.mark.parametrize("said", [b"", BLOCK[:20]], ids=["nothing", "half"])
+async def test_who_has_yet_to_be_declared_is_awaited_by_the_heir(said: bytes) -> None:
+    endpoint = listening()
+    async with proxied(endpoint) as lab:
+        client = await connect(lab.address)
+        await send_all(client, said)
+        while not lab.worker._relay.files.used:
+            await trio.sleep(0.002)
+
+        async with successor_of(lab) as (heir, left):
+            assert left.handed == 0
+            assert lab.worker._relay.files.used == 0
+            assert heir.worker._relay.files.used == 1
+            await send_all(client, BLOCK[len(said) :] + b"GET /")
+            accepted = await accept(endpoint)
+            assert await receive_exactly(accepted, 5) == b"GET /"
+            (row,) = await heir.live()
+            assert row["client"]["remote"] == "{}:{}".format(*CLIENT)
+            assert row["client"]["local"] == "{}:{}".format(*EDGE)
+            await finish(heir, client, accepted)
+            assert nothing_left(heir)
+        assert nothing_left(lab)
+
+
+async def test_who_waits_to_be_admitted_goes_on_waiting() -> None:
+    endpoint = listening()
+    one, waits = AdmissionLimits(flows=1), WaitLimits(time=3600.0, flows=10)
+    async with relaying([endpoint.getsockname()], admission=one, waiting=waits) as lab:
+        first, _ = await pair(lab, endpoint)
+        second = await connect(lab.address)
+        await send_all(second, b"early")
+        await lab.wait_counter(lambda read: read["listeners"][0]["waiting"], 1)
+        async with successor_of(lab) as (heir, left):
+            assert left.handed == 1
+            assert gate_of(heir).flows == 1
+            await heir.wait_counter(lambda read: read["listeners"][0]["waiting"], 1)
+            (row,) = (await lab.counters())["listeners"]
+            assert row["waiting"] == 0
+            assert lab.worker._relay.files.used == 0
+            reset(first)
+            accepted = await accept(endpoint)
+            assert await receive_exactly(accepted, 5) == b"early"
+            await talk(second, accepted)
+            reset(second)
+            await heir.wait_ended(2)
+            assert nothing_left(heir)
+        assert nothing_left(lab)
+
+
+async def test_who_was_declared_and_waits_to_be_admitted_goes_on_waiting() -> None:
+    endpoint = listening()
+    one, waits = AdmissionLimits(flows=1), WaitLimits(time=3600.0, flows=10)
+    async with proxied(endpoint, admission=one, waiting=waits) as lab:
+        first, _ = await pair_declared(lab, endpoint)
+        second = await connect(lab.address)
+        await send_all(second, BLOCK + b"early")
+        await lab.wait_counter(lambda read: read["listeners"][0]["waiting"], 1)
+        async with successor_of(lab) as (heir, _):
+            await heir.wait_counter(lambda read: read["listeners"][0]["waiting"], 1)
+            reset(first)
+            accepted = await accept(endpoint)
+            assert await receive_exactly(accepted, 5) == b"early"
+            (row,) = await heir.live()
+            assert row["client"]["remote"] == "{}:{}".format(*CLIENT)
+
+
+async def pair_declared(lab: Lab, endpoint: SocketType) -> tuple[SocketType, SocketType]:
+    client = await connect(lab.address)
+    await send_all(client, BLOCK)
+    return client, await accept(endpoint)
+
+
+@pytest.mark.parametrize("limit", ["source", "endpoint"])
+async def test_nobody_takes_a_place_that_a_flow_under_way_has(
+    monkeypatch: pytest.MonkeyPatch, limit: str
+) -> None:
+    endpoint = listening()
+    parts: dict[str, Any] = {}
+    spec = upstream(endpoint.getsockname())
+    if limit == "source":
+        parts["admission"] = AdmissionLimits(source_flows=1)
+    else:
+        (plain,) = spec.endpoints
+        spec = replace(spec, endpoints=(plain._replace(ceiling=1),))
+    async with relaying([endpoint.getsockname()], **parts) as lab:
+        client, accepted = await pair(lab, endpoint)
+        await wait_established(lab)
+        others: list[SocketType] = []
+        give = Bequeather.give_streams
+
+        async def with_a_newcomer(self: Bequeather, flows: Any) -> None:
+            others.append(await connect(lab.address))
+            for _ in range(20):
+                await trio.lowlevel.checkpoint()
+            await give(self, flows)
+
+        monkeypatch.setattr(Bequeather, "give_streams", with_a_newcomer)
+        async with successor_of(lab, upstreams=[spec]) as (heir, left):
+            assert left.handed == 1
+            assert await is_reset(others[0])
+            assert len(await heir.live()) == 1
+            await talk(client, accepted)
+
+
+async def test_a_predecessor_that_says_nothing_keeps_nobody_waiting(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.engine.arriving.PATIENCE", 0.1)
+    endpoint = listening()
+    parts = {"admission": AdmissionLimits(flows=2)}
+    async with relaying([endpoint.getsockname()], **parts) as lab, trio.open_nursery() as nursery:
+        give = Bequeather.give_streams
+        goes_on = trio.Event()
+
+        async def late(self: Bequeather, flows: Any) -> None:
+            await goes_on.wait()
+            await give(self, flows)
+
+        monkeypatch.setattr(Bequeather, "give_streams", late)
+        client, accepted = await pair(lab, endpoint)
+        await wait_established(lab)
+
+        async def come() -> None:
+            await talk(*await pair(lab, endpoint))
+            goes_on.set()
+
+        async def take_over() -> None:
+            async with successor_of(lab) as (heir, left):
+                assert left.handed == 1
+                assert len(await heir.live()) == 2
+                await talk(client, accepted)
+                nursery.cancel_scope.cancel()
+
+        nursery.start_soon(take_over)
+        while lab.worker._roster._listeners["lab"][0].is_open:
+            await trio.sleep(0.002)
+        nursery.start_soon(come)
 
 
 @pytest.mark.parametrize("style", [HeaderStyle(1), HeaderStyle(2)], ids=["v1", "v2"])
