@@ -121,11 +121,13 @@ def retire_counters(last: RelayCounters, fate: CloseReason = CloseReason.INTERNA
 def beside_counters(reading: RelayCounters) -> RelayCounters:
     """The reading of a worker that is on its way out, to be added to those of others.
 
-    Its flows live; but its table is not the house's, and what it knows of endpoints is old.
+    Its flows live, and some may wait; but its table is not the house's, nor is the room to wait,
+    and what it knows of endpoints is old.
     """
     return {
         **reading,
         "endpoints": [_retire_endpoint(row) for row in reading["endpoints"]],
+        "queues": [{**row, "ceiling": 0} for row in reading["queues"]],
         "table_entries": 0,
         "table_limit": 0,
         "recent_entries": 0,

@@ -26,7 +26,13 @@ from proxy.core.flow import (
 from proxy.core.queue_counters import QueueCounters
 from proxy.core.route_counters import RouteCounters
 from proxy.core.sample import Waits
-from proxy.engine.merge import merge_counters, merge_ids, merge_status, retire_counters
+from proxy.engine.merge import (
+    beside_counters,
+    merge_counters,
+    merge_ids,
+    merge_status,
+    retire_counters,
+)
 from proxy.engine.port import FlowIds, ListenRow, RelayCounters, RelayStatus
 
 WORKERS = 3
@@ -291,6 +297,21 @@ def test_retired_has_counts_and_no_levels(last: RelayCounters) -> None:
     assert lost == {(name, *word): count for name, count in live.items() if count for word in words}
     assert all(row["up"] for row in retired["endpoints"])
     assert retire_counters(retired) == retired
+
+
+@given(readings(), readings())
+def test_one_on_its_way_out_has_flows_and_counts_and_no_room(
+    staying: RelayCounters, leaving: RelayCounters
+) -> None:
+    both = merge_counters([staying, leaving])
+    total = merge_counters([staying, beside_counters(leaving)])
+    assert counts(total) == counts(both)
+    assert [row["live"] for row in total["listeners"]] == [row["live"] for row in both["listeners"]]
+    assert [row["waiting"] for row in total["queues"]] == [row["waiting"] for row in both["queues"]]
+    assert [row["ceiling"] for row in total["queues"]] == [
+        row["ceiling"] for row in staying["queues"]
+    ]
+    assert total["table_limit"] == staying["table_limit"]
 
 
 @given(readings(), readings())
