@@ -75,6 +75,8 @@ class DatagramState(NamedTuple):
         answered: bytes that went out to its client until it was proven.
         proven: whether the client has spoken again after it was answered.
         responders: who has answered; None where the endpoint is not many hosts.
+        bucket: when the client's bucket of datagrams is full again, and how many have passed since
+            that was reckoned; None if there is none.
 
     """
 
@@ -87,6 +89,7 @@ class DatagramState(NamedTuple):
     answered: int = 0
     proven: bool = False
     responders: Responded | None = None
+    bucket: tuple[float, int] | None = None
 
 
 class EndState(NamedTuple):
@@ -303,12 +306,12 @@ def _write_datagrams(state: DatagramState) -> list[Any]:
     for index, value in enumerate(fields):
         if isinstance(value, bytes):
             fields[index] = _text(value)
-    fields[-1] = _write_responders(state.responders)
+    fields[8] = _write_responders(state.responders)
     return fields
 
 
 def _read_datagrams(fields: list[Any]) -> DatagramState:
-    key, name, control, is_indexed, has_exit, header, answered, proven, responders = fields
+    key, name, control, is_indexed, has_exit, header, answered, proven, responders, bucket = fields
     return DatagramState(
         _bytes(key),
         _bytes(name),
@@ -319,6 +322,7 @@ def _read_datagrams(fields: list[Any]) -> DatagramState:
         answered,
         proven,
         _read_responders(responders),
+        None if bucket is None else (bucket[0], bucket[1]),
     )
 
 

@@ -200,6 +200,7 @@ def _freeze_datagrams(flow: DatagramFlow) -> Frozen:
             0 if allowance is None else allowance.answered,
             allowance is not None and allowance.proven,
             None if answers is None else answers.responders.state(),
+            None if allowance is None else allowance.bucket(),
         )
     )
     return Frozen(flow, state, tuple(files))

@@ -235,6 +235,16 @@ class Allowance:
         self._lent -= self.left
         self.left = 0
 
+    def bucket(self) -> tuple[float, int]:
+        """When the client's bucket is full again, and how many have passed since; ends leases."""
+        self.call_in()
+        return self._full_at, self._lent
+
+    def restore(self, bucket: tuple[float, int]) -> None:
+        """Go on with the bucket that the client had."""
+        self.call_in()
+        self._full_at, self._lent = bucket
+
     def weigh(self, weight: int, now: float) -> None:
         """Have the flow's source weigh so much from now on."""
         self._policing.original.weigh(self.original, weight, now)

@@ -240,6 +240,8 @@ def _limit_again(flow: DatagramFlow, own: DatagramState, now: float) -> None:
         orders.hold(flow, now)
     if flow.allowance is not None:
         flow.allowance.answered, flow.allowance.proven = own.answered, own.proven
+        if own.bucket is not None:
+            flow.allowance.restore(own.bucket)
 
 
 def _hear_again(flow: DatagramFlow, now: float) -> None:

@@ -70,6 +70,7 @@ datagrams = st.builds(
     answered=numbers,
     proven=st.booleans(),
     responders=st.none() | responded,
+    bucket=st.none() | st.tuples(times, numbers),
 )
 ends = st.builds(
     EndState,
