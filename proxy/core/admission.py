@@ -32,6 +32,7 @@ from enum import StrEnum
 from math import inf
 from typing import Final, NamedTuple, Protocol
 
+from proxy.core.prefix import V4_BITS
 from proxy.core.rate import Rate
 from proxy.core.sources import Source, SourceKey, SourceTable, source_key
 
@@ -202,6 +203,7 @@ class Gate:
         "_source_max",
         "_source_slack",
         "_source_step",
+        "_whole_hosts",
         "admitted",
         "flows",
         "is_free",
@@ -228,7 +230,11 @@ class Gate:
 
     def key(self, host: str) -> SourceKey:
         """The key of the source that a client belongs to; empty where nobody asks for it."""
-        return self.limits.key(host) if self._by_source else ""
+        if not self._by_source:
+            return ""
+        if self._whole_hosts and ":" not in host:
+            return host  # as ``source_key`` does, without its calls
+        return self.limits.key(host)
 
     def refusal(self, key: SourceKey, now: float) -> Limit | None:
         """The limit that keeps a new flow out; None if it may enter, which it then does at once.
@@ -248,7 +254,16 @@ class Gate:
             return Limit.LISTENER_FLOWS
         if self._full_at - now > self._flow_slack:
             return Limit.LISTENER_RATE
-        return self._refusal_of_source(key, now) if self._by_source else None
+        if not self._by_source:
+            return None
+        source = self.sources.get(key)
+        if (
+            source is not None  # the way of most, without a call
+            and source.flows < self._source_max
+            and source.full_at - now <= self._source_slack
+        ):
+            return None
+        return self._refusal_of_source(key, now)
 
     def hits(self, key: SourceKey, now: float) -> list[Limit]:
         """Every limit that would refuse a new flow, in order; what a dry run counts."""
@@ -307,7 +322,12 @@ class Gate:
             self.tell()
         if not self._by_source:
             return NO_SOURCE
-        source = self.sources.enter(key, now)
+        sources = self.sources
+        source = sources.get(key) or NO_SOURCE
+        if source.flows:  # it is there, and not idle
+            source.flows += 1
+        else:
+            source = sources.enter(key, now)
         if spends:
             full_at = source.full_at
             full_at = full_at if full_at > now else now  # noqa: FURB136
@@ -318,7 +338,9 @@ class Gate:
         """Take a flow from the books, whichever way it ended."""
         assert self.flows > 0, "a flow has left twice"
         self.flows -= 1
-        if source is not NO_SOURCE:
+        if source.flows > 1:
+            source.flows -= 1
+        elif source is not NO_SOURCE:
             self.sources.leave(source, now)
         if self._elsewhere is not None:
             self.tell()
@@ -417,6 +439,7 @@ class Gate:
         self.limits = limits
         self._dry_run = limits.dry_run
         self._by_source = limits.by_source
+        self._whole_hosts = limits.prefix_v4 == V4_BITS
         self._flow_max = inf if limits.flows is None else limits.flows
         self._source_max = inf if limits.source_flows is None else limits.source_flows
         self._flow_slack, self._flow_step = _pace(limits.flow_rate)

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.core.access import ANYBODY, AccessList
+from proxy.core.access import ANYBODY, KNOWN_MAX, AccessList
 from proxy.core.address import Network
 
 IpAddress = IPv4Address | IPv6Address
@@ -53,7 +53,7 @@ def test_the_longest_network_that_holds_the_client_decides(
     deny -= allow
     access = AccessList(allow, deny)
     edges = [end for net in allow | deny for end in (net[0], net[-1])]
-    for client in clients + edges:
+    for client in [*clients, *edges, *clients, *edges]:  # the second time they are known
         assert access.admits(str(client)) is naive(allow, deny, client)
         assert access.admits(str(client)) or not access.everybody
 
@@ -109,3 +109,11 @@ def test_ten_thousand_networks_are_looked_up_by_their_lengths() -> None:
     assert not access.admits("0.39.15.9")  # the last of them: 9999 is 39 * 256 + 15
     assert access.admits("0.39.16.9")
     assert not access.admits("198.51.100.1")
+
+
+def test_a_flood_of_invented_addresses_is_not_remembered() -> None:
+    access = AccessList((), networks("10.0.0.0/9"))
+    for number in range(3 * KNOWN_MAX + 1):
+        host = str(IPv4Address(0x0A7FF000 + number))
+        assert access.admits(host) is (number >= 0x1000)
+        assert len(access._known) <= KNOWN_MAX
