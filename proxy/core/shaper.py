@@ -23,7 +23,9 @@ stream had 1.4 to 1.9 times as much as its neighbours where its weight said 2. I
 who stays in line may be behind, and is given once, because only what is served raises a tag.
 
 While nobody waits, moves go by *leases* and are booked later; see ``core.lease``. A level lends
-what its bucket holds, up to a part of its burst, and nothing while somebody waits below it.
+what its bucket holds, up to a part of its burst, and nothing while somebody waits below it. Who is
+far from all limits needs no share at all until it has moved what a new bucket holds, and most flows
+never do; see ``core.share``.
 
 Rejected: deficit round robin, which is served in O(1) where this is O(log n) with a small constant.
 A turn comes once in a round; with many sources that takes longer than a bucket holds, and one with
@@ -48,138 +50,18 @@ from __future__ import annotations
 from collections.abc import Hashable, Iterator
 from itertools import count
 from math import inf
-from typing import Any
+from typing import TYPE_CHECKING
 
 from proxy.core.admission import Limit
 from proxy.core.ceiling import GRANT_MAX, PAUSE, SLACK, Ceiling, ShapeRates
 from proxy.core.kept import Kept
 from proxy.core.lease import Lease
-from proxy.core.line import Line, Waiter
-from proxy.core.rate import Rate
+from proxy.core.line import Line
+from proxy.core.share import Group, Node, Share, lacks
 
-
-class _Node(Waiter):
-    """A share or a group of them: its bucket, its lease, and where it waits.
-
-    Attributes:
-        left: of its lease; the listener's is apart, see ``Shaper.become``.
-        lent: the same when it was last looked at.
-        parent: the level above; None above the listener.
-        ceiling: of what it moves.
-        full_at: its bucket, if there is a ceiling.
-        weight: of its part beside its neighbours.
-        tag: what it was served, by its weight.
-        wants: bytes that it can take at once, a quantum at most; set while it is in line.
-
-    """
-
-    __slots__ = ("ceiling", "full_at", "left", "lent", "parent", "tag", "wants")
-    weight: float
-    wants: float
-
-    def __init__(self, parent: _Group | None, ceiling: Ceiling, tag: float, now: float) -> None:
-        self.line = self.place = None
-        self.parent = parent
-        self.ceiling = ceiling
-        self.full_at = now + ceiling.new
-        self.tag = tag
-        self.left = self.lent = 0
-
-    def book(self, now: float) -> None:
-        """Book what was moved by its lease."""
-        moved = self.lent - self.left
-        if moved:
-            self.full_at = max(self.full_at, now) + moved * self.ceiling.cost
-            self.lent = self.left
-
-
-def _lacks(node: _Node, now: float) -> bool:
-    """Whether its own bucket holds too little for a grant."""
-    return node.full_at - now > node.ceiling.at_least
-
-
-class _Group(_Node):
-    """A source, or the listener: those below it who wait for it, least served first.
-
-    Attributes:
-        key: of the source.
-        inside: the ceiling of those below.
-        members: how many there are.
-        queue: those of them that have tokens and wait.
-        virtual: the largest tag that was served.
-        latest: how many bytes were granted last.
-
-    """
-
-    __slots__ = ("inside", "key", "latest", "members", "queue", "virtual", "weight")
-
-    def __init__(
-        self,
-        parent: _Group | None,
-        ceiling: Ceiling,
-        tag: float,
-        now: float,
-        numbers: Iterator[int],
-    ) -> None:
-        super().__init__(parent, ceiling, tag, now)
-        self.key: Hashable = None
-        self.inside = ceiling
-        self.weight = 1.0
-        self.members = 0
-        self.queue: Line[_Node] = Line(numbers)
-        self.virtual = 0.0
-        self.latest = 0
-
-    def owes(self, now: float) -> bool:
-        """Whether its bucket holds less than a new one would."""
-        self.book(now)
-        return self.full_at - now > self.ceiling.at_piece
-
-    def newest_tag(self, weight: float) -> float:
-        """The tag of who comes new: one grant behind."""
-        return self.virtual + self.latest / weight
-
-    def oldest_tag(self, weight: float) -> float:
-        """The least tag of who comes back: it may be due one grant."""
-        return self.virtual - self.latest / weight
-
-
-class Share(_Node):
-    """One direction of a flow, as the shaper sees it. Made by ``Shaper.join``.
-
-    Attributes:
-        granted: what it may move in its turn, until it said what it did.
-        owner: who moves it; the caller's affair.
-        whole: the lease of the listener.
-
-    """
-
-    __slots__ = ("granted", "owner", "source", "whole")
-    weight = 1.0
-
-    def __init__(self, source: _Group, rate: Rate | None, whole: Lease, now: float) -> None:
-        # All of it here: what calls to the classes above cost shows in the cost of a connection.
-        ceiling = source.inside if rate is None else Ceiling(rate)
-        self.line = self.place = None
-        self.parent = self.source = source
-        self.ceiling = ceiling
-        self.full_at = now + ceiling.new
-        self.tag = source.virtual + source.latest
-        self.left = self.lent = ceiling.first_lease
-        self.whole = whole
-        self.granted = 0
-        self.owner: Any = None
-
-    @property
-    def rate(self) -> Rate | None:
-        """The ceiling in force. To set it gives the share one of its own; None takes that away."""
-        return self.ceiling.rate
-
-    @rate.setter
-    def rate(self, rate: Rate | None) -> None:
-        self.ceiling = self.source.inside if rate is None else Ceiling(rate)
-        self.lent -= self.left
-        self.left = 0
+if TYPE_CHECKING:
+    from proxy.core.rate import Rate
+    from proxy.core.share import Newcomer
 
 
 class Shaper:
@@ -188,6 +70,10 @@ class Shaper:
     Args:
         rates: the ceilings at the start.
         now: monotonic seconds.
+
+    Attributes:
+        let_go: tell, by its source, that a direction that was let in has ended without a share;
+            exactly once for each.
 
     """
 
@@ -201,6 +87,7 @@ class Shaper:
         "_source",
         "_sources",
         "_whole",
+        "let_go",
     )
 
     def __init__(self, rates: ShapeRates, now: float) -> None:
@@ -208,11 +95,12 @@ class Shaper:
         self._source = Ceiling(rates.source)
         self._flow = Ceiling(rates.flow)
         self._numbers = count()
-        self._root = _Group(None, self._listener, 0.0, now, numbers=self._numbers)
-        self._clock: Line[_Node] = Line(self._numbers)
+        self._root = Group(None, self._listener, 0.0, now, numbers=self._numbers)
+        self._clock: Line[Node] = Line(self._numbers)
         self._served_at = now - PAUSE
         self._whole = Lease(self._listener.first_lease)
-        self._sources: Kept[_Group] = Kept()
+        self._sources: Kept[Group] = Kept()
+        self.let_go = self._sources.leave
 
     def become(self, rates: ShapeRates) -> None:
         """Have other ceilings, for the flows that exist too; O(1). See ``Ceiling.become``.
@@ -240,18 +128,43 @@ class Shaper:
 
         """
         sources = self._sources
-        source = sources.join(source_key, now) or sources.enter(
-            self._new_source(source_key, weight, now), now
-        )
+        source = sources.join(source_key, now) or self._new_source(source_key, now, weight)
         source.weight = weight
         return Share(source, flow_rate, self._whole, now)
+
+    def let_in(
+        self, newcomer: Newcomer, source_key: Hashable, now: float, weight: float = 1
+    ) -> None:
+        """Enter a flow's direction without a share; the arguments are those of ``join``.
+
+        Until it has one it may move what it has left at each level, and needs not ask.
+        """
+        sources = self._sources
+        source = sources.join(source_key, now) or self._new_source(source_key, now, weight)
+        source.weight = weight
+        newcomer.source = source
+        newcomer.whole = self._whole
+        newcomer.left = self._flow.first_lease
+
+    def share_of(self, newcomer: Newcomer, since: float, moved: int) -> Share:
+        """Make the share of a direction that was let in, in its place.
+
+        Args:
+            newcomer: which; nothing is left for it any more.
+            since: when it was let in.
+            moved: bytes since then.
+
+        """
+        share = Share(newcomer.source, None, self._whole, since)
+        share.left, share.lent = 0, moved
+        return share
 
     def weigh(self, share: Share, weight: float) -> None:
         """Give a share's source another weight, from its next grant on."""
         share.source.weight = weight
 
     def leave(self, share: Share) -> None:
-        """It ended, wherever it is; exactly once for each ``join``."""
+        """It ended, wherever it is; exactly once for each ``join`` or ``share_of``."""
         self._sources.leave(share.source)
         if share.line is not None:
             self._withdraw(share)
@@ -274,7 +187,7 @@ class Shaper:
             and root.full_at - now <= root.ceiling.at_most
         ):
             return GRANT_MAX
-        if _lacks(share, now) or _lacks(source, now) or _lacks(root, now):
+        if lacks(share, now) or lacks(source, now) or lacks(root, now):
             self._line_up(share, now)
             return 0
         return self._grant(share, now)
@@ -335,7 +248,7 @@ class Shaper:
         self._served_at = now
         self._ring(now)
         root = self._root
-        while root.queue.heap and not _lacks(root, now):
+        while root.queue.heap and not lacks(root, now):
             share = self._first()
             share.granted = grant = self._grant(share, now)
             yield share, grant
@@ -356,14 +269,14 @@ class Shaper:
             group.virtual = max(group.virtual, node.tag)
             if isinstance(node, Share):
                 return node
-            assert isinstance(node, _Group)
+            assert isinstance(node, Group)
             group = node
 
     def _grant(self, share: Share, now: float) -> int:
         """All that its buckets hold; where others wait too, a piece or its part of ``SLACK``."""
         grant = float(GRANT_MAX)
         sharers = 1
-        node: _Node | None = share
+        node: Node | None = share
         while node is not None:
             ceiling = node.ceiling
             grant = min(grant, ceiling.tokens(node.full_at - now))
@@ -371,7 +284,7 @@ class Shaper:
                 part = min(ceiling.piece, ceiling.per_second * SLACK / sharers)
                 grant = min(grant, max(ceiling.quantum, part))
             node = node.parent
-            if isinstance(node, _Group):
+            if isinstance(node, Group):
                 sharers *= len(node.queue) or 1
         return max(1, int(grant))
 
@@ -379,7 +292,7 @@ class Shaper:
         """Move the share and its source to where they belong after a turn."""
         granted, share.granted = share.granted, 0
         again = size >= granted
-        node: _Node = share
+        node: Node = share
         while (group := node.parent) is not None:
             assert node.line is group.queue
             group.queue.drop(node)
@@ -390,7 +303,7 @@ class Shaper:
             again = bool(group.queue.heap)
             node = group
 
-    def _line_up(self, node: _Node, now: float) -> None:
+    def _line_up(self, node: Node, now: float) -> None:
         """Put a node into its line, and each level above that had nobody in line until now."""
         while (group := node.parent) is not None and node.line is None:
             node.tag = max(node.tag, group.oldest_tag(node.weight))
@@ -398,18 +311,18 @@ class Shaper:
                 return
             node = group
 
-    def _put(self, node: _Node, now: float) -> bool:
+    def _put(self, node: Node, now: float) -> bool:
         """Put a node into the line of its group, or else on the clock; return whether the first.
 
         Who goes on after a grant keeps its tag, even behind the virtual time: that is its due.
         """
         group = node.parent
         assert group is not None
-        if _lacks(node, now):
+        if lacks(node, now):
             self._clock.push(node.full_at - node.ceiling.at_piece, node)
             return False
         wants = min(self._quantum(), node.ceiling.tokens(node.full_at - now))
-        if isinstance(node, _Group):
+        if isinstance(node, Group):
             wants = min(wants, node.queue.first.wants)
         node.wants = wants
         if not group.queue.heap:
@@ -421,7 +334,7 @@ class Shaper:
         """What is wanted at most, so that among those who want a lot only what they had counts."""
         return max(self._listener.quantum, self._source.quantum)
 
-    def _withdraw(self, node: _Node) -> None:
+    def _withdraw(self, node: Node) -> None:
         """Take a node out of its line, and each level above that has nobody else in line."""
         while node.line is not None:
             in_group = node.parent is not None and node.line is node.parent.queue
@@ -450,7 +363,7 @@ class Shaper:
         root.full_at = max(root.full_at, now) + (whole.lent - whole.left) * root.ceiling.cost
         whole.lent = whole.left
 
-    def _call_in(self, group: _Group, now: float) -> None:
+    def _call_in(self, group: Group, now: float) -> None:
         """End the lease of a level below which somebody waits now."""
         if group is self._root:
             self._book_whole(now)
@@ -459,11 +372,11 @@ class Shaper:
             group.book(now)
             group.left = group.lent = 0
 
-    def _new_source(self, key: Hashable, weight: float, now: float) -> _Group:
+    def _new_source(self, key: Hashable, now: float, weight: float) -> Group:
         root = self._root
         tag = root.newest_tag(weight)
-        source = _Group(root, self._source, tag, now, numbers=self._numbers)
+        source = Group(root, self._source, tag, now, numbers=self._numbers)
         source.key = key
         source.inside = self._flow
         source.left = source.lent = self._source.first_lease
-        return source
+        return self._sources.enter(source, now)

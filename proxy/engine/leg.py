@@ -43,9 +43,10 @@ from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
 if TYPE_CHECKING:
     from proxy.core.counters import DirectionCounters
-    from proxy.core.shaper import Share
+    from proxy.core.lease import Lease
+    from proxy.core.share import Group, Share
     from proxy.engine.stream import StreamFlow
-    from proxy.engine.throttle import Meter
+    from proxy.engine.throttle import Meter, Throttle
 
 SMALLEST_CHUNK: Final = 16 * 1024
 """Bytes; a request or an answer, rarely more; what a stalled direction keeps in memory."""
@@ -122,8 +123,12 @@ class StreamLeg(Direction):
         pending: received here and not yet taken by the other leg; None while the way is free.
         pipe: what bytes go through in place of the buffer, while there is bulk.
         meter: what is asked before bytes are received, where bandwidth is limited.
+        throttle: where it gets its meter when it has to ask for the first time; None if it has it.
         lease: what may be received without asking, if there is anything; set where it is limited.
-        limited: whether there is such a meter, or a budget of bytes.
+        left: of its own lease, while it has no share (see ``core.share``); beside
+        source: with that of its source, and
+        whole: that of its listener.
+        limited: whether there is a meter, a throttle, or a budget of bytes.
         apart: whether it is limited or has a pipe, and so is not served in the plain way.
         send_flags: how to send what is pending: as urgent data, or not.
         unserved: events that came while the way was not free.
@@ -142,6 +147,7 @@ class StreamLeg(Direction):
         "ended",
         "flow",
         "lease",
+        "left",
         "limited",
         "meter",
         "other",
@@ -149,15 +155,20 @@ class StreamLeg(Direction):
         "pipe",
         "send_flags",
         "socket",
+        "source",
         "stalls",
+        "throttle",
         "unsent",
         "unserved",
+        "whole",
         "writable_watched",
     )
 
     other: StreamLeg
     flow: StreamFlow
-    lease: Share | BudgetLease | None
+    left: int
+    source: Group
+    whole: Lease
 
     def __init__(self, socket: Socket, counters: DirectionCounters) -> None:
         self.bytes = 0
@@ -167,6 +178,8 @@ class StreamLeg(Direction):
         self.pending: memoryview | None = None
         self.pipe: Pipe | None = None
         self.meter: Meter | None = None
+        self.throttle: Throttle | None = None
+        self.lease: Share | StreamLeg | BudgetLease | None = None
         self.apart = False
         self.limited = False
         self.send_flags: int = DONTWAIT
@@ -184,15 +197,26 @@ class StreamLeg(Direction):
         if mask & NEWS:
             if self.pending is not None or self.ended:
                 self._not_read(mask, now)
-            elif self.apart:
-                self._pull_apart(mask, now)
-            else:
+            elif not self.apart:
                 self._pull(mask, now)
+            else:
+                lease = self.lease
+                if lease is not None and self.pipe is None:
+                    most, source, whole = self.chunk, lease.source, lease.whole
+                    if lease.left > most and source.left > most and whole.left > most:
+                        before = self.bytes
+                        self._pull(mask, now, 1)
+                        moved = self.bytes - before
+                        lease.left -= moved
+                        source.left -= moved
+                        whole.left -= moved
+                        return
+                self._pull_apart(mask, now)
 
     def pull(self, mask: int, now: float) -> None:
         """Receive and pass on, as much as there is and the turn and the limits allow."""
         if self.apart:
-            self._pull_apart(mask, now)
+            self.ready(mask & ~EPOLLOUT | EPOLLIN, now)
         else:
             self._pull(mask, now)
 
@@ -365,9 +389,12 @@ class StreamLeg(Direction):
         if self.pending or self.pipe is not None:
             self.block()
         self.pending = BLOCKED
-        if self.meter is not None:
-            self.meter.leave()
-            self.meter = self.lease = None
+        if self.limited:
+            if self.throttle is not None:
+                self.throttle.shaper.let_go(self.source)
+            elif self.meter is not None:
+                self.meter.leave()
+            self.throttle = self.meter = self.lease = None
         self.ended = True
         self.flow = self.other = ENDED
 
@@ -382,32 +409,34 @@ class StreamLeg(Direction):
                 self._go_on_later(mask)
             return
         lease = self.lease
-        if lease is not None:
-            most = self.chunk if self.pipe is None else BULK_TURN
-            source, whole = lease.source, lease.whole
-            if lease.left > most and source.left > most and whole.left > most:
-                before = self.bytes
-                if self.pipe is None:
-                    self._pull(mask, now, 1)
-                elif self._splice(mask, now):
-                    self._go_on_later(mask)
-                moved = self.bytes - before
-                lease.left -= moved
-                source.left -= moved
-                whole.left -= moved
-                return
+        if lease is not None and self.pipe is not None and self._splice_by(lease, mask, now):
+            return
         left = self._left_of_budget(mask, now)
         if not left:
             return
-        grant = LARGEST_CHUNK if self.meter is None else self.meter.ask(now)
+        meter = self.own_meter()
+        grant = LARGEST_CHUNK if meter is None else meter.ask(now)
         if grant:
             self._move(min(grant, left), mask, now)
         else:
-            assert self.meter is not None
-            limit = self.meter.held_by
+            assert meter is not None
+            limit = meter.held_by
             self.flow.counters.strikes(limit)
             self.flow.struck(limit)
             self._hold_back(mask, now)
+
+    def _splice_by(self, lease: Share | StreamLeg | BudgetLease, mask: int, now: float) -> bool:
+        """Do as ``ready`` does by a lease, through the pipe; false if it does not suffice."""
+        source, whole = lease.source, lease.whole
+        if min(lease.left, source.left, whole.left) <= BULK_TURN:
+            return False
+        before = self.bytes
+        if self._splice(mask, now):
+            self._go_on_later(mask)
+        moved = self.bytes - before
+        for level in (lease, source, whole):
+            level.left -= moved
+        return True
 
     def granted(self, grant: int, now: float) -> None:
         """Move so many bytes at most: its turn has come, of those who share a bandwidth."""
@@ -422,10 +451,18 @@ class StreamLeg(Direction):
         elif self.meter is not None:
             self.meter.spent(0, now)
 
+    def own_meter(self) -> Meter | None:
+        """The meter, which is made when it is needed; None where bandwidth is not limited."""
+        if self.throttle is not None:
+            self.meter, self.throttle = self.throttle.meter_of(self), None
+            self._take_lease()
+        return self.meter
+
     def use_meter(self, meter: Meter) -> None:
         """Ask this meter before anything is received from now on, in place of any other."""
-        if self.meter is not None:
-            self.meter.leave()
+        former = self.own_meter()
+        if former is not None:
+            former.leave()
         self.meter = meter
         self.limit()
         if self.pending is HELD_BACK:  # by the other one
@@ -433,7 +470,7 @@ class StreamLeg(Direction):
 
     def meter_changed(self) -> None:
         """Ask what the meter has become, or nothing; who was held back asks again."""
-        self.limited = self.meter is not None or self.flow.limits.bytes < inf
+        self.limited = self.own_meter() is not None or self.flow.limits.bytes < inf
         self._take_lease()
         self.apart = self.limited or self.pipe is not None
         if self.pending is HELD_BACK:

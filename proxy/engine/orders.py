@@ -75,7 +75,7 @@ class _Order:
         """Have both legs of a flow ask here, before what they ask now."""
         source = source_key_of(flow, flow.counters.gate.limits)
         for leg, throttle in zip((flow.original, flow.reply), self._throttles, strict=True):
-            leg.meter = Toll(throttle, leg, leg.meter, source, now)
+            leg.meter = Toll(throttle, leg, leg.own_meter(), source, now)
 
     def part(self, flow: DatagramFlow, now: float) -> tuple[OrderedPart, OrderedPart]:
         """Let a flow of datagrams in, for each direction."""

@@ -180,8 +180,11 @@ class StreamFlow(Flow):
         if relay.leaving is not None:
             relay.evict(now)
         relay.table.add(self)
-        if bandwidth is not None or self.limits.bytes < inf:
-            self._use(bandwidth, now)
+        if bandwidth is not None:
+            bandwidth.begin(self, now)
+        elif self.limits.bytes < inf:
+            self.original.limit()
+            self.reply.limit()
         if relay.orders.are_there:
             relay.orders.hold(self, now)
         relay.files.used += FILES_PER_FLOW

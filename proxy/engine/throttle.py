@@ -17,14 +17,16 @@ import structlog
 
 from proxy.core.admission import Limit
 from proxy.core.ceiling import GRANT_MAX
+from proxy.core.lease import BUDGET_ROOM
 from proxy.core.police import Policer
-from proxy.core.shaper import Shaper, Share
+from proxy.core.shaper import Shaper
 from proxy.engine.sources import source_key_of, weight_of
 
 if TYPE_CHECKING:
     from proxy.core.ceiling import ShapeRates
     from proxy.core.counters import ListenerCounters
     from proxy.core.police import Policed
+    from proxy.core.share import Share
     from proxy.core.sources import SourceKey
     from proxy.engine.alarms import Alarms
     from proxy.engine.leg import StreamLeg
@@ -62,6 +64,7 @@ class Bandwidth:
     ) -> None:
         self.dry_run = dry_run
         self._weights = limits.weights
+        self._has_weights = bool(limits.weights)
         self._original: Throttle | Watch
         self._reply: Throttle | Watch
         if dry_run:
@@ -73,6 +76,7 @@ class Bandwidth:
     def become(self, limits: BandwidthLimits) -> None:
         """Have other ceilings, for the flows that exist too."""
         self._weights = limits.weights
+        self._has_weights = bool(limits.weights)
         self._original.become(limits.original)
         self._reply.become(limits.reply)
 
@@ -80,22 +84,39 @@ class Bandwidth:
         """The weight of the sources that wait for the listener's bandwidth, by direction."""
         return self._original.waiting(now), self._reply.waiting(now)
 
+    def begin(self, flow: StreamFlow, now: float) -> None:
+        """Have both legs of a flow that begins now go by leases, until they have to ask here.
+
+        Every call shows in the cost of a connection, so here are few.
+        """
+        original, reply = self._original, self._reply
+        if original.shaper is None or reply.shaper is None:
+            self.meter(flow, now)
+            return
+        weight = weight_of(flow, self._weights) if self._has_weights else 1
+        source = flow.source.key or source_key_of(flow, flow.counters.gate.limits)
+        one, other = flow.original, flow.reply
+        original.shaper.let_in(one, source, now, weight)
+        reply.shaper.let_in(other, source, now, weight)
+        one.throttle, other.throttle = original, reply
+        one.limited = one.apart = other.limited = other.apart = True
+        if flow.limits.bytes >= BUDGET_ROOM:
+            one.lease, other.lease = one, other
+
     def meter(self, flow: StreamFlow, now: float) -> None:
         """Have both legs of a flow ask here from now on, with the weight that is in force."""
-        weight = weight_of(flow, self._weights) if self._weights else 1
-        if self._has(flow):
-            for leg in (flow.original, flow.reply):
-                if leg.meter is not None:
-                    leg.meter.weigh(weight, now)
+        weight = weight_of(flow, self._weights) if self._has_weights else 1
+        legs = flow.original, flow.reply
+        meters = [leg.own_meter() for leg in legs]
+        if meters[0] is not None and meters[0].throttle is self._original:
+            for leg, meter in zip(legs, meters, strict=True):
+                if meter is not None:
+                    meter.weigh(weight, now)
                     leg.limit()  # the flow may have another budget
             return
         source = flow.source.key or source_key_of(flow, flow.counters.gate.limits)
         flow.original.use_meter(self._original.meter(flow.original, source, now, weight))
         flow.reply.use_meter(self._reply.meter(flow.reply, source, now, weight))
-
-    def _has(self, flow: StreamFlow) -> bool:
-        """Whether a flow's legs ask here."""
-        return flow.original.meter is not None and flow.original.meter.throttle is self._original
 
 
 class Throttle:
@@ -108,66 +129,68 @@ class Throttle:
 
     """
 
-    __slots__ = ("_alarms", "_shaper", "alarm")
+    __slots__ = ("_alarms", "alarm", "shaper")
 
     def __init__(self, alarms: Alarms, rates: ShapeRates, now: float) -> None:
         self.alarm = inf
         self._alarms = alarms
-        self._shaper = Shaper(rates, now)
+        self.shaper = Shaper(rates, now)
 
     def become(self, rates: ShapeRates) -> None:
         """Have other ceilings, for the flows that exist too."""
-        self._shaper.become(rates)
+        self.shaper.become(rates)
 
     def meter(self, owner: Owner, source: SourceKey, now: float, weight: int = 1) -> ShareMeter:
         """Take in a leg."""
-        share = self._shaper.join(source, now, weight)
-        share.owner = owner
-        return ShareMeter(self, share)
+        return ShareMeter(self, self.shaper.join(source, now, weight), owner)
+
+    def meter_of(self, leg: StreamLeg) -> ShareMeter:
+        """Have a leg ask that went by the leases since its flow began."""
+        return ShareMeter(self, self.shaper.share_of(leg, leg.flow.opened, leg.bytes), leg)
 
     def waiting(self, now: float) -> float:
         """The weight of the sources that wait for the listener's bandwidth."""
-        return self._shaper.waiting()
+        return self.shaper.waiting()
 
     def weigh(self, share: Share, weight: int) -> None:
         """Give the source of a leg another weight."""
-        self._shaper.weigh(share, weight)
+        self.shaper.weigh(share, weight)
 
     def leave(self, share: Share) -> None:
         """Let go of a leg, wherever it stands."""
-        self._shaper.leave(share)
+        self.shaper.leave(share)
 
     def ask(self, share: Share, now: float) -> int:
         """How many bytes a leg may move now; 0: it will be told when."""
-        grant = self._shaper.ask(share, now)
+        grant = self.shaper.ask(share, now)
         if not grant:
-            self._alarms.set(self, self._shaper.next_at())
+            self._alarms.set(self, self.shaper.next_at())
         return grant
 
     def held_by(self, share: Share) -> Limit:
         """The limit that makes a leg wait."""
-        limit = self._shaper.held_by(share)
+        limit = self.shaper.held_by(share)
         assert limit is not None, "it does not wait"
         return limit
 
     def spent(self, share: Share, size: int, now: float) -> None:
         """Book what it moved."""
-        self._shaper.spent(share, size, now)
+        self.shaper.spent(share, size, now)
 
     def wake(self, now: float) -> None:
         """Have those whose turn it is move what they are granted."""
         turns = GRANTS_PER_TURN
-        for share, grant in self._shaper.serve(now):
+        for share, grant in self.shaper.serve(now):
             share.owner.granted(grant, now)
             turns -= 1
             if not turns:
                 break
-        self._alarms.set(self, self._shaper.next_at())
+        self._alarms.set(self, self.shaper.next_at())
 
     def crashed(self, error: Exception, now: float) -> None:
         """Report a fault of ours, and go on."""
         log.error("throttle_crashed", exc_info=error)
-        self._alarms.set(self, self._shaper.next_at())
+        self._alarms.set(self, self.shaper.next_at())
 
 
 class ShareMeter:
@@ -180,9 +203,10 @@ class ShareMeter:
 
     __slots__ = ("share", "throttle")
 
-    def __init__(self, throttle: Throttle, share: Share) -> None:
+    def __init__(self, throttle: Throttle, share: Share, owner: Owner) -> None:
         self.throttle = throttle
         self.share = share
+        share.owner = owner
 
     @property
     def in_line(self) -> bool:
@@ -225,6 +249,8 @@ class Watch:
     """
 
     __slots__ = ("policer",)
+
+    shaper = None
 
     def __init__(self, rates: ShapeRates, now: float) -> None:
         self.policer = Policer(rates, now)

@@ -26,8 +26,10 @@ from proxy.core.ceiling import (
     piece_of,
     shaping_rate,
 )
+from proxy.core.lease import Lease
 from proxy.core.rate import Rate
-from proxy.core.shaper import Shaper, Share
+from proxy.core.shaper import Shaper
+from proxy.core.share import Group, Share
 from tests.core.fluid import Gauge, Hungry, tree
 
 BEGIN = 1e5  # a machine that has been up for a day: clocks are not near 0
@@ -356,6 +358,19 @@ def test_the_hungry_get_what_a_perfect_divider_gives(
             assert lab.moved[share] == pytest.approx(part * span, abs=slack)
 
 
+class Newcomer:
+    """A flow that was let in without a share, and what it has moved since."""
+
+    source: Group
+    whole: Lease
+    left: int
+
+    def __init__(self, since: float) -> None:
+        self.since = since
+        self.moved = 0
+        self.gauge: Gauge | None = None
+
+
 class Wanting:
     """A flow of the model: what it still wants, and what watches its ceiling."""
 
@@ -373,6 +388,7 @@ class ShaperModel(RuleBasedStateMachine):
     def begin(self, rates: tuple[float | None, float | None, float | None]) -> None:
         self.now = BEGIN
         self.flows: list[Wanting] = []
+        self.newcomers: list[Newcomer] = []
         self.shaper = Shaper(self.told(rates), self.now)
         self.watch_all()
 
@@ -389,6 +405,8 @@ class ShaperModel(RuleBasedStateMachine):
         self.source_gauges = {key: self.watch(self.rates.source) for key in range(3)}
         for flow in self.flows:
             flow.gauge = self.watch(flow.share.rate)
+        for newcomer in self.newcomers:
+            newcomer.gauge = self.watch(self.rates.flow)
 
     @rule(source=st.integers(0, 2), rate=RATES, weight=st.sampled_from([1.0, 4.0]))
     def join(self, source: int, rate: float | None, weight: float) -> None:
@@ -396,6 +414,37 @@ class ShaperModel(RuleBasedStateMachine):
         share = self.shaper.join(source, self.now, weight, own)
         assert share.rate == (own or self.rates.flow)
         self.flows.append(Wanting(share, self.watch(share.rate)))
+
+    @rule(source=st.integers(0, 2), weight=st.sampled_from([1.0, 4.0]))
+    def let_in(self, source: int, weight: float) -> None:
+        newcomer = Newcomer(self.now)
+        self.shaper.let_in(newcomer, source, self.now, weight)
+        newcomer.gauge = self.watch(self.rates.flow)
+        self.newcomers.append(newcomer)
+
+    @precondition(lambda self: self.newcomers)
+    @rule(data=st.data(), size=st.integers(1, 100_000), times=st.integers(1, 20))
+    def move_by_the_first_lease(self, data: st.DataObject, size: int, times: int) -> None:
+        newcomer = data.draw(st.sampled_from(self.newcomers))
+        for _ in range(times):
+            if by_lease(newcomer, size):
+                newcomer.moved += size
+                self.pass_gauges(newcomer.gauge, newcomer.source.key, size)
+
+    @precondition(lambda self: self.newcomers)
+    @rule(data=st.data())
+    def take_a_share(self, data: st.DataObject) -> None:
+        newcomer = data.draw(st.sampled_from(self.newcomers))
+        self.newcomers.remove(newcomer)
+        share = self.shaper.share_of(newcomer, newcomer.since, newcomer.moved)
+        self.flows.append(Wanting(share, newcomer.gauge))
+
+    @precondition(lambda self: self.newcomers)
+    @rule(data=st.data())
+    def go_without_a_share(self, data: st.DataObject) -> None:
+        newcomer = data.draw(st.sampled_from(self.newcomers))
+        self.newcomers.remove(newcomer)
+        self.shaper.let_go(newcomer.source)
 
     @precondition(lambda self: self.flows)
     @rule(data=st.data())
@@ -420,7 +469,7 @@ class ShaperModel(RuleBasedStateMachine):
         flow = data.draw(st.sampled_from([flow for flow in self.flows if not flow.asked]))
         for _ in range(times):
             if by_lease(flow.share, size):
-                self.pass_gauges(flow, size)
+                self.pass_gauges(flow.gauge, flow.share.source.key, size)
 
     @precondition(lambda self: self.flows)
     @rule(data=st.data())
@@ -462,17 +511,14 @@ class ShaperModel(RuleBasedStateMachine):
         assert 1 <= grant <= GRANT_MAX
         size = min(grant, flow.wants)
         flow.wants -= size
-        self.pass_gauges(flow, size)
+        self.pass_gauges(flow.gauge, flow.share.source.key, size)
         if flow.share.granted and size < grant:
             flow.asked = False  # it has dried up, and has to ask again
         self.shaper.spent(flow.share, size, self.now)
 
-    def pass_gauges(self, flow: Wanting, size: int) -> None:
-        for gauge in (
-            flow.gauge,
-            self.source_gauges[flow.share.source.key],  # type: ignore[index]
-            self.listener_gauge,
-        ):
+    def pass_gauges(self, own: Gauge | None, source: Hashable, size: int) -> None:
+        assert isinstance(source, int)
+        for gauge in (own, self.source_gauges[source], self.listener_gauge):
             if gauge is not None:
                 gauge.passed(size, self.now)
 
@@ -483,6 +529,14 @@ class ShaperModel(RuleBasedStateMachine):
             assert not (source.queue.heap and source.left)
         if hasattr(self, "shaper"):
             assert not (self.shaper._root.queue.heap and self.shaper._whole.left)
+
+    @invariant()
+    def a_source_has_as_many_members_as_flows(self) -> None:
+        if hasattr(self, "shaper"):
+            sources = [flow.share.source for flow in self.flows]
+            sources += [newcomer.source for newcomer in self.newcomers]
+            for source in self.shaper._sources._known.values():
+                assert source.members == sources.count(source)
 
     @invariant()
     def who_asked_and_got_nothing_waits(self) -> None:
@@ -545,9 +599,9 @@ def test_who_stays_below_a_ceiling_never_waits_for_what_was_booked_late(
     assert asked < moved / size / 10
 
 
-def by_lease(share: Share, size: int) -> bool:
+def by_lease(who: Share | Newcomer, size: int) -> bool:
     """Move as a leg does: without asking, if the whole of a move is left at each level."""
-    levels = share, share.source, share.whole
+    levels = who, who.source, who.whole
     if min(level.left for level in levels) <= size:
         return False
     for level in levels:
@@ -624,10 +678,43 @@ def test_nothing_is_lent_while_somebody_waits_even_if_there_is_enough() -> None:
 
 def test_a_new_flow_need_not_ask_for_what_a_new_bucket_holds() -> None:
     shaper = Shaper(ShapeRates(listener=speed(1e9), source=speed(1e9), flow=speed(1e9)), BEGIN)
-    share = shaper.join("one", BEGIN)
+    share, newcomer = shaper.join("one", BEGIN), Newcomer(BEGIN)
+    shaper.let_in(newcomer, "one", BEGIN)
     piece = piece_of(1e9 * BITS)
-    for left in (share.left, share.source.left, share.whole.left):
-        assert 0.9 * piece <= left <= piece
+    for who in (share, newcomer):
+        assert (who.source, who.whole) == (share.source, shaper._whole)
+        for left in (who.left, who.source.left, who.whole.left):
+            assert 0.9 * piece <= left <= piece
+
+
+def test_a_share_that_is_made_late_is_as_if_it_had_been_there() -> None:
+    rates = ShapeRates(listener=speed(1e9), source=speed(1e9), flow=speed(1e9))
+    early, late = Shaper(rates, BEGIN), Shaper(rates, BEGIN)
+    share, newcomer = early.join("one", BEGIN), Newcomer(BEGIN)
+    late.let_in(newcomer, "one", BEGIN)
+    for _ in range(3):
+        assert by_lease(share, 30_000)
+        assert by_lease(newcomer, 30_000)
+    made = late.share_of(newcomer, BEGIN, 90_000)
+    assert not by_lease(made, 1)
+    for now in (BEGIN + 0.001, BEGIN + 0.0012):
+        assert early.ask(share, now) == late.ask(made, now)
+        early.spent(share, 100, now)
+        late.spent(made, 100, now)
+        for one, other in ((share, made), (share.source, made.source), (early._root, late._root)):
+            assert one.full_at == other.full_at
+    late.leave(made)
+    assert not made.source.members
+
+
+def test_another_ceiling_ends_first_leases_too() -> None:
+    shaper = Shaper(ShapeRates(flow=speed(1e9)), BEGIN)
+    newcomer = Newcomer(BEGIN)
+    shaper.let_in(newcomer, "one", BEGIN)
+    shaper.become(ShapeRates(flow=speed(64e3)))
+    other = shaper.join("one", BEGIN)
+    shaper.spent(other, 0, BEGIN)  # the source lends anew
+    assert not by_lease(newcomer, 1)
 
 
 def test_another_ceiling_of_a_flow_ends_its_lease() -> None:

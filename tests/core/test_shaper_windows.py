@@ -12,7 +12,7 @@ from itertools import count
 import pytest
 
 from proxy.core.ceiling import ShapeRates
-from proxy.core.shaper import Share
+from proxy.core.share import Share
 from tests.core.test_shaper import Lab, speed
 
 WINDOW = 64 * 1024

@@ -28,6 +28,8 @@ from proxy.engine import leg
 from proxy.engine.leg import StreamLeg
 from proxy.engine.specs import BandwidthLimits
 from proxy.engine.splice import PipePool
+from proxy.engine.stream import StreamFlow
+from proxy.engine.throttle import Throttle
 from tests.engine.lab import (
     Lab,
     accept,
@@ -278,9 +280,11 @@ async def test_who_waits_for_bandwidth_can_end_at_any_time(who: str) -> None:
         assert await receive_exactly(accepted, 1) == b"x"
 
 
-async def test_a_flow_moves_as_many_bytes_as_it_may_and_then_ends() -> None:
+@pytest.mark.parametrize("rates", [{}, {"flow": 1e12}])
+async def test_a_flow_moves_as_many_bytes_as_it_may_and_then_ends(rates: dict[str, float]) -> None:
     endpoint = listening()
-    async with limited(endpoint, limits=FlowLimits(bytes=100)) as lab:
+    limits, bandwidth = FlowLimits(bytes=100), both(**rates)
+    async with limited(endpoint, limits=limits, bandwidth=bandwidth) as lab:
         client, accepted = await pair(lab, endpoint)
         await send_all(client, b"x" * 60)
         assert await receive_exactly(accepted, 60)
@@ -334,13 +338,46 @@ async def test_who_is_far_from_all_limits_is_seldom_asked() -> None:
         original = flow.original
         assert isinstance(original, StreamLeg)
         before = original.lease
-        assert before is not None
-        left = before.left
+        assert before is original
+        levels = before, before.source, before.whole
+        left = [level.left for level in levels]
         for _ in range(10):
             await send_all(client, b"x" * 100)
             await receive_exactly(accepted, 100)
         assert original.lease is before
-        assert before.left == left - 1000
+        assert [level.left for level in levels] == [each - 1000 for each in left]
+
+
+@pytest.mark.parametrize("size", [100, len(BULK)])
+@pytest.mark.parametrize("end", ["finished", "client_reset", "killed"])
+async def test_a_flow_that_has_ended_is_a_member_of_no_source(end: str, size: int) -> None:
+    """Whether or not it has moved so much that it had a share made, in either direction."""
+    endpoint = listening()
+    async with limited(endpoint, bandwidth=both(flow=1e9, source=1e9, listener=1e9)) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send_all, client, BULK[:size])
+            await receive_exactly(accepted, size)
+        (flow,) = lab.worker._relay.table
+        assert isinstance(flow, StreamFlow)
+        assert flow.reply.throttle is not None
+        terms = lab.worker._roster._terms["lab"]
+        assert terms.bandwidth is not None
+        throttles = terms.bandwidth._original, terms.bandwidth._reply
+        assert [leg.meter is None for leg in (flow.original, flow.reply)] == [size == 100, True]
+        shapers = [each.shaper for each in throttles if isinstance(each, Throttle)]
+        sources = [shaper._sources._known.values() for shaper in shapers]
+        assert [[source.members for source in each] for each in sources] == [[1], [1]]
+        match end:
+            case "finished":
+                client.close()
+                accepted.close()
+            case "client_reset":
+                reset(client)
+            case "killed":
+                await lab.worker.kill(FlowQuery())
+        await lab.wait_ended()
+        assert [[source.members for source in each] for each in sources] == [[0], [0]]
 
 
 async def test_a_flow_that_needs_all_its_bytes_and_no_more_is_finished() -> None:
