@@ -340,7 +340,7 @@ class StreamLeg(Direction):
         if mask:
             self.unserved = 0
             if self.apart:
-                self._pull_apart(mask, now)
+                self.ready(mask & ~EPOLLOUT, now)
             else:
                 self._pull(mask, now)
 
@@ -361,9 +361,7 @@ class StreamLeg(Direction):
 
     def freeze(self) -> None:
         """Be as it is without pipe, meter and turn: what a pipe holds becomes pending."""
-        if self.meter is not None:
-            self.meter.leave()
-            self.meter = self.lease = None
+        self._leave_meter()
         if self.pending is HELD_BACK:
             self._release(monotonic())
         if self.pipe is not None:
@@ -390,17 +388,21 @@ class StreamLeg(Direction):
             self.block()
         self.pending = BLOCKED
         if self.limited:
-            if self.throttle is not None:
-                self.throttle.shaper.let_go(self.source)
-            elif self.meter is not None:
-                self.meter.leave()
-            self.throttle = self.meter = self.lease = None
+            self._leave_meter()
         self.ended = True
         self.flow = self.other = ENDED
 
     def crashed(self, error: Exception, now: float) -> None:
         """End the flow: a fault of ours."""
         self.flow.crashed(error, now)
+
+    def _leave_meter(self) -> None:
+        """Share no bandwidth any more."""
+        if self.throttle is not None:
+            self.throttle.shaper.let_go(self.source)
+        elif self.meter is not None:
+            self.meter.leave()
+        self.throttle = self.meter = self.lease = None
 
     def _pull_apart(self, mask: int, now: float) -> None:
         """Do as ``pull`` says in the other ways than the plain one."""

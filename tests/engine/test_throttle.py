@@ -25,7 +25,9 @@ from proxy.core.expiry import FlowLimits
 from proxy.core.longest import LongestMatch
 from proxy.core.query import FlowQuery
 from proxy.engine import leg
+from proxy.engine.frozen import freeze
 from proxy.engine.leg import StreamLeg
+from proxy.engine.revive import thaw
 from proxy.engine.specs import BandwidthLimits
 from proxy.engine.splice import PipePool
 from proxy.engine.stream import StreamFlow
@@ -349,7 +351,7 @@ async def test_who_is_far_from_all_limits_is_seldom_asked() -> None:
 
 
 @pytest.mark.parametrize("size", [100, len(BULK)])
-@pytest.mark.parametrize("end", ["finished", "client_reset", "killed"])
+@pytest.mark.parametrize("end", ["finished", "client_reset", "killed", "frozen"])
 async def test_a_flow_that_has_ended_is_a_member_of_no_source(end: str, size: int) -> None:
     """Whether or not it has moved so much that it had a share made, in either direction."""
     endpoint = listening()
@@ -364,7 +366,7 @@ async def test_a_flow_that_has_ended_is_a_member_of_no_source(end: str, size: in
         terms = lab.worker._roster._terms["lab"]
         assert terms.bandwidth is not None
         throttles = terms.bandwidth._original, terms.bandwidth._reply
-        assert [leg.meter is None for leg in (flow.original, flow.reply)] == [size == 100, True]
+        assert (flow.original.meter is None, flow.reply.meter) == (size == 100, None)
         shapers = [each.shaper for each in throttles if isinstance(each, Throttle)]
         sources = [shaper._sources._known.values() for shaper in shapers]
         assert [[source.members for source in each] for each in sources] == [[1], [1]]
@@ -375,6 +377,11 @@ async def test_a_flow_that_has_ended_is_a_member_of_no_source(end: str, size: in
             case "client_reset":
                 reset(client)
             case "killed":
+                await lab.worker.kill(FlowQuery())
+            case "frozen":  # to go to another process, which then did not take it
+                freeze(flow)
+                assert [[source.members for source in each] for each in sources] == [[0], [0]]
+                thaw(flow, lab.worker._roster, monotonic())
                 await lab.worker.kill(FlowQuery())
         await lab.wait_ended()
         assert [[source.members for source in each] for each in sources] == [[0], [0]]
