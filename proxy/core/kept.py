@@ -16,7 +16,11 @@ FORGOTTEN_AT_ONCE: Final = 2
 
 
 class Owner(Protocol):
-    """A source; ``members`` belongs to its keeper."""
+    """A source; ``members`` belongs to its keeper.
+
+    Whoever is in a hurry may add to the members of a source that has some, or take away any but
+    the last: that is all that ``join`` and ``leave`` do then.
+    """
 
     key: Hashable
     members: int
@@ -30,12 +34,18 @@ Kind = TypeVar("Kind", bound=Owner)
 
 
 class Kept(Generic[Kind]):
-    """The sources of one listener's direction."""
+    """The sources of one listener's direction.
 
-    __slots__ = ("_idle", "_known")
+    Attributes:
+        get: the source of a key, if it is known.
+
+    """
+
+    __slots__ = ("_idle", "_known", "get")
 
     def __init__(self) -> None:
         self._known: dict[Hashable, Kind] = {}
+        self.get = self._known.get
         self._idle: deque[Kind] = deque()  # in the order they lost their last member
 
     def __len__(self) -> int:

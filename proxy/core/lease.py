@@ -41,21 +41,5 @@ class Lease:
         self.lent = left + unbooked
 
 
-ENDLESS: Final = Lease(1 << 62)
-"""Of a level that has no ceiling: more than any process moves."""
-
-
-class BudgetLease(Lease):
-    """What one flow's direction may move before anybody looks at the flow's budget again."""
-
-    __slots__ = ()
-
-    source = ENDLESS
-    whole = ENDLESS
-
-    def __init__(self) -> None:
-        super().__init__(LEASE_MAX)
-
-
 BUDGET_ROOM: Final = 2 * LEASE_MAX
 """Bytes; as long as a flow may move so many, both its directions may go by a lease."""

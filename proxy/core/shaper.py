@@ -127,8 +127,7 @@ class Shaper:
             flow_rate: a ceiling of its own, in place of the common one.
 
         """
-        sources = self._sources
-        source = sources.join(source_key, now) or self._new_source(source_key, now, weight)
+        source = self._joined(source_key, now, weight)
         source.weight = weight
         return Share(source, flow_rate, self._whole, now)
 
@@ -139,8 +138,11 @@ class Shaper:
 
         Until it has one it may move what it has left at each level, and needs not ask.
         """
-        sources = self._sources
-        source = sources.join(source_key, now) or self._new_source(source_key, now, weight)
+        source = self._sources.get(source_key)
+        if source is not None and source.members:
+            source.members += 1
+        else:
+            source = self._joined(source_key, now, weight)
         source.weight = weight
         newcomer.source = source
         newcomer.whole = self._whole
@@ -371,6 +373,10 @@ class Shaper:
         else:
             group.book(now)
             group.left = group.lent = 0
+
+    def _joined(self, key: Hashable, now: float, weight: float) -> Group:
+        source = self._sources.join(key, now)
+        return self._new_source(key, now, weight) if source is None else source
 
     def _new_source(self, key: Hashable, now: float, weight: float) -> Group:
         root = self._root

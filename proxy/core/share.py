@@ -18,12 +18,19 @@ Units: bytes, seconds. Pure: time is an argument, monotonic.
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
-from typing import Any, Protocol
+from itertools import count
+from typing import Any, Final, Protocol
 
-from proxy.core.ceiling import Ceiling
+from proxy.core.ceiling import LEASE_MAX, Ceiling
 from proxy.core.lease import Lease
 from proxy.core.line import Line, Waiter
 from proxy.core.rate import Rate
+
+ENOUGH: Final = 1 << 29
+"""Bytes. When they are used up, whoever comes next looks at his budget and makes them anew."""
+
+ENDLESS: Final = Lease(ENOUGH)
+"""Of a level that has no ceiling."""
 
 
 class Newcomer(Protocol):
@@ -163,3 +170,19 @@ class Share(Node):
         self.ceiling = self.source.inside if rate is None else Ceiling(rate)
         self.lent -= self.left
         self.left = 0
+
+
+ALONE: Final = Group(None, Ceiling(None), 0.0, 0.0, numbers=count())
+"""The source of flows that share no bandwidth, and go by leases because of their budget only."""
+
+
+def lend_budget(leg: Newcomer) -> None:
+    """Have a direction move so much before anybody looks at its flow's budget again.
+
+    What the others have is without end: it is made anew each time, and not just large, because
+    the interpreter is quick with numbers below 2 to the power of 30.
+    """
+    leg.source = ALONE
+    leg.whole = ENDLESS
+    leg.left = LEASE_MAX
+    ALONE.left = ENDLESS.left = ENOUGH

@@ -36,7 +36,8 @@ from typing import TYPE_CHECKING, Any, Final
 import structlog
 
 from proxy.core.flow import Direction
-from proxy.core.lease import BUDGET_ROOM, BudgetLease
+from proxy.core.lease import BUDGET_ROOM
+from proxy.core.share import lend_budget
 from proxy.core.stalls import Stalls
 from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
@@ -179,7 +180,7 @@ class StreamLeg(Direction):
         self.pipe: Pipe | None = None
         self.meter: Meter | None = None
         self.throttle: Throttle | None = None
-        self.lease: Share | StreamLeg | BudgetLease | None = None
+        self.lease: Share | StreamLeg | None = None
         self.apart = False
         self.limited = False
         self.send_flags: int = DONTWAIT
@@ -388,7 +389,11 @@ class StreamLeg(Direction):
             self.block()
         self.pending = BLOCKED
         if self.limited:
-            self._leave_meter()
+            if self.throttle is not None and self.source.members > 1:  # nearly always
+                self.source.members -= 1
+                self.throttle = self.lease = None
+            else:
+                self._leave_meter()
         self.ended = True
         self.flow = self.other = ENDED
 
@@ -427,7 +432,7 @@ class StreamLeg(Direction):
             self.flow.struck(limit)
             self._hold_back(mask, now)
 
-    def _splice_by(self, lease: Share | StreamLeg | BudgetLease, mask: int, now: float) -> bool:
+    def _splice_by(self, lease: Share | StreamLeg, mask: int, now: float) -> bool:
         """Do as ``ready`` does by a lease, through the pipe; false if it does not suffice."""
         source, whole = lease.source, lease.whole
         if min(lease.left, source.left, whole.left) <= BULK_TURN:
@@ -488,8 +493,11 @@ class StreamLeg(Direction):
         flow, meter = self.flow, self.meter
         if flow.limits.bytes - flow.original.bytes - flow.reply.bytes < BUDGET_ROOM:
             self.lease = None
+        elif meter is not None:
+            self.lease = meter.share
         else:
-            self.lease = BudgetLease() if meter is None else meter.share
+            lend_budget(self)
+            self.lease = self
 
     def _move(self, most: int, mask: int, now: float) -> None:
         """Receive and pass on once, and see that the rest has its turn."""
