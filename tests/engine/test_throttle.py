@@ -385,6 +385,7 @@ async def test_a_flow_that_has_ended_is_a_member_of_no_source(end: str, size: in
                 await lab.worker.kill(FlowQuery())
         await lab.wait_ended()
         assert [[source.members for source in each] for each in sources] == [[0], [0]]
+        assert all(shaper._sources._idle for shaper in shapers)  # to be forgotten in time
 
 
 async def test_a_flow_that_needs_all_its_bytes_and_no_more_is_finished() -> None:
