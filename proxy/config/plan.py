@@ -11,8 +11,8 @@ A plan decides nothing that it does not show. Each of its steps is one line with
 
 Whatever can be applied to a running relay is. Only three things need a restart: the addresses of
 the admin, because who asks for the reload may be connected there, and what flows would have to
-change their process for, the number of workers and ``survive = "crash"`` where they live in the
-supervisor's. Until then they stay as they are, and every further plan names them again.
+change their process for, the number of workers and the first ``survive = "crash"``, for which
+workers need standbys. Until then they stay as they are, and every further plan names them again.
 """
 
 from __future__ import annotations
@@ -161,12 +161,12 @@ def applicable(old: Config, new: Config, *, is_alone: bool = False) -> Config:
 
 
 def _lasting(survive: Survive) -> Survive:
-    """What can be had of this where flows live in the supervisor's process."""
+    """What can be had of this where flows have no standby."""
     return "restart" if survive == "crash" else survive
 
 
 def _outlasting(step: Step) -> Step:
-    """A step of a listener, where flows live in the supervisor's process."""
+    """A step of a listener, where flows have no standby."""
     crash = step.subject.endswith(".survive") and step.note.endswith(" -> crash")
     return step._replace(act=Act.RESTART, note=f"{step.note}; needs a restart") if crash else step
 

@@ -27,9 +27,11 @@ import trio
 
 from proxy.control.division import Division, whole
 from proxy.control.line_queue import LineQueue
-from proxy.control.remote import RemoteWorker, WorkerLostError
+from proxy.control.lineage import Lineage
+from proxy.control.remote import RemoteWorker, WorkerLostError, start_line
 from proxy.control.slots import Slots
 from proxy.core.condition import Administration
+from proxy.core.flow import CloseReason
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
 from proxy.engine.forebears import Forebears
@@ -41,6 +43,7 @@ from proxy.engine.merge import (
     merge_status,
     only_names_of,
     retire_counters,
+    settle_counters,
 )
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
 from proxy.engine.watch import Pending, Told
@@ -97,6 +100,7 @@ class Crew:
         table_limit: flows at once, of all together.
         recent: ended flows remembered, of all together.
         keeper: keeps the succession channels of workers.
+        standbys: whether each worker has a standby, which goes on with its flows.
 
     Attributes:
         forebears: what was counted in earlier lives.
@@ -104,8 +108,18 @@ class Crew:
 
     """
 
-    def __init__(self, size: int, table_limit: int, recent: int, keeper: ChannelKeeper) -> None:
+    def __init__(
+        self,
+        size: int,
+        table_limit: int,
+        recent: int,
+        keeper: ChannelKeeper,
+        *,
+        standbys: bool = False,
+    ) -> None:
         self.size = size
+        self._lineages = [Lineage(index, start_line) if standbys else None for index in range(size)]
+        self._bereft: list[RelayCounters | None] = [None] * size
         self._keeper = keeper
         self.inherits: Introduce | None = None
         self._division = Division(size, table_limit, recent)
@@ -134,6 +148,11 @@ class Crew:
         self._events: Pending[FlowEvent] = Pending()
         self.restarts = 0
         self._started = round(time(), 3)
+
+    @property
+    def has_standbys(self) -> bool:
+        """Whether flows can outlive their worker."""
+        return None not in self._lineages
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Have every worker at work until cancelled; started when all have begun."""
@@ -255,7 +274,9 @@ class Crew:
 
     async def counters(self) -> RelayCounters:
         """Read every running aggregate; each worker's is consistent in itself."""
-        parts = await self._all(self._read)
+        answers = await self._all(self._read_of)
+        # One that ended while others were asked is among the past by now.
+        parts = [reading for remote, reading in answers if self._remotes[remote.index] is remote]
         counters = merge_counters([*parts, *self.past()])
         counters["log_dropped"] += self._lines.dropped
         counters["worker_restarts"] += self.restarts
@@ -356,24 +377,43 @@ class Crew:
         if self._queries:  # of its flows nothing more will be told
             self._events.lose()
         last, self._last[index] = self._last[index], None
+        lineage, bereft = self._lineages[index], self._bereft[index]
+        lives_on = lineage is not None and not self._finishing and lineage.has_heir
         if last is not None:
-            self._past = [merge_counters([*self._past, retire_counters(last)])]
+            fate = None if lives_on else CloseReason.INTERNAL
+            self._past = [merge_counters([*self._past, retire_counters(last, fate)])]
+            self._bereft[index] = last if lives_on else None
+        elif bereft is not None and not lives_on:  # nobody was left to say what lived on
+            self._past.append(settle_counters(bereft, merge_counters(())))
+            self._bereft[index] = None
 
     async def _keep(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
         """Have a worker at work, and another when it has ended, until all are to end."""
+        lineage = self._lineages[index]
+        try:
+            await self._keep_line(index, lineage, task_status)
+        finally:
+            if lineage is not None:
+                await lineage.end()
+
+    async def _keep_line(
+        self, index: int, lineage: Lineage | None, task_status: trio.TaskStatus[None]
+    ) -> None:
         pause = 0.0
         while True:
             began = trio.current_time()
             settings = self._division.settings(index)
-            remote = RemoteWorker(index, settings, self._commons, self, self._keeper)
+            remote = RemoteWorker(index, settings, self._commons, self, self._keeper, lineage)
             async with trio.open_nursery() as life:
                 life.start_soon(self._employ, remote, task_status)
+                if lineage is not None:
+                    life.start_soon(lineage.watch, remote)
                 code = await self._live(remote)
                 life.cancel_scope.cancel()
             if self._finishing or EVERYTHING in self._drains:
                 return
-            if trio.current_time() - began > HEALTHY:
-                pause = 0.0
+            if trio.current_time() - began > HEALTHY or (lineage is not None and lineage.has_heir):
+                pause = 0.0  # flows wait for the heir
             log.error("worker_lost", worker=index, pid=remote.pid, exit=code, again_in=pause)
             await trio.sleep(pause)
             pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
@@ -410,6 +450,8 @@ class Crew:
                 if self._queries:
                     await remote.watch(self._queries)
                 self._remotes[remote.index] = remote
+            if self._lineages[remote.index] is not None:  # at once, for it may be killed again
+                await self._read(remote)
             log.info("worker_started", worker=remote.index, pid=remote.pid)
             if remote.index not in self._begun:  # not before: who waits for it waits for another
                 self._begun.add(remote.index)
@@ -457,9 +499,15 @@ class Crew:
                     log.error("worker_hung", worker=remote.index, pid=remote.pid, silent=HUNG)
                     remote.kill_process()
 
+    async def _read_of(self, remote: RemoteWorker) -> tuple[RemoteWorker, RelayCounters]:
+        return remote, await self._read(remote)
+
     async def _read(self, remote: RemoteWorker) -> RelayCounters:
         reading, index = await remote.counters(), remote.index
         if self._remotes[index] is remote:
+            bereft, self._bereft[index] = self._bereft[index], None
+            if bereft is not None:
+                self._past.append(settle_counters(bereft, reading))
             self._last[index] = carry_counters(self._last[index], reading)
             before, self._shown[index] = self._shown[index], _rows(reading)
             if self._shown[index] < before:  # a former name's last flow has ended

@@ -79,7 +79,7 @@ class House:
 
     Attributes:
         config: what is at work.
-        is_alone: whether flows live in this process, where none outlives a crash.
+        is_alone: whether flows have no standby, and so none outlives a crash of its process.
         drained_listeners: those that were drained by hand since.
         drained_endpoints: the same, each with its upstream before it.
         admin_users: who may change something at the admin's Unix socket; None: all who may open it.
@@ -106,7 +106,7 @@ class House:
     ) -> None:
         self.config = config
         self.worker = worker
-        self.is_alone = isinstance(worker, Worker)
+        self.is_alone = isinstance(worker, Worker) or not worker.has_standbys
         self.workers = 1 if isinstance(worker, Worker) else worker.size
         self.admin = admin
         self.drained_listeners: set[str] = set()
@@ -546,7 +546,8 @@ def _workers(config: Config, notifier: Notifier) -> Worker | Crew:
     count = cores if engine.workers == AUTO else engine.workers
     if count == 1 and not config.keeps_crashed:
         return Worker(engine.table_limit, engine.recent)
-    return Crew(count, engine.table_limit, engine.recent, ChannelStore(notifier))
+    store, standbys = ChannelStore(notifier), config.keeps_crashed
+    return Crew(count, engine.table_limit, engine.recent, store, standbys=standbys)
 
 
 def raise_file_limit() -> None:

@@ -25,6 +25,7 @@ import structlog
 import trio
 
 import proxy
+from proxy.control.lineage import Born
 from proxy.core.events import EventKind, FlowEvent
 from proxy.engine.child import Hello, hello, order, read_lines
 from proxy.engine.succession import channel
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from socket import SocketType
     from socket import socket as Socket
 
+    from proxy.control.lineage import Origin, Process
     from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
     from proxy.core.query import FlowQuery
@@ -103,6 +105,7 @@ class RemoteWorker:
         commons: the memory of all workers.
         watcher: told what happens to it.
         keeper: keeps the channel.
+        origin: where the process comes from; it is started anew by default.
 
     Attributes:
         pid: of the process; 0 before it was started.
@@ -111,7 +114,13 @@ class RemoteWorker:
     """
 
     def __init__(
-        self, index: int, settings: Hello, commons: int, watcher: Watcher, keeper: ChannelKeeper
+        self,
+        index: int,
+        settings: Hello,
+        commons: int,
+        watcher: Watcher,
+        keeper: ChannelKeeper,
+        origin: Origin | None = None,
     ) -> None:
         self.index = index
         self.pid = 0
@@ -119,10 +128,11 @@ class RemoteWorker:
         self._commons = commons
         self._watcher = watcher
         self._keeper = keeper
+        self._origin = origin or NewProcess()
         self.channel: Socket | None = None
         self._parted = False
         self._wire: Wire | None = None
-        self._process: trio.Process | None = None
+        self._process: Process | None = None
         self._numbers = count(1)
         self._waiting: dict[int, _Call] = {}
         self._is_told = False  # what to be; until then nothing follows from what it serves
@@ -142,19 +152,14 @@ class RemoteWorker:
             OSError: it could not be started.
 
         """
-        wire, theirs = wire_pair()
-        self.channel, line = channel()
+        process, wire, self.channel = await self._origin.begin()
         with closing(wire), self.channel:
-            with theirs, line:
-                process = self._process = await _start(theirs.fileno(), line.fileno())
-            self._wire = wire
+            self._process, self._wire = process, wire
             self.pid = process.pid
             self._keeper.keep(self.pid, self.channel)
             try:
                 with suppress(WireError):
-                    await wire.send(*hello(self._settings, self._commons))
-                    self._started.set()
-                    await self._hear(wire)
+                    await self._hear_to_end(process, wire)
             finally:
                 self._lose()
                 if not self._parted:
@@ -164,6 +169,16 @@ class RemoteWorker:
                     with trio.CancelScope(shield=True):
                         await _see_off(process)
         return process.returncode or 0
+
+    async def _hear_to_end(self, process: Process, wire: Wire) -> None:
+        """Hear the process until it has ended, whoever else has its end of the wire."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(_hang_up_after, process, wire)
+            with suppress(WireError):
+                await wire.send(*hello(self._settings, self._commons))
+                self._started.set()
+                await self._hear(wire)
+            nursery.cancel_scope.cancel()
 
     async def part(self) -> None:
         """Leave the process to whoever comes after us; it lives on when ``run`` is cancelled.
@@ -345,20 +360,51 @@ def _read_event(
     return FlowEvent(EventKind(kind), tuple(watches), when, limit, row)
 
 
-async def _start(fd: int, channel: int) -> trio.Process:
-    """Start a worker with its wire and channel here; it finds the program where we did."""
+class NewProcess:
+    """A process that is started; an ``Origin``."""
+
+    async def begin(self) -> Born:
+        """Start one.
+
+        Raises:
+            OSError: it could not be started.
+
+        """
+        wire, theirs = wire_pair()
+        ours, line = channel()
+        try:
+            with theirs, line:
+                return Born(await start("child", (theirs.fileno(), line.fileno())), wire, ours)
+        except BaseException:
+            wire.close()
+            ours.close()
+            raise
+
+
+async def start_line(files: Sequence[int]) -> trio.Process:
+    """Start a worker that has a standby."""
+    return await start("standby", files)
+
+
+async def start(module: str, files: Sequence[int]) -> trio.Process:
+    """Start a module of the engine with these descriptors; it finds the program where we did."""
     home = str(Path(proxy.__file__).parents[1])
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     return await trio.lowlevel.open_process(
-        [sys.executable, "-P", "-m", "proxy.engine.child", str(fd), str(channel)],
-        pass_fds=[fd, channel],
+        [sys.executable, "-P", "-m", f"proxy.engine.{module}", *map(str, files)],
+        pass_fds=files,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
         env={**os.environ, "PYTHONPATH": path},
     )
 
 
-async def _see_off(process: trio.Process) -> None:
+async def _hang_up_after(process: Process, wire: Wire) -> None:
+    await process.wait()
+    wire.hang_up()
+
+
+async def _see_off(process: Process) -> None:
     """Wait for a process whose wire is closed; end it if it does not end by itself."""
     with trio.move_on_after(LAST_WORDS):
         await process.wait()

@@ -39,6 +39,7 @@ class DirectionCounters:
         "discarded",
         "flow_bytes",
         "moved",
+        "moved_before",
         "packets",
         "packets_discarded",
         "received",
@@ -52,6 +53,7 @@ class DirectionCounters:
         self.buffered = 0  # received, waiting in our buffers; may fall
         self.discarded = 0  # received, and thrown away when the flow ended or the datagram dropped
         self.moved = 0  # what waited when flows came here from another worker, less when they went
+        self.moved_before = (0, 0)  # in a worker that was killed: received, and waiting at its end
         self.packets = 0  # datagrams received; 0 for streams, whose packets the kernel hides
         self.packets_discarded = 0
 
@@ -80,6 +82,7 @@ class DirectionCounters:
             "packets_sent": self.packets - self.packets_discarded,
             "flow_bytes": self.flow_bytes.snapshot(),
             "unsent": self.unsent,
+            "moved_before": self.moved_before,
         }
 
 
@@ -95,6 +98,10 @@ class ListenerCounters:
         waiting: clients that wait now.
         waited: clients that had to wait.
         abandoned: those of them that went away meanwhile.
+        taken_over: flows that lived in another process before.
+        lost: flows that should have been taken over, and could not.
+        finished_before: flows that had finished in order in a worker that was killed; None if that
+            is not known.
 
     """
 
@@ -105,17 +112,20 @@ class ListenerCounters:
         "dropped",
         "dry_run_hits",
         "duration",
+        "finished_before",
         "first",
         "gate",
         "half_closed",
         "hits",
         "listener",
         "live",
+        "lost",
         "opened",
         "original",
         "refused",
         "reply",
         "samples",
+        "taken_over",
         "transport",
         "upstream",
         "waited",
@@ -139,6 +149,9 @@ class ListenerCounters:
         self.waiting = 0
         self.waited = 0
         self.abandoned = 0
+        self.taken_over = 0
+        self.lost = 0
+        self.finished_before: int | None = None
         self.original = DirectionCounters()
         self.reply = DirectionCounters()
         self.duration = Histogram(DURATION_BOUNDS)
@@ -181,6 +194,7 @@ class ListenerCounters:
     def flow_arrived(self, first: State, state: State) -> None:
         """Take back that a flow was opened: it lived already, elsewhere, and is in this state."""
         self.opened -= 1
+        self.taken_over += 1
         self.flow_moved(first, state)
 
     def flow_departed(self, state: State) -> None:
@@ -189,6 +203,7 @@ class ListenerCounters:
 
     def flow_lost(self) -> None:
         """Count the end of a flow that should have arrived, and could not live here."""
+        self.lost += 1
         self.closed[CloseReason.INTERNAL] += 1
         self.first[BY_PROXY] += 1
 
@@ -225,6 +240,9 @@ class ListenerCounters:
             "waiting": self.waiting,
             "waited": self.waited,
             "abandoned": self.abandoned,
+            "taken_over": self.taken_over,
+            "lost": self.lost,
+            "finished_before": self.finished_before,
             "original": self.original.snapshot(),
             "reply": self.reply.snapshot(),
             "duration": self.duration.snapshot(),
@@ -319,7 +337,11 @@ def states_of(transport: Transport) -> tuple[State, ...]:
 
 
 class DirectionSnapshot(TypedDict):
-    """Bytes and datagrams of one direction; ``buffered`` is a level, the rest only grow."""
+    """Bytes and datagrams of one direction; ``buffered`` is a level, the rest only grow.
+
+    ``moved_before`` is what a worker that was killed had received in its life, and what of it
+    waited at its end.
+    """
 
     received: int
     sent: int
@@ -328,6 +350,7 @@ class DirectionSnapshot(TypedDict):
     packets_sent: int
     flow_bytes: HistogramSnapshot
     unsent: int
+    moved_before: tuple[int, int]
 
 
 class ListenerSnapshot(TypedDict):
@@ -348,6 +371,9 @@ class ListenerSnapshot(TypedDict):
     waiting: int
     waited: int
     abandoned: int
+    taken_over: int
+    lost: int
+    finished_before: int | None
     original: DirectionSnapshot
     reply: DirectionSnapshot
     duration: HistogramSnapshot

@@ -28,6 +28,7 @@ from proxy.engine.original import is_circle, original_destination
 from proxy.engine.routed import RoutedFlow
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
+from proxy.engine.surviving import SURVIVING
 from proxy.engine.tcp import reset_on_close
 from proxy.engine.waiting import WaitingClient
 
@@ -323,6 +324,8 @@ class StreamListener:
             kind = RoutedFlow
         elif identity is not None or terms.style is not None:
             kind = IdentifiedFlow
+        if terms.will is not None:
+            kind = SURVIVING[kind]
         flow = kind(self.relay, self.counters, terms.limits, client, remote, local, now, source)
         if isinstance(flow, IdentifiedFlow):
             flow.identity, flow.style = identity, terms.style

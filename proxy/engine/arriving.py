@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING
 import structlog
 import trio
 
+from proxy.core.address import Transport
 from proxy.core.past_flow import PastFlow
 from proxy.engine.handover import (
     CLIENTS,
@@ -33,10 +34,12 @@ from proxy.engine.handover import (
     Waiting,
 )
 from proxy.engine.revive import ReviveError, revive
+from proxy.engine.shared import take_mark
 from proxy.engine.tcp import reset_on_close
 
 if TYPE_CHECKING:
     from proxy.core.flow_state import ClientState, FlowState
+    from proxy.engine.executor import Legacy
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
 
@@ -67,10 +70,15 @@ class Arriving:
         self.offset: float | None = None
         self._flows = 0
         self._lost = 0
+        self._legacy: Legacy | None = None
 
     def expect(self, heirs: Sequence[Heir]) -> None:
         """Have flows come by these wires."""
         self._heirs += heirs
+
+    def inherit(self, legacy: Legacy) -> None:
+        """Have all flows come to life with those of datagrams, left by a killed worker."""
+        self._legacy = legacy
 
     async def take_datagrams(self) -> None:
         """Receive all flows of datagrams that will come; ``revive_datagrams`` follows.
@@ -91,9 +99,34 @@ class Arriving:
             self.offset = papers.offset
         for bequest in bequests:
             self._revive(bequest.flows, now)
+        if self._legacy is not None:
+            legacy, self._legacy = self._legacy, None
+            self._relay.table.skip(legacy.next_id - 1)
+            self.offset = legacy.offset
+            self._revive(legacy.flows, now)
+            self._settle(legacy)
         if self._heirs:
             self._roster.hold_full()
             self._begun.set()
+
+    def _settle(self, legacy: Legacy) -> None:
+        """Count what of a legacy could not live on, and say how it went."""
+        for (name, transport), count in legacy.lost.items():
+            counters = self._roster.counters_called(name, Transport(transport))
+            for _ in range(count):
+                counters.flow_lost()
+            self._lost += count
+        for (name, transport), moved in legacy.moved.items():
+            counters = self._roster.counters_called(name, Transport(transport))
+            counters.finished_before = moved.finished
+            counters.original.moved_before = moved.original, moved.waiting_original
+            counters.reply.moved_before = moved.reply, moved.waiting_reply
+        self._relay.table.settle()
+        for will in legacy.wills:
+            will.clear()
+        if self._relay.will is not None:
+            take_mark(self._relay.will.number)
+        log.info("survived", flows=self._flows, lost=self._lost)
 
     async def run(self) -> None:
         """Receive streams, once they are expected, until there are no more."""

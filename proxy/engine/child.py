@@ -31,7 +31,7 @@ from collections.abc import Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from socket import socket as Socket
-from typing import Any, Final, NamedTuple, NoReturn, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import structlog
 import trio
@@ -45,6 +45,10 @@ from proxy.engine.succession import Succession
 from proxy.engine.unix import BoundUnixSocket
 from proxy.engine.wire import Message, Wire, WireError
 from proxy.engine.worker import Worker
+
+if TYPE_CHECKING:
+    from proxy.engine.executor import Legacy
+    from proxy.engine.will import Will
 
 Event: TypeAlias = "dict[str, Any]"
 
@@ -260,10 +264,23 @@ def main(fd: int, channel: int) -> None:
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     spare_collector()
-    trio.run(_main, fd, channel)
+    serve(fd, channel)
 
 
-async def _main(fd: int, channel: int) -> None:
+def serve(fd: int, channel: int, will: Will | None = None, legacy: Legacy | None = None) -> None:
+    """Serve likewise, in a process that is prepared.
+
+    Args:
+        fd: of the wire to the supervisor.
+        channel: by which a successor comes.
+        will: where flows are left behind, should this process be killed; see ``standby``.
+        legacy: what was left behind to us.
+
+    """
+    trio.run(_main, fd, channel, will, legacy)
+
+
+async def _main(fd: int, channel: int, will: Will | None, legacy: Legacy | None) -> None:
     events = EventQueue()
     structlog.configure(processors=[structlog.processors.format_exc_info, events.put])
     socket = Socket(fileno=fd)
@@ -274,11 +291,18 @@ async def _main(fd: int, channel: int) -> None:
     (memory,) = message.files
     commons = Commons(memory, hello.step)
     os.close(memory)
-    worker = Worker(*hello, commons)
+    worker = Worker(*hello, commons, will)
+    if will is not None:
+        immortal.append(worker)
+    if legacy is not None:
+        worker.inherit(legacy)
     place = ((hello.first_id - 1) % hello.step, hello.step)
     succession = Succession(Socket(fileno=channel), worker, place)
     await Child(wire, worker, succession, OrphanLog(place[0])).serve(events.out)
 
+
+immortal: Final[list[Worker]] = []
+"""Workers that are never collected, whatever fails: their sockets are their standby's, too."""
 
 log = structlog.get_logger()
 

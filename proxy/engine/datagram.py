@@ -37,6 +37,7 @@ from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED
 from proxy.engine.trains import TrainReader
 from proxy.engine.unix import UnixDatagramSocket
+from proxy.engine.will import ASSURED
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -235,6 +236,8 @@ class DatagramFlow(Flow):
             return
         relay.wheel.cancel(self)
         relay.files.used -= FILES_PER_FLOW
+        if relay.will is not None:
+            relay.will.forget(self.id)
         self.leave_index()
         if self.fd != self.listener.fd:
             relay.exits.give_back(self.fd)
@@ -276,6 +279,8 @@ class DatagramFlow(Flow):
         self.enter(State.ASSURED)
         relay = self.listener.relay
         relay.table.moved(self)
+        if relay.will is not None:
+            relay.will.become(self.id, ASSURED)
         assert self.endpoint is not None
         self.endpoint.counters.answered()
         if self.endpoint.record is not None:

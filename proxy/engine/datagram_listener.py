@@ -22,6 +22,7 @@ from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
 from proxy.engine.declared import DeclaredFlow, DeclaredReader
 from proxy.engine.drops import kernel_drops
+from proxy.engine.leave_behind import leave_behind
 from proxy.engine.mmsg import CONTROL_LENGTH, LARGEST_DATAGRAM, LENGTH, DatagramBatch
 from proxy.engine.outbound import PLAIN
 from proxy.engine.runs import can_segment, serve_runs
@@ -307,6 +308,8 @@ class DatagramListener:
             return None
         if self.relay.orders:
             self.relay.orders.hold(flow, now)
+        if self.terms.will is not None:
+            leave_behind(self.terms.will, flow)
         return flow
 
     def _room(self, now: float) -> Refusal | None:

@@ -24,6 +24,7 @@ from proxy.engine.headed import HeadedSocket, HeadedUnixSocket
 from proxy.engine.leg import BLOCKED, StreamLeg
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.tcp import CLOSED
+from proxy.engine.will import LEAVING
 
 if TYPE_CHECKING:
     from proxy.core.flow import Direction, Flow
@@ -101,6 +102,8 @@ def _let_go_of_stream(flow: StreamFlow) -> None:
 def _let_go_of_datagrams(flow: DatagramFlow) -> None:
     relay = flow.listener.relay
     relay.files.used -= FILES_PER_DATAGRAM_FLOW
+    if relay.will is not None:
+        relay.will.forget(flow.id)
     flow.leave_index()
     if flow.fd != flow.listener.fd:
         relay.exits.give_back(flow.fd)
@@ -179,14 +182,11 @@ def _leg_state(leg: Direction) -> LegState:
     )
 
 
-def _freeze_datagrams(flow: DatagramFlow) -> Frozen:
-    listener, answers = flow.listener, flow.answers
-    relay, socket = listener.relay, flow.socket
-    relay.wheel.cancel(flow)
-    relay.pump.release(socket.fileno())
+def datagrams_of(flow: DatagramFlow) -> tuple[FlowState, tuple[int, ...]]:
+    """The state of a flow of datagrams, and its descriptors; see ``Frozen``."""
+    listener, answers, socket = flow.listener, flow.answers, flow.socket
     files = [socket.fileno()]
     if answers is not None:
-        relay.pump.release(answers.fileno())
         files.append(answers.fileno())
     allowance = flow.allowance
     state = state_of(flow)._replace(
@@ -203,4 +203,15 @@ def _freeze_datagrams(flow: DatagramFlow) -> Frozen:
             None if allowance is None else allowance.bucket(),
         )
     )
-    return Frozen(flow, state, tuple(files))
+    return state, tuple(files)
+
+
+def _freeze_datagrams(flow: DatagramFlow) -> Frozen:
+    relay = flow.listener.relay
+    relay.wheel.cancel(flow)
+    if relay.will is not None:
+        relay.will.become(flow.id, LEAVING)
+    state, files = datagrams_of(flow)
+    for fd in files:
+        relay.pump.release(fd)
+    return Frozen(flow, state, files)

@@ -39,6 +39,7 @@ from proxy.core.flow import Direction
 from proxy.core.lease import BUDGET_ROOM
 from proxy.core.share import lend_budget
 from proxy.core.stalls import Stalls
+from proxy.engine.shared import BUFFER, BUFFER_SIZE
 from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
@@ -52,8 +53,7 @@ if TYPE_CHECKING:
 SMALLEST_CHUNK: Final = 16 * 1024
 """Bytes; a request or an answer, rarely more; what a stalled direction keeps in memory."""
 
-LARGEST_CHUNK: Final = 256 * 1024
-"""Bytes; beyond this a larger receive saves no more CPU per byte."""
+LARGEST_CHUNK: Final = BUFFER_SIZE
 
 LEAST_BULK: Final = 64 * 1024
 """Bytes of one turn; a direction that moves less has no need of a pipe."""
@@ -92,7 +92,7 @@ IN_PIPE: Final = memoryview(b"pipe")
 
 log = structlog.get_logger()
 
-_buffer: Final = memoryview(bytearray(LARGEST_CHUNK))
+_buffer: Final = BUFFER
 
 
 class _Ended:

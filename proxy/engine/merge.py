@@ -23,7 +23,9 @@ from operator import itemgetter
 from typing import TYPE_CHECKING, Final, TypeVar
 
 from proxy import __version__
+from proxy.core.address import Transport
 from proxy.core.address_rows import merge_addresses
+from proxy.core.counters import ListenerCounters
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.histogram import add_histograms
 from proxy.core.queue_counters import add_queues, retire_queue
@@ -98,12 +100,15 @@ def carry_counters(before: RelayCounters | None, now: RelayCounters) -> RelayCou
     }
 
 
-def retire_counters(last: RelayCounters, fate: CloseReason = CloseReason.INTERNAL) -> RelayCounters:
+def retire_counters(
+    last: RelayCounters, fate: CloseReason | None = CloseReason.INTERNAL
+) -> RelayCounters:
     """Turn the last known reading of a worker that died into something to go on adding.
 
     Levels are zero. Its live flows died with it: they are closed as ``internal``, the word for a
-    fault of ours, or as what became of them. How long they had lived is not known, so no duration
-    is observed for them. What it held in its buffers was received, and will never have been sent.
+    fault of ours, or as what became of them; where that is None they live on, and what of them did
+    not is told by ``settle_counters``. How long they had lived is not known, so no duration is
+    observed for them. What it held in its buffers was received, and will never have been sent.
     """
     return {
         "listeners": [_retire_listener(row, fate) for row in last["listeners"]],
@@ -143,6 +148,66 @@ def only_names_of(living: RelayCounters, total: RelayCounters) -> RelayCounters:
         "queues": total["queues"][: len(living["queues"])],
         "routes": total["routes"][: len(living["routes"])],
     }
+
+
+def settle_counters(last: RelayCounters, first: RelayCounters) -> RelayCounters:
+    """What is missing when a worker goes on with flows of one that was killed.
+
+    Between the last reading and the end flows were opened, moved bytes, and were closed. What they
+    moved, and how many finished in order, the will tells, where flows are left behind. Of others
+    nobody will ever know. So that a listener's flows were opened as often as they were closed or
+    are live, those that lived in the last reading, and are not there any more, are closed as
+    ``internal``; or, if there are more than there were, more have been opened.
+
+    Args:
+        last: of the worker that was killed.
+        first: of the one that took its place; without rows if none did.
+
+    """
+    rows = {_listener_key(row): row for row in first["listeners"]}
+    return {
+        **merge_counters(()),
+        "listeners": [
+            _settle_listener(row, rows.get(_listener_key(row))) for row in last["listeners"]
+        ],
+    }
+
+
+def _settle_listener(last: ListenerSnapshot, first: ListenerSnapshot | None) -> ListenerSnapshot:
+    counters = ListenerCounters(last["listener"], Transport(last["transport"]), last["upstream"])
+    zero = counters.snapshot()
+    known = None if first is None else first["finished_before"]
+    came = 0 if first is None else first["taken_over"] + first["lost"]
+    finished = 0 if known is None else max(0, known - last["closed"][FINISHED])
+    gone = sum(last["live"].values()) - finished - came
+    closed = {FINISHED: finished, CloseReason.INTERNAL.value: max(0, gone)}
+    settled: ListenerSnapshot = {
+        **zero,
+        "opened": max(0, -gone),
+        "closed": _add_counts(zero["closed"], closed),
+        "first": _add_counts(
+            zero["first"],
+            {CloseSide.CLIENT.value: finished, CloseSide.PROXY.value: max(0, gone)},
+        ),
+    }
+    if first is None or known is None:
+        return settled
+    return {
+        **settled,
+        "original": _settle_direction(zero["original"], last["original"], first["original"]),
+        "reply": _settle_direction(zero["reply"], last["reply"], first["reply"]),
+    }
+
+
+def _settle_direction(
+    zero: DirectionSnapshot, last: DirectionSnapshot, first: DirectionSnapshot
+) -> DirectionSnapshot:
+    received, waiting = first["moved_before"]
+    sent = received - waiting - last["received"] + last["buffered"]
+    return {**zero, "received": max(0, received - last["received"]), "sent": max(0, sent)}
+
+
+FINISHED: Final = CloseReason.FINISHED.value
 
 
 def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
@@ -228,6 +293,9 @@ def _add_listeners(one: ListenerSnapshot, other: ListenerSnapshot) -> ListenerSn
         "waiting": one["waiting"] + other["waiting"],
         "waited": one["waited"] + other["waited"],
         "abandoned": one["abandoned"] + other["abandoned"],
+        "taken_over": one["taken_over"] + other["taken_over"],
+        "lost": one["lost"] + other["lost"],
+        "finished_before": None,
         "original": _add_directions(one["original"], other["original"]),
         "reply": _add_directions(one["reply"], other["reply"]),
         "duration": add_histograms(one["duration"], other["duration"]),
@@ -284,16 +352,17 @@ def _add_directions(one: DirectionSnapshot, other: DirectionSnapshot) -> Directi
         "packets_received": one["packets_received"] + other["packets_received"],
         "packets_sent": one["packets_sent"] + other["packets_sent"],
         "unsent": one["unsent"] + other["unsent"],
+        "moved_before": (0, 0),  # of one worker alone
         "flow_bytes": add_histograms(one["flow_bytes"], other["flow_bytes"]),
     }
 
 
-def _retire_listener(row: ListenerSnapshot, fate: CloseReason) -> ListenerSnapshot:
-    lost = sum(row["live"].values())
+def _retire_listener(row: ListenerSnapshot, fate: CloseReason | None) -> ListenerSnapshot:
+    lost = 0 if fate is None else sum(row["live"].values())
     return {
         **row,
         "live": dict.fromkeys(row["live"], 0),
-        "closed": _add_counts(row["closed"], {fate.value: lost}),
+        "closed": _add_counts(row["closed"], {} if fate is None else {fate.value: lost}),
         "first": _add_counts(row["first"], {CloseSide.PROXY.value: lost}),
         "waiting": 0,
         "original": {**row["original"], "buffered": 0},

@@ -29,6 +29,7 @@ if TYPE_CHECKING:
     from proxy.core.sources import SourceKey
     from proxy.engine.commons import Commons
     from proxy.engine.watch import Watch
+    from proxy.engine.will import Will
 
 OUTBOX: Final = 65536
 """Ended flows that wait to be logged; beyond it records are dropped and counted, not held."""
@@ -63,6 +64,7 @@ class Relay:
     Attributes:
         leaving: the flow that is evicted when the next one starts; see ``press``.
         watch: is told what happens to flows; None while nobody wants to know.
+        will: where flows are left behind, should the worker be killed; None if it has no standby.
 
     """
 
@@ -87,6 +89,7 @@ class Relay:
         self.orders = Orders(self.pump.alarms)
         self.outbox = Outbox()
         self.watch: Watch | None = None
+        self.will: Will | None = None
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
         self.exits = Exits(self.pump, self.files)

@@ -21,11 +21,13 @@ from proxy.engine.declared import DeclaredFlow
 from proxy.engine.group import Answers
 from proxy.engine.headed import HeadedUnixSocket, with_header
 from proxy.engine.identified import IdentifiedFlow, IdentifiedUnixFlow
+from proxy.engine.leave_behind import leave_behind
 from proxy.engine.leg import WATCH, WATCH_BOTH
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import UDP_GRO
 from proxy.engine.sources import user_key
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
+from proxy.engine.surviving import SURVIVING, Surviving
 from proxy.engine.trains import TrainReader, ask_for_trains
 from proxy.engine.unix import UnixDatagramSocket, serve_unix_leg
 from proxy.engine.unix_flow import UnixFlow
@@ -95,10 +97,14 @@ def _revive_stream(
     now: float,
 ) -> StreamFlow:
     client, endpoint = (Socket(fileno=fd) for fd in files)
-    flow = _kind_of(state)(
+    terms = roster.terms_of(spec)
+    kind = _kind_of(state)
+    if terms.will is not None and not state.transport.is_unix:
+        kind = SURVIVING[kind]
+    flow = kind(
         relay,
         roster.counters_of(spec),
-        roster.terms_of(spec).limits,
+        terms.limits,
         client,
         state.client_remote,
         state.client_local,
@@ -157,6 +163,8 @@ def _have_endpoint(flow: AnyFlow, relay: Relay, roster: Roster, state: FlowState
 def _set_going(flow: StreamFlow, terms: Terms, now: float) -> None:
     """Have both sockets served, and all limits looked at."""
     relay = flow.relay
+    if isinstance(flow, Surviving):
+        flow.resume()
     for leg in (flow.original, flow.reply):
         leg.writable_watched = leg is flow.reply or leg.other.pending is not None
         mask = WATCH_BOTH if leg.writable_watched else WATCH
@@ -247,6 +255,8 @@ def _limit_again(flow: DatagramFlow, own: DatagramState, now: float) -> None:
 def _hear_again(flow: DatagramFlow, now: float) -> None:
     """Have the socket, or both, served."""
     relay, socket = flow.listener.relay, flow.socket
+    if flow.listener.terms.will is not None:
+        leave_behind(flow.listener.terms.will, flow)
     relay.pump.register(socket.fileno(), flow, EPOLLIN)
     if socket.family != AF_UNIX and socket.getsockopt(IPPROTO_UDP, UDP_GRO):
         if flow.listener.trains:

@@ -27,6 +27,7 @@ from proxy.core.flow_state import ClientState
 from proxy.core.ledger import Ledger
 from proxy.core.route_counters import ELSE, RouteCounters
 from proxy.core.server_names import ServerNames
+from proxy.core.survive import Survive
 from proxy.engine.accept import StreamListener
 from proxy.engine.counted import flow_type_of
 from proxy.engine.datagram_listener import DatagramListener
@@ -216,7 +217,8 @@ class Roster:
         """What a listener's flows are held to; they go on sharing the bandwidth they shared."""
         known = self._terms.get(spec.name)
         terms = Terms(limits=spec.limits, access=spec.access, priority=spec.priority)
-        terms = replace(terms, style=self.upstreams[spec.upstream].spec.style)
+        will = self._relay.will if spec.survive is Survive.CRASH else None
+        terms = replace(terms, style=self.upstreams[spec.upstream].spec.style, will=will)
         if spec.transport.is_datagram:
             policing = self._policing(known.policing if known else None, spec, now)
             return replace(terms, policing=policing, proxied=spec.proxied)

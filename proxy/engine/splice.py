@@ -49,6 +49,11 @@ class Pipe:
         fcntl.fcntl(self._in, fcntl.F_SETPIPE_SZ, PIPE_SIZE)
         self.held = 0
 
+    @property
+    def ends(self) -> tuple[int, int]:
+        """Its descriptors: where it is read, and where it is written."""
+        return self._out, self._in
+
     def fill(self, fd: int, most: int = PIPE_SIZE) -> int:
         """Take what a socket has received, at most so much; 0 is its end.
 

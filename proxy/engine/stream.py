@@ -13,7 +13,7 @@ from dataclasses import replace
 from math import inf
 from socket import SHUT_WR
 from socket import SocketType as Socket
-from typing import TYPE_CHECKING, Final, Protocol
+from typing import TYPE_CHECKING, ClassVar, Final, Protocol
 
 import structlog
 
@@ -79,6 +79,7 @@ class StreamFlow(Flow):
     Owns both sockets; they are closed when it ends.
 
     Attributes:
+        leg_type: what both its directions are.
         attempt: the connection attempt under way, while connecting.
         sample: what the kernel last told of both sockets, packed; see ``core.sample``.
         owed: bytes that the kernel has yet to deliver, while closing.
@@ -99,6 +100,8 @@ class StreamFlow(Flow):
         "verdict",
     )
 
+    leg_type: ClassVar[type[StreamLeg]] = StreamLeg
+
     original: StreamLeg
     reply: StreamLeg
 
@@ -113,8 +116,9 @@ class StreamFlow(Flow):
         now: float,
         source_key: SourceKey = "",
     ) -> None:
-        original = StreamLeg(client, counters.original)
-        reply = StreamLeg(CLOSED, counters.reply)
+        leg_type = self.leg_type
+        original = leg_type(client, counters.original)
+        reply = leg_type(CLOSED, counters.reply)
         Flow.__init__(
             self,
             relay.table.take_id(),

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from proxy.engine.routed import Routes
     from proxy.engine.throttle import Bandwidth
     from proxy.engine.waiting import WaitingRoom
+    from proxy.engine.will import Will
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
@@ -32,7 +33,8 @@ class Terms:
         routes: where flows of streams go by what they say first; None if all go the same way.
         style: of the headers to endpoints; None if there are none.
         waiting: where who may not come in waits; None if nobody does.
-        is_plain: whether flows of streams are like most: without priority, routes and headers.
+        will: where its flows are left behind, should the worker be killed; None if they are not.
+        is_plain: whether flows of streams are like most: no priority, routes, headers or will.
 
     """
 
@@ -46,9 +48,10 @@ class Terms:
     routes: Routes | None = None
     style: HeaderStyle | None = None
     waiting: WaitingRoom | None = None
+    will: Will | None = None
     is_plain: bool = field(init=False)
 
     def __post_init__(self) -> None:
         """Derive what every flow would derive again."""
         plain = self.priority is None and self.routes is None and self.style is None
-        object.__setattr__(self, "is_plain", plain)
+        object.__setattr__(self, "is_plain", plain and self.will is None)

@@ -18,6 +18,7 @@ import socket as stdlib
 import struct
 from array import array
 from collections.abc import Sequence
+from contextlib import suppress
 from socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
 from typing import TYPE_CHECKING, Final, NamedTuple
 
@@ -105,6 +106,11 @@ class Wire:
             for fd in files:
                 os.close(fd)
             raise
+
+    def hang_up(self) -> None:
+        """Receive what has come, and then no more: whoever has the other end will not send."""
+        with suppress(OSError):
+            self._socket.shutdown(stdlib.SHUT_RD)
 
     def close(self) -> None:
         """Close the socket; the other end sees that."""

@@ -62,6 +62,7 @@ if TYPE_CHECKING:
     from proxy.core.live_limit import LiveLimit
     from proxy.core.upstream import Upstream
     from proxy.engine.commons import Commons
+    from proxy.engine.executor import Legacy
     from proxy.engine.port import (
         FlowIds,
         FlowPage,
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     )
     from proxy.engine.specs import LeaveOrder, UpstreamSpec
     from proxy.engine.terms import Terms
+    from proxy.engine.will import Will
 
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
@@ -86,6 +88,7 @@ class Worker:
         first_id: of its flows.
         step: from one id to the next: the number of workers, whose ids do not meet.
         commons: what the others tell.
+        will: where flows are left behind, should the worker be killed; None if nobody reads it.
 
     Attributes:
         forebears: what was counted in earlier lives, where that is not for others to know.
@@ -99,8 +102,10 @@ class Worker:
         first_id: int = 1,
         step: int = 1,
         commons: Commons | None = None,
+        will: Will | None = None,
     ) -> None:
         self._relay = Relay(table_limit, recent, monotonic(), first_id, step, commons)
+        self._relay.will = will
         self._roster = Roster(self._relay)
         self._drains = Drains(self._relay, self._roster)
         self._search = FlowSearch(self._relay.table)
@@ -143,6 +148,7 @@ class Worker:
         self._arriving.revive_datagrams(now)
         if self._arriving.offset is not None:
             self._offset = self._arriving.offset
+        self._tell_offset()
         self._drains.cancel(roster.is_wanted)
         for name in change.closed:
             target = DrainTarget(listener=name)
@@ -160,6 +166,12 @@ class Worker:
         """
         await trio.lowlevel.checkpoint()
         self._arriving.expect([Heir(wire_on(socket)) for socket in predecessors])
+
+    def inherit(self, legacy: Legacy) -> None:
+        """Have flows of a worker that was killed live on here, from the first ``apply`` on."""
+        self._arriving.inherit(legacy)
+        if self._relay.will is not None:
+            self._relay.will.suspect = legacy.suspect
 
     async def wait_taken_over(self) -> None:
         """Wait until all flows have come that were expected."""
@@ -298,9 +310,12 @@ class Worker:
         else:
             found = map(table.get, ids)
         offset = self._wall_offset()
-        return [
-            None if flow is None else row_json(flow, offset, _limits_json(flow)) for flow in found
-        ]
+        rows: list[str | None] = []
+        for flow in found:
+            if flow is not None:
+                self._remember(flow)
+            rows.append(None if flow is None else row_json(flow, offset, _limits_json(flow)))
+        return rows
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
@@ -423,6 +438,7 @@ class Worker:
         offset = self._wall_offset()
         for flow in flows:
             if (watches := self._watch.watches(flow)) and flow.close_reason is None:
+                self._remember(flow)
                 yield watches, counts_json(flow, offset)
 
     def _sample(self, flows: Sequence[Flow]) -> None:
@@ -433,7 +449,18 @@ class Worker:
 
     def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
         offset = self._wall_offset()
+        for flow in flows:
+            self._remember(flow)
         return [flow_row(flow, offset, _limits_row(flow)) for flow in flows]
+
+    def _remember(self, flow: Flow) -> None:
+        """Have what is shown of a flow not go back, should this worker be killed.
+
+        Of streams the kernel knows what they have moved; of datagrams nobody does but us.
+        """
+        will = self._relay.will
+        if will is not None and isinstance(flow, DatagramFlow):
+            will.show(flow.id, flow.original, flow.reply)
 
     def _row_json(self, flow: Flow) -> str:
         return row_json(flow, self._wall_offset(), _limits_json(flow))
@@ -476,7 +503,12 @@ class Worker:
         offset = time() - monotonic()
         if abs(offset - self._offset) > CLOCK_SET:
             self._offset = offset
+            self._tell_offset()
         return self._offset
+
+    def _tell_offset(self) -> None:
+        if self._relay.will is not None:
+            self._relay.will.offset = self._offset
 
     def _end(self, flows: Sequence[Flow], reason: CloseReason) -> int:
         now = monotonic()

