@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from stat import S_ISSOCK
 from time import monotonic
 from typing import Final
 
@@ -73,11 +74,25 @@ def next_deadline() -> float:
 
 
 def _watcher_of(fd: int) -> int | None:
+    """Which instance watches a descriptor.
+
+    A worker that begins with the sockets of thousands of flows has them stand still meanwhile, and
+    to ask for the name of each would take longer than all else: so sockets are left out.
+    """
     try:
-        instances = [int(path.name) for path in FILES.iterdir() if _is_epoll(path)]
+        with os.scandir(FILES) as entries:
+            others = [Path(each.path) for each in entries if not _is_socket(each)]
+        instances = [int(path.name) for path in others if _is_epoll(path)]
         return next((each for each in instances if _watches(each, fd)), None)
     except OSError:  # no /proc here
         return None
+
+
+def _is_socket(entry: os.DirEntry[str]) -> bool:
+    try:
+        return S_ISSOCK(entry.stat().st_mode)
+    except FileNotFoundError:  # it has just been closed
+        return True
 
 
 def _is_epoll(path: Path) -> bool:
