@@ -10,18 +10,21 @@ bound; a socket of the store would still have the address.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from ipaddress import ip_address
+from itertools import count, takewhile
 from socket import socket as Socket
 from typing import TYPE_CHECKING
 
 import structlog
 
 from proxy.control.inherited import STORED, Inheritance, Inherited
+from proxy.control.listen import grow_listener
 from proxy.control.outbound import OptionError
 from proxy.control.refit import differences, fit
 from proxy.control.steering import lone_reason
-from proxy.control.store import SocketStore, labels, storable
+from proxy.control.store import SocketStore, storable
 from proxy.core.unix import unix_address
 from proxy.engine.marks import MarkError
 from proxy.engine.sockaddr import scoped
@@ -43,6 +46,7 @@ def adopt(
 
     Raises:
         OptionError: the kernel refuses an option to a socket that a socket unit made.
+        BindError: a socket for a further worker could not be bound.
 
     """
     for name, reason in inheritance.rejected:
@@ -62,7 +66,7 @@ def adopt(
         store.found(given)
     if gone := {name for name, _ in inheritance.rejected} | {given.name for given in left}:
         store.drop(gone)
-    return {name: tuple(given.socket for given in group) for name, group in ready.items()}
+    return _grown(config, ready, workers)
 
 
 def allot(
@@ -70,8 +74,9 @@ def allot(
 ) -> dict[str, tuple[Inherited, ...]]:
     """Decide which sockets are for which listener: by name first, then by address.
 
-    A listener that workers share gets the sockets of all of them from the store, or none: the
-    kernel knows each by its place. From a socket unit it gets one, which one worker serves.
+    A listener that workers share gets all the sockets that it had, however many there were, because
+    the kernel knows each by its place: more are bound for more workers, and with fewer some workers
+    have several. From a socket unit it gets one, which one worker serves.
     """
     free = list(sockets)
     chosen: dict[str, tuple[Inherited, ...]] = {}
@@ -80,10 +85,9 @@ def allot(
         for name, listener in config.listener.items()
     }
     for name, listener in config.listener.items():
-        count, wanted = counts[name], labels(name, counts[name])
-        by_name = {given.name: given for given in free if given.name in wanted}
-        group = tuple(by_name[label] for label in wanted if label in by_name)
-        if len(group) == count and all(_is_kept(given, listener) for given in group):
+        group = _stored_group(name, free)
+        may_share = lone_reason(listener) is None or len(group) == 1
+        if group and may_share and all(_is_kept(given, listener) for given in group):
             chosen[name] = group
             free = [given for given in free if given not in group]
     for rule in (is_named, is_there):
@@ -96,6 +100,33 @@ def allot(
                 free.remove(match)
                 chosen[name] = (match,)
     return chosen
+
+
+def _stored_group(name: str, free: Iterable[Inherited]) -> tuple[Inherited, ...]:
+    """The sockets that were stored for a listener, in their order, as far as there is no gap."""
+    by_name = {given.name: given for given in free}
+    alone = by_name.get(STORED + name)
+    if alone is not None:
+        return (alone,)
+    places = takewhile(by_name.__contains__, (f"{STORED}{name}/{place}" for place in count()))
+    return tuple(by_name[label] for label in places)
+
+
+def _grown(
+    config: Config, ready: Mapping[str, tuple[Inherited, ...]], workers: int
+) -> dict[str, tuple[Socket, ...]]:
+    """The sockets that serve listeners, and further ones for workers that had none in our store."""
+    given = {name: tuple(each.socket for each in group) for name, group in ready.items()}
+    with ExitStack() as undo:
+        for name, group in ready.items():
+            listener = config.listener[name]
+            if group[0].stored and len(group) < workers and lone_reason(listener) is None:
+                new = grow_listener(name, listener, given[name], workers)
+                for socket in new:
+                    undo.callback(socket.close)
+                given[name] += tuple(new)
+        undo.pop_all()
+    return given
 
 
 def _is_kept(given: Inherited, listener: Listener) -> bool:

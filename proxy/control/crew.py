@@ -266,6 +266,13 @@ class Crew:
                 rows.update(zip(own, await remote.flow_rows(own, recent=recent), strict=True))
 
         await self._all(ask)
+        strayed = [
+            id for id in ids if rows.get(id) is None
+        ]  # with those of more, or fewer, workers
+        if strayed:
+            for found in await self._all(lambda one: one.flow_rows(strayed, recent=recent)):
+                there = zip(strayed, found, strict=True)
+                rows |= {id: row for id, row in there if row is not None}
         return [rows.get(id) for id in ids]
 
     async def kill(self, query: FlowQuery) -> int:

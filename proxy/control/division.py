@@ -60,10 +60,14 @@ class Division:
 
     def worker_for(self, opened: OpenListener, host: str) -> int:
         """Who serves a host that comes to a listener."""
-        if len(opened.sockets) != self._size:
+        if not self._is_shared(opened):
             return self._lone_worker(opened)
         limits = opened.spec.admission
         return worker_of(ip_address(host), self._size, limits.prefix_v4, limits.prefix_v6)
+
+    def _is_shared(self, opened: OpenListener) -> bool:
+        """Whether each worker has a socket of a listener, or several that others had once."""
+        return len(opened.sockets) >= self._size
 
     def _lone_worker(self, opened: OpenListener) -> int:
         """Who serves a listener that cannot be shared."""
@@ -108,8 +112,8 @@ class Division:
     def _sockets_of(self, opened: OpenListener, index: int) -> Iterator[Socket]:
         """A worker's sockets of a listener; those of one that was drained are closed."""
         own: Sequence[Socket] = ()
-        if len(opened.sockets) == self._size:
-            own = opened.sockets[index : index + 1]
+        if self._is_shared(opened):
+            own = opened.sockets[index :: self._size]
         elif self._lone_worker(opened) == index:
             own = opened.sockets
         return (socket for socket in own if socket.fileno() >= 0)

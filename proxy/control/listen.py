@@ -39,6 +39,7 @@ from proxy.control.steering import (
     after_listen,
     before_bind,
     bind_group,
+    grow_group,
     lone_reason,
     program_of,
 )
@@ -169,6 +170,28 @@ def bind_listener(
                 raise
         with _sharing(beside):
             return _bind_ip(listener, workers, beside=True)
+
+
+def grow_listener(
+    name: str, listener: Listener, members: Sequence[Socket], workers: int
+) -> list[Socket]:
+    """Bind further sockets of a listener, for workers that have none; the caller owns them.
+
+    Args:
+        name: of the listener.
+        listener: what it is to be.
+        members: the sockets that it has.
+        workers: how many share it.
+
+    Raises:
+        BindError: one could not be bound; none is left open then.
+        OptionError: the kernel refuses an option; the same.
+
+    """
+    with option_errors(name, listener):
+        bind = partial(_bind_shared, listener, beside=False)
+        program = program_of(listener, len(members))
+        return grow_group(bind, listener.listen, members, workers, program)
 
 
 @contextmanager

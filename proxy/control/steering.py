@@ -9,7 +9,8 @@ was found out by experiment (Linux 6.18; tests/control/test_steering.py repeats 
 - When a member closes, the last takes its index, and a new one becomes the last. While an index is
   nobody's, the kernel divides its clients by a hash that counts the port. So **a group never loses
   a member**: the supervisor keeps every socket open. While its worker is away, what comes in waits
-  in its queue; nobody else gets it. Whoever wants another number of members makes a new group.
+  in its queue; nobody else gets it. With fewer workers the last members get nothing more, by the
+  program, and what is in their queues belongs to one of those there are; with more the group grows.
 - A TCP socket joins when it listens, if it and the others have SO_REUSEPORT by then; one that has
   begun to listen without it keeps any other out, and is joined if it is set afterwards.
 - Anyone of the same user who binds with SO_REUSEPORT joins a group, also by mistake: a second
@@ -123,6 +124,38 @@ def bind_group(
             let_in(member)
         undo.pop_all()
     return members
+
+
+def grow_group(
+    bind: Bind,
+    listen: ListenAddress,
+    members: Sequence[Socket],
+    workers: int,
+    program: Sequence[Instruction],
+) -> list[Socket]:
+    """Bind an address once more for each further worker; the caller owns the new sockets.
+
+    Args:
+        bind: binds one.
+        listen: the address.
+        members: that there are: a group, or one that was alone.
+        workers: how many there shall be.
+        program: of those there are, by which clients are divided until another is attached.
+
+    Raises:
+        OSError: one could not be bound, or the kernel does not steer; none is left open then.
+
+    """
+    first = members[0]
+    same = listen._replace(port=first.getsockname()[1])
+    with ExitStack() as undo:
+        after_listen(first, Share.FIRST)
+        new = [undo.enter_context(bind(same, Share.NEXT)) for _ in range(workers - len(members))]
+        attach(first, program)
+        for member in new:
+            let_in(member)
+        undo.pop_all()
+    return new
 
 
 def before_bind(socket: Socket, share: Share) -> None:

@@ -120,8 +120,9 @@ class Roster:
         return list(self._route_ledger)
 
     def listening(self) -> list[ListenRow]:
-        """Every socket that new flows may come by."""
-        return [_listen_row(each) for each in self._accepting() if not _is_draining(each)]
+        """Every address that new flows may come by."""
+        rows = (_listen_row(each) for each in self._accepting() if not _is_draining(each))
+        return list({tuple(row.values()): row for row in rows}.values())
 
     def closed_listeners(self) -> list[str]:
         """The names that nothing listens for, since they were drained."""

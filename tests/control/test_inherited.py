@@ -173,6 +173,8 @@ def adopted(
         listening = threading.Thread(target=hear)
         listening.start()
         given = adopt(config, found, store, workers)
+        for socket in (socket for group in given.values() for socket in group):
+            stack.callback(socket.close)
         store.keep(sockets_to_keep(config, given))
         notifier.ready()
         listening.join()
@@ -254,16 +256,37 @@ def test_the_sockets_of_workers_are_used_again_together(stack: ExitStack, tmp_pa
 @pytest.mark.parametrize(
     ("names", "workers"), [("kept/web/0", 2), ("kept/web", 2), ("kept/web/0", 1)]
 )
-def test_sockets_of_another_number_of_workers_are_dropped(
+def test_sockets_of_another_number_of_workers_stay_and_further_ones_join(
     stack: ExitStack, tmp_path: Path, names: str, workers: int
 ) -> None:
     kept = tcp()
-    config = config_of(web=f'"tcp://127.0.0.1:{kept.getsockname()[1]}"')
+    inode, port = os.fstat(kept.fileno()).st_ino, kept.getsockname()[1]
+    config = config_of(web=f'"tcp://127.0.0.1:{port}"')
     found = pass_on(stack, kept, names=names)
-    given, said, events = adopted(stack, tmp_path, config, found, workers)
-    assert given == {}
-    assert said[0] == {"FDSTOREREMOVE": "1", "FDNAME": names}
-    assert events == ["stored_socket_dropped"]
+    given, _, events = adopted(stack, tmp_path, config, found, workers)
+    assert len(given["web"]) == workers
+    assert os.fstat(given["web"][0].fileno()).st_ino == inode
+    assert {socket.getsockname()[1] for socket in given["web"]} == {port}
+    assert events == ["inherited"]
+
+
+def test_sockets_of_more_workers_stay(stack: ExitStack, tmp_path: Path) -> None:
+    group = bind_for_workers(config_of(web='"tcp://127.0.0.1:0"'), 3)["web"]
+    config = config_of(web=f'"tcp://127.0.0.1:{group[0].getsockname()[1]}"')
+    found = pass_on(stack, *group, names="kept/web/0:kept/web/1:kept/web/2")
+    given, _, events = adopted(stack, tmp_path, config, found, workers=2)
+    assert len(given["web"]) == 3
+    assert events == ["inherited"] * 3
+
+
+def test_of_a_group_with_a_gap_the_beginning_stays(stack: ExitStack, tmp_path: Path) -> None:
+    group = bind_for_workers(config_of(web='"tcp://127.0.0.1:0"'), 3)["web"]
+    group.pop(1).close()
+    config = config_of(web=f'"tcp://127.0.0.1:{group[0].getsockname()[1]}"')
+    found = pass_on(stack, *group, names="kept/web/0:kept/web/2")
+    given, _, events = adopted(stack, tmp_path, config, found, workers=2)
+    assert len(given["web"]) == 2
+    assert events == ["inherited", "stored_socket_dropped"]
 
 
 def test_a_socket_unit_gives_one_worker_its_socket(stack: ExitStack, tmp_path: Path) -> None:

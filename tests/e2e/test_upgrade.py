@@ -95,7 +95,7 @@ def is_gone(pid: int) -> bool:
     return True
 
 
-@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2)])
+@pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 2), (2, 1)])
 async def test_no_flow_notices_an_upgrade(stage: Stage, before: int, after: int) -> None:
     async with chatting() as chatter:
         web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
