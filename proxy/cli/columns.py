@@ -163,6 +163,7 @@ LISTEN_COLUMNS: Final = [
     Column("STATE", lambda row: row["state"], coloured=True),
     Column("LOCAL", lambda row: row["local"]),
     Column("UPSTREAM", lambda row: row["upstream"]),
+    Column("SURVIVE", lambda row: row.get("survive", "-")),
 ]
 
 

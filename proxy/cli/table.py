@@ -301,6 +301,8 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
     workers = answer["workers"]
     if len(workers) > 1:
         lines += [f"worker       pid {row['pid']}, {_count(row['flows'])}" for row in workers]
+    for row in answer.get("predecessors", ()):
+        lines.append(f"predecessor  pid {row['pid']}, {_count(row['flows'])}, draining")
     rows = [
         (row["listener"], listening_url(row["transport"], row["local"]), row["upstream"])
         for row in answer["listening"]

@@ -29,12 +29,13 @@ if TYPE_CHECKING:
 
 
 class ListenRow(TypedDict):
-    """One listening socket, as ``ss -l`` would show it."""
+    """One address that listens, as ``ss -l`` would show it; and what its flows live on through."""
 
     listener: str
     transport: str
     local: str
     upstream: str
+    survive: str
 
 
 class FlowPage(TypedDict):

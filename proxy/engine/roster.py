@@ -121,7 +121,12 @@ class Roster:
 
     def listening(self) -> list[ListenRow]:
         """Every address that new flows may come by."""
-        rows = (_listen_row(each) for each in self._accepting() if not _is_draining(each))
+        rows = (
+            _listen_row(each, self._specs[name])
+            for name, listeners in self._listeners.items()
+            for each in listeners
+            if each.is_open and not _is_draining(each)
+        )
         return list({tuple(row.values()): row for row in rows}.values())
 
     def closed_listeners(self) -> list[str]:
@@ -561,11 +566,12 @@ def _is_draining(listener: Listener) -> bool:
     return isinstance(listener, DatagramListener) and listener.draining
 
 
-def _listen_row(listener: Listener) -> ListenRow:
+def _listen_row(listener: Listener, spec: ListenerSpec) -> ListenRow:
     counters = listener.counters
     return {
         "listener": counters.listener,
         "transport": counters.transport.value,
         "local": format_address(listener.address),
         "upstream": counters.upstream,
+        "survive": spec.survive.value,
     }

@@ -196,6 +196,14 @@ class Api:
                     for socket in status["listening"]
                     if socket["listener"] == row["listener"]
                 ],
+                "survive": next(
+                    (
+                        socket["survive"]
+                        for socket in status["listening"]
+                        if socket["listener"] == row["listener"]
+                    ),
+                    None,
+                ),
             }
             for row in counters["listeners"]
         ]

@@ -144,9 +144,9 @@ def test_flows_evictable_json_is_rows_like_any_other(house: House) -> None:
 
 def test_flows_listen_shows_listening_sockets(house: House) -> None:
     head, web, dns = house.run("flows", "-l").stdout.splitlines()
-    assert head.split() == ["LISTENER", "PROTO", "STATE", "LOCAL", "UPSTREAM"]
-    assert web.split() == ["web", "tcp", "listen", "0.0.0.0:8080", "web"]
-    assert dns.split() == ["dns", "udp", "listen", "[::]:53", "resolvers"]
+    assert head.split() == ["LISTENER", "PROTO", "STATE", "LOCAL", "UPSTREAM", "SURVIVE"]
+    assert web.split() == ["web", "tcp", "listen", "0.0.0.0:8080", "web", "crash"]
+    assert dns.split() == ["dns", "udp", "listen", "[::]:53", "resolvers", "restart"]
     (row,) = json.loads(house.run("flows", "-l", "--transport", "udp", "-o", "json").stdout)
     assert (row["listener"], row["state"]) == ("dns", "listen")
 

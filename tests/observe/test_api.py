@@ -192,6 +192,7 @@ async def test_status_listeners_upstreams(relay: FakeRelay, tmp_path: Path) -> N
         ("web", ["0.0.0.0:8080"]),
         ("dns", ["[::]:53"]),
     ]
+    assert [row["survive"] for row in listeners] == ["crash", "restart"]
     assert listeners[0]["opened"] == 3
     for direction in ("original", "reply"):
         web, dns = (row[direction] for row in listeners)

@@ -77,6 +77,27 @@ def test_a_restart_is_noticed_by_no_flow(lab: Lab, config: str) -> None:
     lab.until(lambda: processes(lab) == [], "the end of every process")
 
 
+@pytest.mark.parametrize("config", [CONFIG, CREW], ids=["one worker", "two workers"])
+def test_an_upgrade_by_hand_is_the_same_service(lab: Lab, config: str) -> None:
+    lab.write(FILE, config)
+    lab.start()
+    begin_clients(lab, 15)
+    pid, listening = pid_of(lab), inodes(lab)
+    told = lab.run("sockpair", "upgrade")
+    assert "2 flows handed over" in told
+    assert pid_of(lab) != pid
+    assert flows(lab) == 2
+    lab.until(lambda: lab.ask("kill", "-0", str(pid)).returncode != 0, "the end of the old process")
+    assert lab.show("sockpair.service", "ActiveState") == "active"
+    lab.start(verb="restart")
+    assert inodes(lab) == listening
+    assert flows(lab) == 2
+    end_clients(lab)
+    lab.run("systemctl", "stop", "sockpair.service")
+    lab.until(lambda: processes(lab) == [], "the end of every process")
+    assert inodes(lab) == {}
+
+
 def test_a_kill_of_the_service_is_noticed_by_no_flow_of_its_workers(lab: Lab) -> None:
     lab.write(FILE, CREW)
     lab.start()
