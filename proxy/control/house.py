@@ -221,7 +221,7 @@ class House:
         self.heritage.prepare(self.workers)
         await self._enter_on(read_estate(self.heritage.estate))
         if not self.heritage.is_empty:
-            self._waits = self.is_alone
+            self._waits = isinstance(self.worker, Worker)
             if isinstance(self.worker, Crew):
                 self.worker.inherits = self.heritage.introduce
 
