@@ -213,13 +213,13 @@ def _listening(fd: int, name: str) -> Inherited:
             raise ValueError('does not listen; a socket unit needs "Accept=no"')
         if not transport.is_unix and not socket.getsockname()[1]:
             raise ValueError("is not bound to a port")
-    made = _unix(fd) if transport.is_unix else Socket(fileno=fd)
+    made = _unix(fd, name) if transport.is_unix else Socket(fileno=fd)
     made.setblocking(False)
     return Inherited(name, made, transport)
 
 
-def _unix(fd: int) -> UnixListenSocket:
-    """A Unix socket; its file, if it has one, is ours from now on.
+def _unix(fd: int, name: str) -> UnixListenSocket:
+    """A Unix socket. Its file is the socket unit's; or ours, if an earlier life had it stored.
 
     Raises:
         OSError: its file is gone, so that nobody could come; the descriptor stays open.
@@ -228,7 +228,7 @@ def _unix(fd: int) -> UnixListenSocket:
     made = UnixListenSocket(fileno=fd)
     path = made.getsockname().name
     try:
-        if path.startswith("/"):
+        if name.startswith(STORED) and path.startswith("/"):
             made.file = SocketFile.at(path)
     except OSError:
         made.detach()

@@ -81,6 +81,9 @@ class Notifier:
         return self
 
     def __exit__(self, *_: object) -> None:
+        for _, files in self._held or []:
+            for fd in files:
+                os.close(fd)
         if self._socket is not None:
             self._socket.close()
 

@@ -19,9 +19,11 @@ from proxy.control.inherited import Inheritance, take_inherited
 from proxy.control.listen import bind_for_workers
 from proxy.control.notify import Notifier
 from proxy.control.store import SocketStore, sockets_to_keep
+from proxy.control.unix import socket_files
 from proxy.core.address import Transport
 from proxy.engine.datagram_options import IP_MTU_DISCOVER, Pmtu, set_pmtu
 from proxy.engine.drops import kernel_drops
+from proxy.engine.succession import channel
 from proxy.engine.worker import Worker
 from tests.control.manager import Manager
 from tests.engine.lab import open_listener
@@ -374,3 +376,57 @@ async def test_what_the_kernel_dropped_in_an_earlier_life_is_not_counted_again()
     (dns,) = (await worker.counters())["listeners"]
     assert dns["dropped"]["kernel"] == 0
     worker.stop()
+
+
+def unix(path: Path) -> Socket.socket:
+    made = Socket.socket(Socket.AF_UNIX)
+    made.bind(str(path))
+    made.listen()
+    return made
+
+
+def test_a_stored_unix_socket_goes_on_with_its_file(stack: ExitStack, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    found = pass_on(stack, unix(path), names="kept/web")
+    config = config_of(web=f'"unix://{path}"')
+    given, _, events = adopted(stack, tmp_path, config, found)
+    assert events == ["inherited"]
+    (file,) = socket_files(given["web"])
+    file.remove()
+    assert not path.exists()
+
+
+def test_a_stored_unix_socket_without_its_file_is_of_no_use(
+    stack: ExitStack, tmp_path: Path
+) -> None:
+    path = tmp_path / "x"
+    listening = unix(path)
+    path.unlink()
+    found = pass_on(stack, listening, names="kept/web")
+    assert found.sockets == []
+    assert found.rejected == [("kept/web", "No such file or directory")]
+
+
+def test_the_file_of_a_socket_unit_is_not_ours(stack: ExitStack, tmp_path: Path) -> None:
+    found = pass_on(stack, unix(tmp_path / "x"), names="web")
+    given, _, _ = adopted(stack, tmp_path, config_of(web=f'"unix://{tmp_path}/x"'), found)
+    assert socket_files(given["web"]) == []
+
+
+def test_ends_of_succession_channels_are_known_by_their_names(stack: ExitStack) -> None:
+    ours, theirs = channel()
+    found = pass_on(stack, ours, tcp(), names="worker/7:worker/8")
+    (one,) = found.channels
+    stack.enter_context(one.end)
+    theirs.close()
+    assert one.name == "worker/7"
+    assert found.rejected == [("worker/8", "is no end of a succession channel")]
+
+
+def test_only_a_predecessor_passes_sockets_of_the_admin(stack: ExitStack) -> None:
+    found = pass_on(stack, tcp(), names=inherited.ADMIN_HTTP)
+    assert found.admin == {}
+    passed = Inheritance(is_passed=True)
+    inherited.take(passed, found.sockets[0].socket.detach(), inherited.ADMIN_HTTP)
+    assert passed.sockets == []
+    stack.enter_context(passed.admin[inherited.ADMIN_HTTP])

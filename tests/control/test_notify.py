@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,6 +13,7 @@ import pytest
 import structlog.testing
 
 from proxy.control.notify import FEEDS_PER_WATCH, STATUS_EVERY, Notifier
+from proxy.engine.worker import open_files
 from tests.control.manager import Manager
 
 
@@ -131,3 +133,41 @@ def test_a_manager_with_a_full_queue_does_not_hold_up_the_relay(
         notifier.alive("busy")
     assert time.monotonic() - before < 1, "it waited, although nobody reads"
     assert manager.hear()["WATCHDOG"] == "1"
+
+
+def test_what_is_held_back_is_said_later_with_its_descriptors(manager: Manager) -> None:
+    with Notifier(manager.address, held=True) as line:
+        with socket() as kept:
+            line.store("kept/web", [kept])
+        line.status("unsaid until then")
+        line.alive("never said")
+        line.wait_done()
+        manager.socket.setblocking(False)
+        with pytest.raises(BlockingIOError):
+            manager.socket.recv(1)
+        manager.socket.setblocking(True)
+        line.speak()
+        assert manager.hear()["FDNAME"] == "kept/web"
+        assert manager.hear() == {"STATUS": "unsaid until then"}
+        assert manager.stored.keys() == {"kept/web"}
+        line.status("at once")
+        assert manager.hear() == {"STATUS": "at once"}
+
+
+def test_what_is_never_said_is_closed(manager: Manager) -> None:
+    before = open_files()
+    with Notifier(manager.address, held=True) as line, socket() as kept:
+        line.store("kept/web", [kept])
+    assert open_files() == before
+
+
+def test_the_main_process_is_told_and_that_it_is_known_is_awaited(
+    manager: Manager, notifier: Notifier
+) -> None:
+    hearing = threading.Thread(target=manager.hear_until, args=("BARRIER",))
+    said = []
+    manager_hear, manager.hear = manager.hear, lambda: said.append(manager_hear()) or said[-1]  # type: ignore[method-assign]
+    hearing.start()
+    notifier.main_process(7)
+    hearing.join()
+    assert said[0] == {"MAINPID": "7"}

@@ -134,3 +134,36 @@ async def test_a_second_stop_ends_at_once(
 
     await obeying(house, stop_twice)
     assert not house.drained.is_set()
+
+
+async def test_nobody_leaves_for_a_successor_that_cannot_come(house: FakeHouse) -> None:
+    async def leave_and_stop() -> None:
+        send(signal.SIGUSR2)
+        await trio.testing.wait_all_tasks_blocked()
+        assert house.told == []
+        house.drained.set()
+        send(signal.SIGTERM)
+
+    with structlog.testing.capture_logs() as logs:
+        await obeying(house, leave_and_stop)
+    assert house.told == [EVERYTHING]
+    assert [record["event"] for record in logs] == ["leave_refused", "stopping"]
+
+
+async def test_who_has_a_successor_ends_with_its_last_flow(house: FakeHouse) -> None:
+    async def be_succeeded() -> None:
+        house.succeeded.set()
+        await trio.testing.wait_all_tasks_blocked()
+        house.drained.set()
+
+    await obeying(house, be_succeeded)
+    assert house.told == []
+
+
+async def test_who_has_a_successor_ends_when_that_says_so(house: FakeHouse) -> None:
+    async def be_released() -> None:
+        house.succeeded.set()
+        house.released.set()
+
+    await obeying(house, be_released)
+    assert house.told == []

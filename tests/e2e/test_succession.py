@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,29 @@ async def test_flows_and_orders_outlive_a_supervisor_that_is_killed(stage: Stage
             assert "disabled" in json.dumps(rows)
             chatter.nursery.cancel_scope.cancel()
             assert await serving.lives[-1].stop() == 0
+
+
+@dataclass(frozen=True)
+class DualForward(Forward):
+    """A listener that is bound otherwise."""
+
+    @property
+    def toml(self) -> str:
+        return super().toml.replace("upstream =", "dual_stack = true\nupstream =", 1)
+
+
+async def test_who_is_in_the_way_of_a_start_ends(stage: Stage) -> None:
+    async with chatting() as chatter:
+        web = Forward("web", "tcp", [chatter.tcp], host="::")
+        settings = stage.settings(web, workers=2)
+        async with service(settings) as serving:
+            assert await serving.lives[-1].stop(signal.SIGKILL) == -signal.SIGKILL
+            other = DualForward("web", "tcp", [chatter.tcp], host="::", port=web.port)
+            serving.settings = Settings(
+                settings.folder, [other], settings.engine, settings.admin_port
+            )
+            await serving.begin()
+            chatter.begin("one", "tcp", ("127.0.0.1", web.port), "127.0.0.2")
+            await chatter.wait_words()
+            assert "predecessors_in_the_way" in serving.story()
+            chatter.nursery.cancel_scope.cancel()
