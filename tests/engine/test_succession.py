@@ -6,9 +6,9 @@ import json
 import os
 import socket
 from array import array
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, closing
-from socket import SCM_RIGHTS, SOL_SOCKET
+from socket import SCM_RIGHTS, SOL_SOCKET, SocketType
 from socket import socket as Socket
 from typing import Any
 
@@ -19,8 +19,17 @@ import trio.testing
 
 from proxy.core.pace import Pace
 from proxy.engine import succession
-from proxy.engine.specs import EVERYTHING, DrainOrder
-from proxy.engine.succession import KNOCK, VERSION, Succession, channel, knock
+from proxy.engine.handover import HandOverError
+from proxy.engine.leaving import Left
+from proxy.engine.specs import EVERYTHING, DrainOrder, LeaveOrder, Steered
+from proxy.engine.succession import (
+    KNOCK,
+    VERSION,
+    Succession,
+    channel,
+    knock,
+    write_leave_order,
+)
 from proxy.engine.wire import Wire, WireError
 from proxy.engine.worker import open_files
 from tests.engine.lab import PATIENCE
@@ -32,6 +41,14 @@ class FakeWorker:
     def __init__(self) -> None:
         self.drains: list[DrainOrder] = []
         self.drained = trio.Event()
+        self.left: list[tuple[LeaveOrder, int]] = []
+        self.outcome: Left | HandOverError = Left(3, 0.01)
+
+    async def leave(self, order: LeaveOrder, heirs: Sequence[SocketType]) -> Left:
+        self.left.append((order, len(heirs)))
+        if isinstance(self.outcome, HandOverError):
+            raise self.outcome
+        return self.outcome
 
     async def counters(self, *, former: bool = False) -> Any:
         assert former
@@ -48,7 +65,7 @@ class FakeWorker:
         await self.drained.wait()
 
 
-class Left:
+class LeftBehind:
     """A worker that was left behind, and our end of its channel."""
 
     def __init__(self) -> None:
@@ -58,8 +75,8 @@ class Left:
 
 
 @asynccontextmanager
-async def left_behind() -> AsyncIterator[Left]:
-    left = Left()
+async def left_behind() -> AsyncIterator[LeftBehind]:
+    left = LeftBehind()
     with trio.fail_after(PATIENCE), structlog.testing.capture_logs():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(left.succession.run)
@@ -174,3 +191,76 @@ async def test_no_end_of_a_channel_is_inherited() -> None:
         assert not end.get_inheritable()
         assert end.type == socket.SOCK_SEQPACKET
         Socket.close(end)
+
+
+async def leave(left: LeftBehind, order: object, heirs: int = 1) -> Any:
+    """Ask to hand over to so many heirs."""
+    with closing(knock(left.end)) as wire:
+        pairs = [socket.socketpair() for _ in range(heirs)]
+        question = json.dumps({"ask": "leave", "order": order}).encode()
+        await wire.send(question, [theirs.fileno() for _, theirs in pairs])
+        answer = json.loads((await wire.receive()).body)
+        for pair in pairs:
+            for end in pair:
+                end.close()
+        return answer
+
+
+async def test_flows_are_handed_over_as_the_successor_says_and_the_rest_drains() -> None:
+    order = {"web": Steered(2, 0, 24, 56), "alone": Steered(1, 1)}
+    async with left_behind() as left:
+        answer = await leave(left, write_leave_order(order), heirs=2)
+        assert left.worker.left == [(order, 2)]
+        assert [each.target for each in left.worker.drains] == [EVERYTHING]
+        with closing(knock(left.end)) as wire:
+            assert (await ask(wire, {"ask": "greet"}))["draining"] is True
+    assert (answer["handed"], answer["longest"], answer["failure"]) == (3, 0.01, "")
+    assert (answer["flows"], answer["counters"]) == (3, {"listeners": []})
+
+
+async def test_who_could_not_hand_over_all_waits_for_the_next_one() -> None:
+    async with left_behind() as left:
+        left.worker.outcome = Left(1, 0.01, "the heir is gone")
+        assert (await leave(left, {}))["failure"] == "the heir is gone"
+        left.worker.outcome = HandOverError("the heir does not acknowledge")
+        assert await leave(left, {}) == {"error": "the heir does not acknowledge"}
+        assert left.worker.drains == []
+        left.worker.outcome = Left(2)
+        await leave(left, {})
+        assert len(left.worker.drains) == 1
+
+
+@pytest.mark.parametrize(
+    "order",
+    [
+        None,
+        [],
+        {"web": 1},
+        {"web": [1, 0, 32]},
+        {"web": [1, 0, 32, "64"]},
+        {"web": [1, 0, 32, True]},
+        {"web": [2, 0, 32, 64]},
+        {"web": [1, 1, 32, 64]},
+        {"web": [1, -1, 32, 64]},
+        {"web": [0, 0, 32, 64]},
+        {"web": [1, 0, 33, 64]},
+        {"web": [1, 0, 32, 129]},
+    ],
+)
+async def test_an_order_that_is_none_changes_nothing(order: object) -> None:
+    before = open_files()
+    async with left_behind() as left:
+        assert "error" in await leave(left, order)
+        assert left.worker.left == []
+        assert left.worker.drains == []
+    assert open_files() == before
+
+
+async def test_an_orphan_ends_when_its_successor_says_so() -> None:
+    async with left_behind() as left:
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(left.succession.outlive)
+            with closing(knock(left.end)) as wire:
+                assert await ask(wire, {"ask": "end"}) == {"ending": True}
+        await left.succession.wait_ended()
+        assert not left.worker.drained.is_set()
