@@ -197,7 +197,7 @@ async def test_one_that_drains_already_is_only_watched_until_it_ends(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("proxy.control.heritage.WATCHING", 0.0)
-    row = {"listeners": [], "endpoints": [], "log_dropped": 5}
+    row = {"listeners": [], "endpoints": [], "log_dropped": 5, "table_entries": 9}
     reading = {**merge_counters([]), **row}
     draining = {**GREETING, "draining": True, "estate": {"orders": 1}}
     puppet = Puppet(draining, {"flows": 1, "counters": reading})
@@ -212,7 +212,15 @@ async def test_one_that_drains_already_is_only_watched_until_it_ends(
             await taking.watch(forebears, trio.lowlevel.checkpoint)
             assert taking.rows() == []
     assert [row["event"] for row in logs] == ["predecessor_ended"]
-    assert forebears.added_to(merge_counters([]))["log_dropped"] == 5
+    total = forebears.added_to(merge_counters([]))
+    assert (total["log_dropped"], total["table_entries"]) == (5, 0)
+
+
+def test_who_drains_has_no_part_in_our_table() -> None:
+    forebears = Forebears()
+    assert forebears.remember("x", {**merge_counters([]), "log_dropped": 5, "table_entries": 9})
+    total = forebears.added_to(merge_counters([]))
+    assert (total["log_dropped"], total["table_entries"]) == (5, 0)
 
 
 async def test_predecessors_are_told_when_all_ends() -> None:
