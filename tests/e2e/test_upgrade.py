@@ -8,6 +8,7 @@ import signal
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import trio
 from tests.e2e.chatter import Chatter, chatting
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import Program, start
+from tests.e2e.program import Program, peer, start
 from tests.e2e.subject import COMMAND, Forward, Settings, Sockpair, command_of
 
 TALKERS = 6
@@ -306,3 +307,34 @@ async def test_a_predecessor_of_another_version_drains(stage: Stage, workers: in
             await chatter.wait_words()
             assert len(await running.sockpair.flows()) == 1, "the new one has it"
             chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.slow
+@pytest.mark.peers("iperf3", "redis-server", "redis-benchmark")
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_real_programs_do_not_notice_an_upgrade(stage: Stage, workers: int) -> None:
+    """Both go on until the upgrade is over, and tell of any error by their exit codes."""
+    iperf3, redis = await stage.iperf3(), await stage.redis()
+    bulk, cache = Forward("bulk", "tcp", [iperf3.text]), Forward("cache", "tcp", [redis.text])
+    async with lives(stage.settings(bulk, cache, workers=workers)) as running:
+        measure = ["--client", bulk.host, "--port", str(bulk.port), "--bidir", "--json"]
+        load = ["-h", cache.host, "-p", str(cache.port), "-t", "set,get", "-c", "20", "-l", "-q"]
+        async with trio.open_nursery() as nursery:
+            tell = partial(trio.run_process, capture_stdout=True, check=True)
+            client = await nursery.start(tell, [peer("redis-benchmark"), *load])
+            result = await nursery.start(tell, [peer("iperf3"), *measure, "--time", "20"])
+            await until(lambda: _moves(running), "flows that move", 3 * PATIENCE)
+            answer = await running.upgraded()
+            assert answer["flows"] >= 23
+            assert client.poll() is None
+            await result.wait()
+            client.terminate()
+            nursery.cancel_scope.cancel()
+        metrics = await running.sockpair.metrics()
+        internal = metrics.sum("sockpair_flows_closed_total", reason="internal")
+        assert (result.returncode, internal) == (0, 0)
+
+
+async def _moves(running: Lives) -> bool:
+    rows = await running.sockpair.flows()
+    return len(rows) >= 23 and all(row["original"]["bytes"] for row in rows)
