@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -23,23 +23,23 @@ import structlog
 import trio
 
 from proxy.config.values import AUTO
+from proxy.control.admin_sockets import admin_users, open_admin
 from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
-from proxy.control.division import lone_worker
 from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
 from proxy.control.estate import read_estate, write_estate
 from proxy.control.health import Checks, check_plans
+from proxy.control.heirs import leave_order, steer
 from proxy.control.heritage import Heritage
-from proxy.control.inherited import ADMIN_HTTP, ADMIN_SOCKET, Inheritance
-from proxy.control.listen import BindError, bind_admin_http, bind_admin_socket
+from proxy.control.inherited import Inheritance
+from proxy.control.listen import BindError
 from proxy.control.names import Names
 from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
 from proxy.control.specs import listener_spec, pace_of
-from proxy.control.steering import attach, program_of, steered_by
 from proxy.control.store import ChannelStore, SocketStore, sockets_to_keep
-from proxy.control.unix import socket_files, user_numbers
+from proxy.control.unix import socket_files
 from proxy.core.condition import Administration
 from proxy.core.steering import WORKERS_MAX
 from proxy.engine.specs import (
@@ -48,7 +48,6 @@ from proxy.engine.specs import (
     DrainOrder,
     DrainTarget,
     OpenListener,
-    Steered,
 )
 from proxy.engine.worker import Worker
 
@@ -56,11 +55,10 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from typing import Any
 
-    from proxy.config.model import Admin, Config
+    from proxy.config.model import Config
     from proxy.control.estate import Estate
     from proxy.control.newcomer import Newcomer
     from proxy.control.predecessor import Report
-    from proxy.core.address import HostPort
     from proxy.core.live_limit import LiveLimit
     from proxy.core.pace import Pace
     from proxy.engine.port import RelayCounters
@@ -125,6 +123,7 @@ class House:
         self.store = SocketStore(notifier)
         self.heritage = Heritage(inheritance.channels, ChannelStore(notifier))
         self._newcomer = newcomer
+        self._begun = trio.Event()
         self.succeeded = trio.Event()
         self.released = trio.Event()
         self._adopted: frozenset[str] = frozenset()
@@ -241,12 +240,13 @@ class House:
         self._disabled = {order[:2]: order for order in estate.disabled}
 
     async def begin(self) -> None:
-        """Open the listeners, where a worker in this process had to expect flows first."""
+        """Know that the workers run; have the one in this process, if it had to wait, listen."""
         self._waits = False
         if self._first is not None and isinstance(self.worker, Worker):
             await self.heritage.introduce(0, self.worker.expect)
             await self.worker.apply(self._first)
             self._first = None
+        self._begun.set()
 
     async def inherit(self) -> None:
         """Take over from predecessors when the workers are there, and look after what stays.
@@ -269,7 +269,8 @@ class House:
         await self.heritage.watch(self.worker.forebears, self.entrust)
 
     async def _order_again(self) -> None:
-        """Have the workers know what was ordered in the life before."""
+        """Have the workers, when they are at work, know what was ordered in the life before."""
+        await self._begun.wait()
         for order in self._disabled.values():
             await self.worker.administer(order)
         if self.orders:
@@ -278,30 +279,11 @@ class House:
 
     def steer(self) -> None:
         """Have the kernel divide clients as we do; from now on they are ours."""
-        for each in self._bound.values():
-            if len(each.sockets) > 1:
-                attach(each.sockets[0], program_of(each.listener, self.workers))
+        steer(self._bound.values(), self.workers)
 
     def leave_order(self, adopted: Collection[str]) -> LeaveOrder:
-        """Which worker gets which flows.
-
-        Flows of datagrams belong to their listener's socket: where that is another, they stay.
-
-        Args:
-            adopted: the names of listeners whose sockets are those they had before.
-
-        """
-        return {
-            name: self._steered(name, each)
-            for name, each in self._bound.items()
-            if each.listener.survive != "off"
-            and (name in adopted or not each.listener.listen.transport.is_datagram)
-        }
-
-    def _steered(self, name: str, bound: Bound) -> Steered:
-        if len(bound.sockets) < self.workers:
-            return Steered(1, lone_worker(name, self.workers))
-        return Steered(self.workers, 0, *steered_by(bound.listener))
+        """Which worker gets which flows, by listener; see ``heirs``."""
+        return leave_order(self._bound, self.workers, adopted)
 
     async def drain(self, target: DrainTarget, pace: Pace | None = None) -> bool:
         """Begin to drain; false if there is no such listener or endpoint."""
@@ -471,10 +453,10 @@ async def open_house(
     raise_file_limit()
     worker = _workers(config, notifier)
     house = House(config, worker, [], notifier, inheritance, newcomer)
-    house.admin_users = _admin_users(config.admin)
+    house.admin_users = admin_users(config.admin)
     upstreams = await house.rehearse(config, is_start=True)
     with ExitStack() as undo:
-        _open_admin(house, inheritance.admin, undo)
+        house.admin += open_admin(config.admin, inheritance.admin, undo)
         await house.prepare_heritage()
         given = adopt(config, inheritance, house.store, house.workers)
         for socket in (socket for sockets in given.values() for socket in sockets):
@@ -493,47 +475,6 @@ async def open_house(
             house.steer()
         undo.pop_all()
     return house
-
-
-def _open_admin(house: House, given: Mapping[str, Socket], undo: ExitStack) -> None:
-    """Have the admin's sockets: those that a predecessor gives, where they are where they shall."""
-    admin = house.config.admin
-    for socket in given.values():
-        undo.enter_context(socket)
-    if admin.socket:
-        found = given.get(ADMIN_SOCKET)
-        if found is None or found.getsockname() != admin.socket:
-            found = bind_admin_socket(admin.socket, admin.mode, admin.group)
-            undo.enter_context(found)
-            undo.callback(Path(admin.socket).unlink, missing_ok=True)
-        house.admin.append(found)
-    if admin.http is not None:
-        found = given.get(ADMIN_HTTP)
-        if found is None or not _is_at(found, admin.http):
-            found = undo.enter_context(bind_admin_http(admin.http))
-        house.admin.append(found)
-    for socket in given.values():
-        if socket not in house.admin:
-            socket.close()
-
-
-def _is_at(socket: Socket, address: HostPort) -> bool:
-    host = "127.0.0.1" if address.host == "localhost" else address.host
-    return bool(socket.getsockname()[:2] == (host, address.port))
-
-
-def _admin_users(admin: Admin) -> frozenset[int] | None:
-    """Who may change something at the Unix socket; None: whoever may open it.
-
-    Root may do anything, and our own user end us, so that nothing is gained by keeping them out.
-    """
-    if not admin.users:
-        return None
-    try:
-        return user_numbers(admin.users) | {0, os.getuid()}
-    except OSError as error:
-        names = ", ".join(admin.users)
-        raise BindError("admin.users", names, error, "cannot admit") from error
 
 
 def _workers(config: Config, notifier: Notifier) -> Worker | Crew:

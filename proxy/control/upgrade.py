@@ -19,7 +19,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket as stdlib
 import subprocess
 import sys
 from contextlib import ExitStack, closing, suppress
@@ -32,12 +31,14 @@ from proxy.config.load import STDIN
 from proxy.control.inherited import ADMIN_HTTP, ADMIN_SOCKET
 from proxy.control.newcomer import PREDECESSOR, VERSION
 from proxy.control.store import channel_label, labels
+from proxy.control.unix import UnixListenSocket
 from proxy.engine.succession import Succession, channel
 from proxy.engine.wire import Wire, WireError, wire_pair
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
-    from socket import SocketType as Socket
+    from socket import SocketType
+    from socket import socket as Socket
 
     from proxy.control.house import House
     from proxy.engine.port import UpgradeAnswer
@@ -199,10 +200,10 @@ class Upgrader:
         except WireError as error:
             raise UpgradeError("the new process takes nothing; is it an older version") from error
 
-    def _bequest(self, ours: ExitStack) -> list[tuple[str, Socket]]:
+    def _bequest(self, ours: ExitStack) -> list[tuple[str, SocketType]]:
         """All that goes to a successor, by the names that it knows it by."""
         house = self._house
-        sockets: list[tuple[str, Socket]] = [
+        sockets: list[tuple[str, SocketType]] = [
             pair
             for name, group in house.open_sockets().items()
             for pair in zip(labels(name, len(group)), group, strict=True)
@@ -236,10 +237,7 @@ class Upgrader:
         """Stand down, have the new process take over, and return what it says of that."""
         house = self._house
         await house.stop_changing()
-        kept = {
-            name: tuple(stdlib.socket.dup(socket) for socket in group)
-            for name, group in house.open_sockets().items()
-        }
+        kept = {name: tuple(map(_duplicate, group)) for name, group in house.open_sockets().items()}
         house.notifier.main_process(process.pid)
         try:
             with trio.fail_after(DONE):
@@ -255,6 +253,14 @@ class Upgrader:
         for socket in (socket for group in kept.values() for socket in group):
             socket.close()
         return report
+
+
+def _duplicate(socket: Socket) -> Socket:
+    """The same socket, with its file."""
+    made = socket.dup()
+    if isinstance(made, UnixListenSocket) and isinstance(socket, UnixListenSocket):
+        made.file = socket.file
+    return made
 
 
 async def _hear(wire: Wire, process: trio.Process, word: str) -> dict[str, Any]:
