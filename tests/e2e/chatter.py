@@ -64,12 +64,13 @@ class Chatter:
         with self._scopes[name], trio.socket.socket(socket.AF_INET, transport) as client:
             await client.bind((source, 0))
             await client.connect(address)
-            while True:
+            while name in self.words:
                 word = f"{name} {self.words[name]}".encode().ljust(64, b".")
                 await client.send(word)
                 with trio.fail_after(3 * PATIENCE):
                     assert await _receive(client, kind, len(word)) == word
-                self.words[name] += 1
+                if name in self.words:
+                    self.words[name] += 1
 
     async def serve_streams(self, listening: SocketType) -> None:
         while True:
