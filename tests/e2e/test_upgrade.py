@@ -110,19 +110,22 @@ async def test_no_flow_notices_an_upgrade(stage: Stage, before: int, after: int)
             )
             changed.write()
             answer = await running.upgraded()
-            assert (answer["flows"], answer["stayed"]) == (2 * TALKERS, 0)
+            further = answer["flows"] - 2 * TALKERS  # of datagrams that met another worker
+            assert 0 <= further <= (TALKERS if before != after else 0)
+            assert answer["stayed"] == 0
             talk(chatter, web, dns, "second")
             await chatter.wait_words()
             answer = await running.upgraded()
-            assert answer["flows"] == 4 * TALKERS
             await chatter.wait_words()
             found = {row["id"]: row for row in await running.sockpair.flows()}
-            assert len(found) == len(chatter.ways) == 4 * TALKERS
+            assert answer["flows"] == len(found) == len(chatter.ways) >= 4 * TALKERS + further
+            assert before != after or len(found) == 4 * TALKERS
+            assert [row["transport"] for row in found.values()].count("tcp") == 2 * TALKERS
             for row in rows:
                 assert found[row["id"]]["endpoint"] == row["endpoint"]
             metrics = await running.sockpair.metrics()
-            assert metrics.sum("sockpair_flows_opened_total") == 4 * TALKERS
-            assert metrics.sum("sockpair_flows") == 4 * TALKERS
+            assert metrics.sum("sockpair_flows_opened_total") == len(found)
+            assert metrics.sum("sockpair_flows") == len(found)
             assert metrics.sum("sockpair_flows_closed_total") == 0
             assert await running.first.process.wait() == 0
             await until(lambda: is_gone(running.pids[1]), "the end of the second life")
