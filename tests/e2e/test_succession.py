@@ -172,3 +172,33 @@ async def test_who_is_in_the_way_of_a_start_ends(stage: Stage) -> None:
             await chatter.wait_words()
             assert "predecessors_in_the_way" in serving.story()
             chatter.nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True)
+class CrashForward(Forward):
+    """A listener whose flows have a standby."""
+
+    @property
+    def toml(self) -> str:
+        return super().toml.replace("upstream =", 'survive = "crash"\nupstream =', 1)
+
+
+@pytest.mark.parametrize("number", [signal.SIGUSR2, signal.SIGKILL], ids=["restart", "kill"])
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_flows_with_a_standby_outlive_a_supervisor(
+    stage: Stage, workers: int, number: signal.Signals
+) -> None:
+    async with chatting() as chatter:
+        web = CrashForward("web", "tcp", [chatter.tcp])
+        dns = CrashForward("dns", "udp", [chatter.udp])
+        async with service(stage.settings(web, dns, workers=workers)) as serving:
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            await serving.lives[-1].stop(number)
+            talk(chatter, web, dns, "between")
+            await chatter.wait_words()
+            await serving.begin()
+            await chatter.wait_words()
+            assert len(await serving.sockpair.flows()) == len(chatter.ways) == 4 * TALKERS
+            chatter.nursery.cancel_scope.cancel()
+            assert await serving.lives[-1].stop() == 0
