@@ -80,7 +80,7 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         relaying.start_soon(_inherit, house, relaying.cancel_scope)
         await relaying.start(house.worker.run)
         await house.begin()
-        await relaying.start(_serve_admin, house, steward, sink)
+        relaying.start_soon(_serve_admin, house, steward, sink)
         log.info("started", version=__version__, listening=await _addresses(house))
         relaying.start_soon(steward.keep_limits)
         relaying.start_soon(steward.keep_upgrades)
@@ -111,12 +111,12 @@ def _adopt_log(log_config: Log, sink: FlowSink) -> None:
     set_up(sink, format_of(log_config), log_config.level, log_config.flows)
 
 
-async def _serve_admin(
-    house: House,
-    steward: Steward,
-    sink: FlowSink,
-    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
-) -> None:
+async def _serve_admin(house: House, steward: Steward, sink: FlowSink) -> None:
+    """Answer the admin, once all is there that was counted before us: else counters would fall.
+
+    Who asks earlier waits in the queue of the listening socket.
+    """
+    await house.inherited.wait()
     listeners = [
         trio.SocketListener(trio.socket.from_stdlib_socket(socket)) for socket in house.admin
     ]
@@ -128,7 +128,6 @@ async def _serve_admin(
         leaving=house.succeeded,
         trust=Trust(frozenset(house.config.admin.hosts), house.admin_users),
         max_series=house.config.admin.max_series,
-        task_status=task_status,
     )
 
 

@@ -183,6 +183,11 @@ class Heritage:
                 await self._present.wait()
         self._present.set()
 
+    def remember(self, forebears: Forebears) -> None:
+        """Have what predecessors counted, when they left, added to what we do."""
+        for each in self._predecessors:
+            forebears.remember(each.name, each.counters)
+
     async def watch(self, forebears: Forebears, changed: Callable[[], Awaitable[None]]) -> None:
         """Look after predecessors that drain, until the last has ended.
 
@@ -191,8 +196,6 @@ class Heritage:
             changed: is told when that has changed.
 
         """
-        for each in self._predecessors:
-            forebears.remember(each.name, each.counters)
         await changed()
         while self._predecessors:
             for each in list(self._predecessors):

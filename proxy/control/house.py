@@ -84,6 +84,7 @@ class House:
         is_stopping: whether everything drains; nothing is put to work any more.
         is_parted: whether workers were left to a successor, which comes when we are gone.
         is_left: whether another life of ours has everything that is ours.
+        inherited: set when all is ours that predecessors give, and what they counted.
         succeeded: set when a successor has it.
         released: set when a successor wants us to end.
         heritage: what is taken over from predecessors.
@@ -124,6 +125,7 @@ class House:
         self.heritage = Heritage(inheritance.channels, ChannelStore(notifier))
         self._newcomer = newcomer
         self._begun = trio.Event()
+        self.inherited = trio.Event()
         self.succeeded = trio.Event()
         self.released = trio.Event()
         self._adopted: frozenset[str] = frozenset()
@@ -264,6 +266,8 @@ class House:
             self.steer()
             reports = await self.heritage.take_over(self.leave_order(self._adopted))
             await self._order_again()
+        self.heritage.remember(self.worker.forebears)
+        self.inherited.set()
         if self._newcomer is not None:
             await self._newcomer.tell_done(reports)
         await self.heritage.watch(self.worker.forebears, self.entrust)
