@@ -9,11 +9,12 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any
 
+import trio
+
 from tests.e2e import subject
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import Program
-from tests.e2e.reloading import command
-from tests.e2e.subject import Settings, Sockpair
+from tests.e2e.program import ROOT, Program
+from tests.e2e.subject import COMMAND, Settings, Sockpair
 
 
 class House(Sockpair):
@@ -32,15 +33,28 @@ class House(Sockpair):
     def pid(self) -> int:
         return self.program.pid if self.now is None else self.now
 
-    async def upgrade(self, *words: str, status: int = 0) -> str:
-        """Run ``sockpair upgrade``; when it is over the predecessor is gone."""
+    async def upgrade(self) -> bool:
+        """Run ``sockpair upgrade``; when it is over the predecessor is gone.
+
+        Returns:
+            False if the new one was not there in time, and all is as it was: a busy machine.
+
+        """
         before = self.pid
-        done = await command(self, "upgrade", *words, status=status)
+        done = await trio.run_process(
+            [*COMMAND, "upgrade", "--admin", str(self.settings.admin)],
+            capture_stderr=True,
+            check=False,
+            cwd=ROOT,
+        )
         self.now = (await self.status())["pid"]
-        if status == 0:
-            assert self.now != before, "the process is the same"
-            await until(lambda: not is_running(before), f"the predecessor, {before}, to end")
-        return done.stdout + done.stderr
+        if done.returncode:
+            assert b"was not ready within" in done.stderr, done.stderr.decode()
+            assert self.now == before
+            return False
+        assert self.now != before, "the process is the same"
+        await until(lambda: not is_running(before), f"the predecessor, {before}, to end")
+        return True
 
     async def workers(self) -> list[int]:
         """The processes that relay, one after the other."""
