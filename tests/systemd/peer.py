@@ -4,7 +4,7 @@
 * ``tcp PORT TEXT``, ``udp PORT TEXT``: say it, print what comes back.
 * ``bulk PORT MIB``: send so much, print how many bytes of it came back right.
 * ``knock PORT SECONDS``: connect and say something again and again; print the outcomes, counted.
-* ``stay PORT SECONDS``: the same over one connection; print how many answers came.
+* ``stay PORT SECONDS``: the same over one connection, or until SIGTERM; print the answers, counted.
 * ``query PORT SECONDS``: the same by datagrams of one socket, each of which must be answered.
 * ``hoard PORT COUNT``: open flows, one after the other, send all that they take, read nothing, and
   hold them until something is cut, or all are open; print which.
@@ -13,6 +13,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import sys
 import threading
@@ -21,6 +22,9 @@ from collections import Counter
 
 HOST = "127.0.0.1"
 PATIENCE = 30
+
+OVER = threading.Event()
+"""SIGTERM has come."""
 
 
 def echo(port: str) -> None:
@@ -99,7 +103,7 @@ def stay(port: str, seconds: str) -> None:
     with socket.socket() as client:
         client.settimeout(PATIENCE)
         client.connect((HOST, int(port)))
-        while time.monotonic() < end:
+        while time.monotonic() < end and not OVER.is_set():
             client.sendall(b"x")
             assert client.recv(1) == b"x"
             answers += 1
@@ -113,7 +117,7 @@ def query(port: str, seconds: str) -> None:
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as client:
         client.settimeout(PATIENCE)
         client.connect((HOST, int(port)))
-        while time.monotonic() < end:
+        while time.monotonic() < end and not OVER.is_set():
             word = f"x{answers}".encode()
             client.send(word)
             assert client.recv(100) == word
@@ -152,4 +156,6 @@ def hoard(port: str, count: str) -> None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1] in {"stay", "query"}:
+        signal.signal(signal.SIGTERM, lambda *_: OVER.set())
     globals()[sys.argv[1]](*sys.argv[2:])
