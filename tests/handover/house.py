@@ -43,6 +43,7 @@ class House(Sockpair):
         before = self.pid
         done = await trio.run_process(
             [*COMMAND, "upgrade", "--admin", str(self.settings.admin)],
+            capture_stdout=True,
             capture_stderr=True,
             check=False,
             cwd=ROOT,
