@@ -55,7 +55,7 @@ from tests.bench.usage import core_seconds, threads_at_rest
 
 HOPS: Final = 16
 
-ENTRIES: Final = 8
+ENTRIES: Final = 64
 """Addresses that the load comes from. One that it is sent to is where it comes from, too: that is
 what the kernel chooses for an address of this host."""
 
