@@ -84,8 +84,12 @@ def _house(built: Dashboard) -> Dashboard:
               "percentunit", {each: descriptors}, span=THIRD, top=1),
         lines("Lost log lines", "Lines that the reader of the log was too slow for.", "cps",
               {each: f"rate({of('log_records_dropped_total', HOUSE)}{OVER})"}, span=THIRD),
-        lines("Workers that were started again", "Their flows ended as `internal`.", "short",
-              {each: restarts}, span=THIRD),
+        lines("Workers that were started again", 'Their flows ended as `internal`, unless their '
+              'listener has survive = "crash".', "short", {each: restarts}, span=THIRD),
+        lines("Flows that changed their process", "In a restart, an upgrade or a crash. What is "
+              "lost was reset, and must be looked into.", "cps",
+              {"lived on": each_second("flows_taken_over_total"),
+               "lost": each_second("flows_lost_total")}, span=THIRD),
         lines("Evicted flows", "They went for others because the table was full.", "cps",
               {each: f"rate({of('table_evictions_total', HOUSE)}{OVER})"}, span=THIRD),
     ))  # fmt: skip
