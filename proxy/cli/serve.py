@@ -92,7 +92,8 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         if house.is_parted:
             log.info("left", to="a successor")
         else:
-            await house.heritage.end()
+            if not house.succeeded.is_set():  # else they are the successor's to look after
+                await house.heritage.end()
             log.info("stopped", ended=await house.worker.finish())
         relaying.cancel_scope.cancel()
 
@@ -129,6 +130,7 @@ async def _serve_admin(house: House, steward: Steward, sink: FlowSink) -> None:
         trust=Trust(frozenset(house.config.admin.hosts), house.admin_users),
         max_series=house.config.admin.max_series,
     )
+    house.answered.set()
 
 
 async def _addresses(house: House) -> list[str]:

@@ -184,7 +184,7 @@ class Heritage:
         self._present.set()
 
     def remember(self, forebears: Forebears) -> None:
-        """Have what predecessors counted, when they left, added to what we do."""
+        """Have what the predecessors have counted so far added to what we do."""
         for each in self._predecessors:
             forebears.remember(each.name, each.counters)
 

@@ -85,7 +85,9 @@ class House:
         is_parted: whether workers were left to a successor, which comes when we are gone.
         is_left: whether another life of ours has everything that is ours.
         inherited: set when all is ours that predecessors give, and what they counted.
+        is_standing_down: whether a successor takes over now, so that nothing can be ordered here.
         succeeded: set when a successor has it.
+        answered: set, after that, when all have been answered who had asked the admin here.
         released: set when a successor wants us to end.
         heritage: what is taken over from predecessors.
         orders: limits that were set on what runs.
@@ -126,6 +128,8 @@ class House:
         self._newcomer = newcomer
         self._begun = trio.Event()
         self.inherited = trio.Event()
+        self.answered = trio.Event()
+        self.is_standing_down = False
         self.succeeded = trio.Event()
         self.released = trio.Event()
         self._adopted: frozenset[str] = frozenset()
@@ -235,10 +239,14 @@ class House:
 
     async def _enter_on(self, estate: Estate) -> None:
         """Go on with what was ordered in the life before."""
-        self.orders = estate.orders
+        self._obey(estate)
         for number, reading in enumerate(estate.past):
             self.worker.forebears.remember(f"past {number}", reading)
             self.worker.forebears.settle(f"past {number}")
+
+    def _obey(self, estate: Estate) -> None:
+        """Know what was ordered in the life before; the workers are told by ``_order_again``."""
+        self.orders = estate.orders
         self._disabled = {order[:2]: order for order in estate.disabled}
 
     async def begin(self) -> None:
@@ -253,6 +261,9 @@ class House:
     async def inherit(self) -> None:
         """Take over from predecessors when the workers are there, and look after what stays.
 
+        Until ``inherited`` is set we know neither what was ordered last, nor what was counted: so
+        nobody is to be told either, nor to order anything.
+
         Raises:
             UnwantedError: who started us does not want us to.
 
@@ -263,14 +274,20 @@ class House:
             if self._newcomer is not None:
                 await self._newcomer.announce()
                 self.is_left = False
+                await self._hear_last_orders()
             self.steer()
             reports = await self.heritage.take_over(self.leave_order(self._adopted))
             await self._order_again()
         self.heritage.remember(self.worker.forebears)
-        self.inherited.set()
         if self._newcomer is not None:
             await self._newcomer.tell_done(reports)
+        self.inherited.set()
         await self.heritage.watch(self.worker.forebears, self.entrust)
+
+    async def _hear_last_orders(self) -> None:
+        """Know what was ordered after the predecessors were greeted; now nothing is any more."""
+        await self.heritage.greet()
+        self._obey(read_estate(self.heritage.estate))
 
     async def _order_again(self) -> None:
         """Have the workers, when they are at work, know what was ordered in the life before."""
@@ -304,20 +321,22 @@ class House:
 
     async def administer(self, order: EndpointOrder) -> bool:
         """Disable or enable an endpoint; false if there is none of this name."""
-        if not await self.worker.administer(order):
-            return False
-        self.drained_endpoints.discard((order.upstream, order.endpoint))
-        self._disabled.pop(order[:2], None)
-        if order.administration is Administration.DISABLED:
-            self._disabled[order[:2]] = order
-        await self.entrust()
+        async with self._changing:
+            if not await self.worker.administer(order):
+                return False
+            self.drained_endpoints.discard((order.upstream, order.endpoint))
+            self._disabled.pop(order[:2], None)
+            if order.administration is Administration.DISABLED:
+                self._disabled[order[:2]] = order
+            await self.entrust()
         return True
 
     async def limit(self, orders: tuple[LiveLimit, ...]) -> None:
         """Keep flows to these orders, and to no others any more."""
-        self.orders = orders
-        await self.worker.limit(orders)
-        await self.entrust()
+        async with self._changing:
+            self.orders = orders
+            await self.worker.limit(orders)
+            await self.entrust()
 
     async def entrust(self, crew: Crew | None = None) -> None:
         """Have worker processes know what a successor gets from us.
@@ -366,7 +385,7 @@ class House:
             sockets: of all listeners, ours from now on.
 
         """
-        self.is_stopping = False
+        self.is_stopping = self.is_standing_down = False
         await self.put_to_work(self.config, self._upstreams, sockets)
         self.steer()
 

@@ -39,11 +39,12 @@ class LiveLimits:
     def __init__(self, house: House) -> None:
         self._house = house
         self._books = Books()
-        self._books.restore(house.orders)
         self._given = trio.Event()
 
     async def run(self) -> None:
-        """Lift those whose time is over, until cancelled."""
+        """Go on with those of the life before, and lift whose time is over, until cancelled."""
+        await self._house.inherited.wait()
+        self._books.restore(self._house.orders)
         while True:
             self._given = trio.Event()
             with trio.move_on_after(max(0.0, self._books.next_end - monotonic())):

@@ -2,8 +2,9 @@
 
 The environment names one descriptor, ``PREDECESSOR``: a wire to who started us. The first message
 brings all descriptors, and their names. We say ``ready`` when everything is bound and our workers
-are there; then, or never, we hear that we may ``go`` on, and say ``done`` when we have. If we fail
-we say why, so that who asked for it can be told.
+are there; then, or never, we hear that we may ``go`` on, and say ``done`` when we have. The wire is
+closed by who started us, once it lets nobody in by the admin's sockets any more: then we do. If we
+fail we say why, so that who asked for it can be told.
 
 Until we may go on the service manager is not to hear of us: it does not know us yet.
 """
@@ -38,6 +39,10 @@ FIRST_WORD: Final = 10.0
 
 GO: Final = 30.0
 """Seconds until we may go on: who started us has to wait for what is under way there."""
+
+
+LAST_WORD: Final = 5.0
+"""Seconds for who started us to let go of the admin's sockets."""
 
 
 class UnwantedError(Exception):
@@ -83,14 +88,15 @@ class Newcomer:
         self.notifier.speak()
 
     async def tell_done(self, reports: Sequence[Report]) -> None:
-        """Say that we have taken over, and what."""
+        """Say that we have taken over, and what; return when the admin's sockets are ours alone."""
         done = {
             "flows": sum(report.handed for report in reports),
             "stayed": sum(report.stayed for report in reports),
             "pause": round(max((report.longest for report in reports), default=0.0), 3),
         }
-        with suppress(WireError):
+        with suppress(WireError), trio.move_on_after(LAST_WORD):
             await self._say({"done": done})
+            await self._wire.receive()
         self._wire.close()
 
     def fail(self, *lines: str) -> None:

@@ -60,6 +60,7 @@ async def _end_when_succeeded(house: House, scope: trio.CancelScope) -> None:
         nursery.start_soon(_cancel_at, house.released, nursery.cancel_scope)
         await house.worker.wait_drained()
         nursery.cancel_scope.cancel()
+    await house.answered.wait()  # who asked for the upgrade, for one
     scope.cancel()
 
 

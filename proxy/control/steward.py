@@ -102,6 +102,11 @@ class Steward:
         """How endpoints are, as active checks show."""
         return self._house.checks.rows()
 
+    @property
+    def is_standing_down(self) -> bool:
+        """Whether a successor takes over now, so that nothing can be ordered here any more."""
+        return self._house.is_standing_down
+
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the file again, and do what it says; or only say what would be done.
 

@@ -5,9 +5,13 @@ go all listening sockets, those of the admin too, and a channel to each worker (
 Until it says that it is ready nothing has been given away: whatever it dies of, everything here
 goes on. It is given ``READY`` seconds.
 
-Then we stand down: nothing is changed here any more, nobody is let in by the admin's sockets, and
-the service manager hears whose the service is. It is told to go on, and takes the flows over from
-our workers. If it dies in the middle of that we serve again, with whatever has not gone.
+Then we stand down: nothing is changed here any more, nor ordered, and the service manager hears
+whose the service is. It is told to go on, and takes the flows over from our workers, and what was
+ordered and counted. When it has, we let nobody in any more by the admin's sockets, and close the
+wire; only then it does. So nobody is told by the one what the other knows better, and no order is
+given to one that does not stay.
+
+If it dies in the middle of that we serve again, with whatever has not gone.
 
 What cannot go drains here, and we end when it has.
 
@@ -60,6 +64,10 @@ LOGGED: Final[tuple[Literal["pid", "version", "flows", "stayed", "pause"], ...]]
     "pause",
 )
 
+LETTING_GO: Final = 3
+"""Turns of the scheduler until the admin's sockets are let go, once that is wanted: one to hear of
+it, one to stop, and one to spare."""
+
 LINES_MAX: Final = 100
 """Problems that are passed on."""
 
@@ -104,6 +112,7 @@ class Upgrader:
         self._file = file
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
+        self._succession: Succession | None = None  # of the worker in this process
 
     async def run(self) -> None:
         """Keep what goes on after an upgrade going, until cancelled."""
@@ -169,9 +178,10 @@ class Upgrader:
                 await _end(process)
                 raise
             report = _report(await self._give_way(wire, process))
-        house = self._house
-        house.is_left = True
-        house.succeeded.set()
+            self._house.is_left = True
+            self._house.succeeded.set()
+            for _ in range(LETTING_GO):
+                await trio.lowlevel.checkpoint()
         answer = _answer(pid=process.pid, version=str(ready.get("program")), report=report)
         log.info("upgraded", **{key: answer[key] for key in LOGGED})
         return answer
@@ -225,6 +235,7 @@ class Upgrader:
     async def _answer(self, succession: Succession) -> None:
         """Answer a successor for the worker that lives in this process."""
         house = self._house
+        self._succession = succession
         succession.estate = await house.estate()
         succession.pace = house.pace
         async with trio.open_nursery() as nursery:
@@ -236,7 +247,13 @@ class Upgrader:
     async def _give_way(self, wire: Wire, process: trio.Process) -> dict[str, Any]:
         """Stand down, have the new process take over, and return what it says of that."""
         house = self._house
+        if house.is_stopping:
+            await _end(process)
+            raise UpgradeError("sockpair was told to stop meanwhile, and does")
         await house.stop_changing()
+        house.is_standing_down = True
+        if self._succession is not None:
+            self._succession.estate = await house.estate()
         kept = {name: tuple(map(_duplicate, group)) for name, group in house.open_sockets().items()}
         house.notifier.main_process(process.pid)
         try:

@@ -251,6 +251,11 @@ class StewardPort(Protocol):
         """Say how endpoints are, as active checks show."""
         ...
 
+    @property
+    def is_standing_down(self) -> bool:
+        """Whether a successor takes over now, so that nothing can be ordered here any more."""
+        ...
+
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the configuration again, and do what it says; or only say what would be done."""
         ...

@@ -69,6 +69,10 @@ KNOCK_BYTES: Final = 64
 KNOCK_FILES: Final = 4
 """Room for more than there should be, so that what should not be there is seen, and closed."""
 
+CONVERSATIONS: Final = 4
+"""With whoever looks after us, who comes next, and some that died a moment ago; further ones wait
+in the channel."""
+
 AT_ONCE: Final = Pace(0.0, 1000.0, 10.0)
 """How a worker drains that was never told how: it has no flows."""
 
@@ -127,18 +131,32 @@ class Succession:
         self._place = place
         self._decided = trio.Event()
         self._draining = False
+        self._leaving = trio.Lock()
         self._ended = trio.Event()
         self.pace = AT_ONCE
         self.estate: Answer = {}
 
     async def run(self) -> None:
-        """Answer one successor after the other, until there can be none any more."""
+        """Answer successors until there can be none any more.
+
+        Several at a time: who looks after us while we drain may get a successor himself.
+        """
+        room = trio.CapacityLimiter(CONVERSATIONS)
         with closing(self._end):
-            while (conversation := await _next(self._end)) is not None:
-                wire = Wire(conversation)
-                with closing(wire), suppress(WireError):
-                    await self._converse(wire)
+            async with trio.open_nursery() as nursery:
+                while (conversation := await _next(self._end)) is not None:
+                    wire = Wire(conversation)
+                    await room.acquire_on_behalf_of(wire)
+                    nursery.start_soon(self._answer_all, wire, room)
         self._decided.set()
+
+    async def _answer_all(self, wire: Wire, room: trio.CapacityLimiter) -> None:
+        """Answer whatever one successor asks."""
+        try:
+            with closing(wire), suppress(WireError):
+                await self._converse(wire)
+        finally:
+            room.release_on_behalf_of(wire)
 
     async def outlive(self) -> None:
         """Be an orphan, until there is nothing more to do."""
@@ -197,7 +215,8 @@ class Succession:
     async def _leave(self, question: Answer, sockets: Sequence[Socket]) -> Answer:
         try:
             order = read_leave_order(question.get("order"), len(sockets))
-            left = await self._worker.leave(order, sockets)
+            async with self._leaving:
+                left = await self._worker.leave(order, sockets)
         except (ValueError, HandOverError) as error:  # everything is as it was
             return {"error": str(error)}
         if not left.failure:

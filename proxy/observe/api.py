@@ -71,6 +71,9 @@ if TYPE_CHECKING:
 SLICE_ROWS: Final = 10
 """Rows written before the relay gets its turn: a twentieth of a millisecond."""
 
+LOOKING: Final = frozenset({"GET", "HEAD"})
+"""Methods that order nothing."""
+
 NDJSON: Final = "application/x-ndjson"
 EVENTS: Final = "text/event-stream"
 
@@ -123,6 +126,8 @@ class Api:
         if objection is not None:
             raise HttpError(403, objection)
         answer, word = PATHS.find(request)
+        if request.method not in LOOKING and self._steward.is_standing_down:
+            raise HttpError(503, "a successor takes over at this moment; ask again, for that one")
         return await answer(self, request, word)
 
     async def index(self, request: Request, _word: str) -> Response:

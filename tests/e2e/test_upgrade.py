@@ -166,6 +166,81 @@ async def test_a_flow_that_stays_drains_in_the_old_process_and_both_are_shown(
             chatter.nursery.cancel_scope.cancel()
 
 
+async def test_a_flow_that_stays_outlives_the_next_upgrade_too(stage: Stage) -> None:
+    async with chatting() as chatter:
+        web = Forward("web", "tcp", [chatter.tcp])
+        settings = stage.settings(web, drain_timeout="60s")
+        async with lives(settings) as running:
+            chatter.begin("one", "tcp", web.address, "127.0.0.2")
+            await chatter.wait_words()
+            toml = settings.file.read_text()
+            settings.file.write_text(toml.replace("[listener.web", "[listener.site"))
+            answer = await running.upgraded()
+            assert (answer["flows"], answer["stayed"]) == (0, 1)
+            chatter.begin("two", "tcp", web.address, "127.0.0.3")
+            await chatter.wait_words()
+            answer = await running.upgraded()
+            assert (answer["flows"], answer["stayed"]) == (1, 0)
+            await until(lambda: is_gone(running.pids[1]), "the end of the second life")
+            await chatter.wait_words()
+            status = await running.sockpair.status()
+            assert status["predecessors"] == [
+                {"pid": running.first.pid, "flows": 1, "draining": True}
+            ]
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_what_is_ordered_and_counted_meanwhile_is_known_afterwards(
+    stage: Stage, workers: int
+) -> None:
+    """Either an order is refused, or it is in force; and what was told once is never taken back."""
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        async with lives(stage.settings(web, dns, workers=workers)) as running:
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            over, ordered = trio.Event(), set[str]()
+
+            async def order() -> None:
+                for number in range(1, 250):
+                    client = f"192.0.2.{number}"
+                    status, _ = await running.sockpair.ask(
+                        "POST", f"/api/v1/limits?client={client}&bytes=1000000"
+                    )
+                    ordered.update({f"{client}/32"} if status == 200 else ())
+                    if over.is_set():
+                        return
+                    await trio.sleep(0.05)
+
+            async def scrape() -> None:
+                before = dict[str, float]()
+                while not over.is_set():
+                    now = totals((await running.sockpair.metrics()).text)
+                    assert not {name for name in before if now.get(name, 0.0) < before[name]}
+                    before = now
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(order)
+                nursery.start_soon(scrape)
+                await running.upgraded()
+                over.set()
+            limits = json.loads(await running.sockpair.get("/api/v1/limits"))
+            assert ordered <= {row["client"] for row in limits["orders"]}
+            assert ordered
+            chatter.nursery.cancel_scope.cancel()
+
+
+def totals(text: str) -> dict[str, float]:
+    """What a scrape says of flows and bytes, by series: counters only."""
+    found = dict[str, float]()
+    for line in text.splitlines():
+        series, _, value = line.rpartition(" ")
+        if series.startswith("sockpair_") and series.partition("{")[0].endswith("_total"):
+            found[series] = float(value)
+    return found
+
+
 async def test_a_file_with_a_problem_is_told_and_nothing_changes(stage: Stage) -> None:
     async with chatting() as chatter:
         web = Forward("web", "tcp", [chatter.tcp])

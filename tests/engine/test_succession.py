@@ -116,6 +116,28 @@ async def test_a_successor_that_dies_in_the_middle_of_a_word_is_in_nobodys_way()
             assert (await ask(second, {"ask": "greet"}))["version"] == VERSION
 
 
+async def test_who_comes_next_is_answered_while_the_one_before_still_looks_after_us() -> None:
+    async with left_behind() as left:
+        with closing(knock(left.end)) as before, closing(knock(left.end)) as after:
+            for wire in (before, after, before, after):
+                assert (await ask(wire, {"ask": "counters"}))["flows"] == 3
+
+
+async def test_conversations_are_bounded_and_who_is_too_many_has_a_turn_later() -> None:
+    async with left_behind() as left:
+        wires = [knock(left.end) for _ in range(succession.CONVERSATIONS)]
+        for wire in wires:
+            await ask(wire, {"ask": "greet"})
+        with closing(knock(left.end)) as late:
+            with trio.move_on_after(0.05) as waiting:
+                await ask(late, {"ask": "greet"})
+            assert waiting.cancelled_caught
+            wires.pop().close()
+            assert json.loads((await late.receive()).body)["flows"] == 3
+        for wire in wires:
+            wire.close()
+
+
 @pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"1", b'{"ask": "dance"}', b'{"ask": []}'])
 async def test_what_is_not_understood_is_answered(body: bytes) -> None:
     async with left_behind() as left:

@@ -259,12 +259,14 @@ class FakeSteward:
 
     Attributes:
         problems: what reloads fail with.
+        is_standing_down: whether a successor takes over.
         asked: every call, in order.
 
     """
 
     def __init__(self) -> None:
         self.problems: list[str] = []
+        self.is_standing_down = False
         self.asked: list[tuple[object, ...]] = []
         self.books = Books()
 

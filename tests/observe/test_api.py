@@ -449,6 +449,20 @@ async def test_drain_names_its_target_or_what_there_is(relay: FakeRelay, tmp_pat
     ]
 
 
+async def test_nothing_is_ordered_while_a_successor_takes_over(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    steward = FakeSteward()
+    steward.is_standing_down = True
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        for path in ("/api/v1/reload", "/api/v1/drain?listener=web", "/api/v1/limits?flows=3"):
+            answer = await admin.control("POST", path)
+            assert answer.status == 503
+            assert "ask again" in answer.json["error"]
+        assert (await admin.get("/api/v1/status")).status == 200
+    assert steward.asked == []
+
+
 async def test_an_upgrade_answers_with_the_successor_or_the_problems(
     relay: FakeRelay, tmp_path: Path
 ) -> None:
