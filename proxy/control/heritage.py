@@ -142,11 +142,12 @@ class Heritage:
         await self._present.wait()
         return True
 
-    async def take_over(self, order: LeaveOrder) -> list[Report]:
+    async def take_over(self, order: LeaveOrder, served: Sequence[int]) -> list[Report]:
         """Have the predecessors hand over, when all workers of ours are there.
 
         Args:
             order: who gets which flows.
+            served: the listening sockets that are ours now, by their cookies.
 
         """
         began = monotonic()
@@ -157,7 +158,7 @@ class Heritage:
             with ExitStack() as closing:
                 for heir in heirs:
                     closing.callback(heir.close)
-                reports.append(await self._leave(each, order, heirs))
+                reports.append(await self._leave(each, order, heirs, served))
 
         async with trio.open_nursery() as nursery:
             for each, heirs in zip(givers, self._heirs, strict=True):
@@ -232,9 +233,15 @@ class Heritage:
         for socket in (socket for group in (*self._heirs, *self._bequests) for socket in group):
             socket.close()
 
-    async def _leave(self, each: Predecessor, order: LeaveOrder, heirs: Sequence[Socket]) -> Report:
+    async def _leave(
+        self,
+        each: Predecessor,
+        order: LeaveOrder,
+        heirs: Sequence[Socket],
+        served: Sequence[int],
+    ) -> Report:
         try:
-            return await each.leave(order, heirs)
+            return await each.leave(order, heirs, served)
         except PredecessorError as error:
             log.warning(
                 "hand_over_refused", pid=each.pid, reason=str(error), remedy="its flows drain there"

@@ -48,6 +48,7 @@ from proxy.engine.specs import (
     DrainOrder,
     DrainTarget,
     OpenListener,
+    cookie_of,
 )
 from proxy.engine.worker import Worker
 
@@ -276,13 +277,19 @@ class House:
                 self.is_left = False
                 await self._hear_last_orders()
             self.steer()
-            reports = await self.heritage.take_over(self.leave_order(self._adopted))
+            order, served = self.leave_order(self._adopted), self._served()
+            reports = await self.heritage.take_over(order, served)
             await self._order_again()
         self.heritage.remember(self.worker.forebears)
         if self._newcomer is not None:
             await self._newcomer.tell_done(reports)
         self.inherited.set()
         await self.heritage.watch(self.worker.forebears, self.entrust)
+
+    def _served(self) -> list[int]:
+        """The listening sockets that are ours, by their cookies."""
+        sockets = (socket for each in self._bound.values() for socket in each.sockets)
+        return [cookie_of(socket) for socket in sockets if socket.fileno() >= 0]
 
     async def _hear_last_orders(self) -> None:
         """Know what was ordered after the predecessors were greeted; now nothing is any more."""

@@ -105,18 +105,21 @@ class Predecessor:
         except (KeyError, TypeError, ValueError) as error:
             raise PredecessorError(f"its greeting cannot be read: {error!r}") from error
 
-    async def leave(self, order: LeaveOrder, heirs: Sequence[Socket]) -> Report:
+    async def leave(
+        self, order: LeaveOrder, heirs: Sequence[Socket], served: Sequence[int]
+    ) -> Report:
         """Have it hand its flows over.
 
         Args:
             order: who gets which.
             heirs: the sockets to our workers, by their numbers; they stay the caller's.
+            served: the listening sockets that we have, by their cookies.
 
         Raises:
             PredecessorError: it cannot; nothing has changed.
 
         """
-        question = {"ask": "leave", "order": write_leave_order(order)}
+        question = {"ask": "leave", "order": write_leave_order(order), "served": list(served)}
         files = [heir.fileno() for heir in heirs]
         answer = await self._ask(question, files, HAND_OVER)
         try:

@@ -10,7 +10,7 @@ where they want to go, are waited for. What is left at the end stays, and is for
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Container, Sequence
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -62,6 +62,7 @@ class Leaving:
         order: who gets which.
         heirs: the ends of the wires to them, by their numbers.
         offset: Unix time less monotonic time.
+        served: the listening sockets that heirs have, by their cookies; None: all.
 
     """
 
@@ -72,12 +73,14 @@ class Leaving:
         order: LeaveOrder,
         heirs: Sequence[Bequeather],
         offset: float,
+        served: Container[int] | None = None,
     ) -> None:
         self._relay = relay
         self._roster = roster
         self._order = order
         self._heirs = heirs
         self._offset = offset
+        self._served = served
         self._left = Left()
         self._held: list[Held] = []
 
@@ -115,7 +118,7 @@ class Leaving:
             await heir.commit()
             self._let_go(part, began)
         self._held = self._roster.take_waiting(self._order)
-        self._roster.part(monotonic())
+        self._roster.part(monotonic(), self._served)
 
     async def give_streams(self, patience: float) -> None:
         """Hand over streams, those too that can go within so many seconds."""

@@ -400,14 +400,23 @@ class Roster:
         for listener in self._accepting():
             listener.resume()
 
-    def part(self, now: float) -> None:
+    def part(self, now: float, served: Container[int] | None = None) -> None:
         """Leave the listening sockets to others, after a ``pause``.
 
-        One of datagrams stays open for the answers of flows that stay.
+        One of datagrams stays open for the answers of flows that stay; and they get what comes by
+        it, if nobody else reads it.
+
+        Args:
+            now: monotonic seconds.
+            served: the sockets that others have, by their cookies; None: all.
+
         """
         for listener in list(self._accepting()):
             if isinstance(listener, DatagramListener):
-                listener.is_counted = False
+                if served is None or cookie_of(listener.socket) in served:
+                    listener.is_counted = False
+                else:
+                    listener.resume()
                 listener.retire(now)
             else:
                 listener.close()

@@ -50,7 +50,7 @@ from proxy.engine.specs import EVERYTHING, DrainOrder, Steered
 from proxy.engine.wire import Wire, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Container, Sequence
 
     from trio.socket import SocketType
 
@@ -84,7 +84,9 @@ log = structlog.get_logger()
 class Ancestor(Protocol):
     """What of a worker is asked for here."""
 
-    async def leave(self, order: LeaveOrder, heirs: Sequence[Socket]) -> Left:
+    async def leave(
+        self, order: LeaveOrder, heirs: Sequence[Socket], *, served: Container[int] | None = None
+    ) -> Left:
         """Hand over all flows that heirs can have."""
         ...
 
@@ -216,7 +218,8 @@ class Succession:
         try:
             order = read_leave_order(question.get("order"), len(sockets))
             async with self._leaving:
-                left = await self._worker.leave(order, sockets)
+                served = read_served(question.get("served"))
+                left = await self._worker.leave(order, sockets, served=served)
         except (ValueError, HandOverError) as error:  # everything is as it was
             return {"error": str(error)}
         if not left.failure:
@@ -271,6 +274,20 @@ def read_leave_order(written: object, heirs: int) -> dict[str, Steered]:
     if not isinstance(written, dict):
         raise ValueError('expected "order", an object of listeners')
     return {str(name): _steered(name, fields, heirs) for name, fields in written.items()}
+
+
+def read_served(written: object) -> frozenset[int] | None:
+    """Which listening sockets heirs have, by their cookies; None if that is not told: all.
+
+    Raises:
+        ValueError: it is told in no way that we know.
+
+    """
+    if written is None:
+        return None
+    if not (isinstance(written, list) and all(type(cookie) is int for cookie in written)):
+        raise ValueError(f'"served": expected numbers, not {written!r}')
+    return frozenset(written)
 
 
 def _steered(name: str, fields: object, heirs: int) -> Steered:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import os
 import resource
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from time import monotonic, time
@@ -178,7 +178,11 @@ class Worker:
         await self._arriving.wait_over()
 
     async def leave(
-        self, order: LeaveOrder, heirs: Sequence[Socket], patience: float = PATIENCE
+        self,
+        order: LeaveOrder,
+        heirs: Sequence[Socket],
+        patience: float = PATIENCE,
+        served: Container[int] | None = None,
     ) -> Left:
         """Hand over all flows that heirs can have, and the listening sockets; the rest stays.
 
@@ -186,13 +190,15 @@ class Worker:
             order: who gets which.
             heirs: a connected Unix stream socket to each; the worker's from now on.
             patience: seconds to wait for flows that are connecting.
+            served: the listening sockets that they have, by their cookies; None: all.
 
         Raises:
             HandOverError: an heir has failed at once; everything is as it was.
 
         """
         bequeathers = [Bequeather(wire_on(socket)) for socket in heirs]
-        leaving = Leaving(self._relay, self._roster, order, bequeathers, self._wall_offset())
+        offset = self._wall_offset()
+        leaving = Leaving(self._relay, self._roster, order, bequeathers, offset, served)
         await leaving.give_datagrams()
         await leaving.give_streams(patience)
         recent = self._relay.table.recent

@@ -118,7 +118,7 @@ async def test_one_of_another_version_is_told_to_drain(greeting: dict[str, Any])
             assert taking.rows() == []
             assert puppet.asks == ["greet"], "it goes on until we are there"
             await taking.wait_present()
-            await taking.take_over({})
+            await taking.take_over({}, [])
             assert not taking.is_anybody
     assert puppet.asks == ["greet", "drain"]
     assert logs[0]["event"] == "predecessor_left_alone"
@@ -173,7 +173,7 @@ async def test_flows_are_asked_for_when_all_workers_are_there() -> None:
                 assert await taking.introduce(1, expect_nothing)
             assert not await taking.introduce(1, expect_nothing), "it was lost; another came"
             await taking.wait_present()
-            (report,) = await taking.take_over(order)
+            (report,) = await taking.take_over(order, [])
     assert (report.handed, report.failure) == (3, "")
     assert puppet.asked[1] == {"ask": "leave", "order": {"web": [2, 0, 32, 64]}}
     assert len(puppet.files) == 2
@@ -187,7 +187,7 @@ async def test_one_that_refuses_to_hand_over_drains() -> None:
             await taking.greet()
             taking.prepare(1)
             await taking.introduce(0, expect_nothing)
-            (report,) = await taking.take_over({})
+            (report,) = await taking.take_over({}, [])
     assert (report.handed, report.stayed, report.failure) == (0, 3, "an heir is gone")
     assert puppet.asks == ["greet", "leave", "drain"]
     assert [row["event"] for row in logs] == ["hand_over_refused", "handed_over"]

@@ -18,7 +18,7 @@ import trio
 from tests.e2e.chatter import Chatter, chatting
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import Program, peer, start
+from tests.e2e.program import Program, free_port, peer, start
 from tests.e2e.subject import COMMAND, Forward, Settings, Sockpair, command_of
 
 TALKERS = 6
@@ -239,6 +239,23 @@ def totals(text: str) -> dict[str, float]:
         if series.startswith("sockpair_") and series.partition("{")[0].endswith("_total"):
             found[series] = float(value)
     return found
+
+
+async def test_flows_of_a_datagram_socket_that_the_next_life_has_not_go_on_in_the_old_one(
+    stage: Stage,
+) -> None:
+    async with chatting() as chatter:
+        dns = Forward("dns", "udp", [chatter.udp])
+        settings = stage.settings(dns, drain_timeout="60s")
+        async with lives(settings) as running:
+            chatter.begin("one", "udp", dns.address, "127.0.0.2")
+            await chatter.wait_words()
+            toml = settings.file.read_text()
+            settings.file.write_text(toml.replace(f":{dns.port}", f":{free_port()}"))
+            answer = await running.upgraded()
+            assert (answer["flows"], answer["stayed"]) == (0, 1)
+            await chatter.wait_words()
+            chatter.nursery.cancel_scope.cancel()
 
 
 async def test_a_file_with_a_problem_is_told_and_nothing_changes(stage: Stage) -> None:

@@ -7,7 +7,7 @@ import json
 import os
 import socket
 from array import array
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager, closing
 from socket import SCM_RIGHTS, SOL_SOCKET, SocketType
 from socket import socket as Socket
@@ -45,7 +45,13 @@ class FakeWorker:
         self.left: list[tuple[LeaveOrder, int]] = []
         self.outcome: Left | HandOverError = Left(3, 0.01)
 
-    async def leave(self, order: LeaveOrder, heirs: Sequence[SocketType]) -> Left:
+    async def leave(
+        self,
+        order: LeaveOrder,
+        heirs: Sequence[SocketType],
+        *,
+        served: Container[int] | None = None,
+    ) -> Left:
         self.left.append((order, len(heirs)))
         if isinstance(self.outcome, HandOverError):
             raise self.outcome
