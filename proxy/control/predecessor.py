@@ -31,6 +31,9 @@ WORD: Final = 5.0
 HAND_OVER: Final = 60.0
 """Seconds for a hand-over: those of flows that are connecting, and many flows."""
 
+UNREADABLE: Final = (KeyError, TypeError, ValueError, OverflowError)
+"""What comes of reading JSON that has not what it should."""
+
 
 class PredecessorError(Exception):
     """It is gone, does not answer, or says that it cannot."""
@@ -102,7 +105,7 @@ class Predecessor:
             self.is_draining = bool(greeting["draining"])
             self.estate = dict(greeting["estate"])
             self._read(greeting)
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise PredecessorError(f"its greeting cannot be read: {error!r}") from error
 
     async def leave(
@@ -129,7 +132,7 @@ class Predecessor:
                 float(answer["longest"]),
                 str(answer["failure"]),
             )
-        except (KeyError, TypeError, ValueError) as error:
+        except UNREADABLE as error:
             raise PredecessorError(f"its report cannot be read: {error!r}") from error
         self.is_draining = not report.failure
         self._read(answer)
@@ -167,7 +170,10 @@ class Predecessor:
             self._wire.close()
 
     def _read(self, answer: dict[str, Any]) -> None:
-        self.flows, self.counters = int(answer["flows"]), answer["counters"]
+        try:
+            self.flows, self.counters = int(answer["flows"]), answer["counters"]
+        except UNREADABLE as error:
+            raise PredecessorError(f"its reading cannot be read: {error!r}") from error
 
     async def _ask(
         self, question: dict[str, Any], files: Sequence[int] = (), patience: float = WORD
@@ -182,7 +188,7 @@ class Predecessor:
         except trio.TooSlowError as error:
             self._hang_up()
             raise PredecessorError(f"no answer within {patience:g} s") from error
-        except (WireError, ValueError) as error:
+        except (WireError, ValueError, RecursionError) as error:
             self._hang_up()
             raise PredecessorError(str(error)) from error
         if not isinstance(answer, dict) or "error" in answer:

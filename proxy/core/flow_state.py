@@ -32,6 +32,16 @@ if TYPE_CHECKING:
 STATE_VERSION: Final = 1
 """Changes with the fields below, and with what they mean."""
 
+UNREADABLE: Final = (
+    ValueError,
+    TypeError,
+    KeyError,
+    IndexError,
+    OverflowError,
+    RecursionError,
+)
+"""What comes of reading JSON that we have not written: infinite numbers and bottomless lists."""
+
 
 class StateError(ValueError):
     """What was read are no states of this version."""
@@ -195,7 +205,7 @@ def read_states(text: str | bytes) -> list[FlowState]:
     """
     try:
         return [_read(fields) for fields in json.loads(text)]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except UNREADABLE as error:
         raise StateError(f"not the states of flows, version {STATE_VERSION}: {error}") from error
 
 
@@ -213,7 +223,7 @@ def read_clients(text: str | bytes) -> list[ClientState]:
     """
     try:
         return [_read_client(*fields) for fields in json.loads(text)]
-    except (ValueError, TypeError, KeyError, IndexError) as error:
+    except UNREADABLE as error:
         raise StateError(f"no clients, version {STATE_VERSION}: {error}") from error
 
 

@@ -126,7 +126,7 @@ def read_papers(text: bytes) -> Papers:
     try:
         next_id, offset, drops = json.loads(text)
         return Papers(int(next_id), float(offset), {int(each): int(n) for each, n in drops})
-    except (ValueError, TypeError) as error:
+    except (ValueError, TypeError, OverflowError, RecursionError) as error:
         raise StateError(f"no papers: {error}") from error
 
 

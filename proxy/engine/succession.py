@@ -32,6 +32,7 @@ from __future__ import annotations
 import json
 import os
 import socket as stdlib
+import stat
 from array import array
 from contextlib import closing, suppress
 from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
@@ -50,7 +51,7 @@ from proxy.engine.specs import EVERYTHING, DrainOrder, Steered
 from proxy.engine.wire import Wire, WireError
 
 if TYPE_CHECKING:
-    from collections.abc import Container, Sequence
+    from collections.abc import Container, Iterable, Sequence
 
     from trio.socket import SocketType
 
@@ -184,6 +185,10 @@ class Succession:
     async def _converse(self, wire: Wire) -> None:
         while True:
             message = await wire.receive()
+            if not _are_sockets(message.files):
+                for fd in message.files:
+                    os.close(fd)
+                return
             sockets = [Socket(fileno=fd) for fd in message.files]
             try:
                 answer = await self._answer(message.body, sockets)
@@ -196,7 +201,7 @@ class Succession:
         try:
             question = json.loads(body)
             ask = question["ask"]
-        except (ValueError, TypeError, KeyError):
+        except (ValueError, TypeError, KeyError, RecursionError):
             return {"error": 'expected a JSON object with "ask"'}
         match ask:
             case "greet":
@@ -313,7 +318,7 @@ async def _next(end: SocketType) -> SocketType | None:
         ):  # ECONNRESET: the other end closed with knocks of ours unread; there are none
             return None
         files = _files(control)
-        if len(files) == 1 and data == KNOCK:
+        if len(files) == 1 and data == KNOCK and _are_sockets(files):
             socket = Socket(fileno=files[0])
             socket.setblocking(False)
             return trio.socket.from_stdlib_socket(socket)
@@ -329,6 +334,10 @@ def _files(control: list[tuple[int, int, bytes]]) -> list[int]:
         if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
             files += array("i", value[: len(value) - len(value) % 4])
     return files
+
+
+def _are_sockets(files: Iterable[int]) -> bool:
+    return all(stat.S_ISSOCK(os.fstat(fd).st_mode) for fd in files)
 
 
 def knock(end: Socket) -> Wire:

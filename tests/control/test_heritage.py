@@ -134,6 +134,8 @@ async def test_one_of_another_version_is_told_to_drain(greeting: dict[str, Any])
         {"error": "no"},
         {**GREETING, "pid": "x"},
         {**GREETING, "estate": 3},
+        {**GREETING, "worker": float("inf")},
+        {**GREETING, "flows": float("inf")},
         {key: GREETING[key] for key in GREETING if key != "flows"},
     ],
 )
@@ -173,9 +175,13 @@ async def test_flows_are_asked_for_when_all_workers_are_there() -> None:
                 assert await taking.introduce(1, expect_nothing)
             assert not await taking.introduce(1, expect_nothing), "it was lost; another came"
             await taking.wait_present()
-            (report,) = await taking.take_over(order, [])
+            (report,) = await taking.take_over(order, [11])
     assert (report.handed, report.failure) == (3, "")
-    assert puppet.asked[1] == {"ask": "leave", "order": {"web": [2, 0, 32, 64]}}
+    assert puppet.asked[1] == {
+        "ask": "leave",
+        "order": {"web": [2, 0, 32, 64]},
+        "served": [11],
+    }
     assert len(puppet.files) == 2
     assert (logs[-1]["event"], logs[-1]["flows"], logs[-1]["pause"]) == ("handed_over", 3, 0.01)
 
@@ -191,6 +197,20 @@ async def test_one_that_refuses_to_hand_over_drains() -> None:
     assert (report.handed, report.stayed, report.failure) == (0, 3, "an heir is gone")
     assert puppet.asks == ["greet", "leave", "drain"]
     assert [row["event"] for row in logs] == ["hand_over_refused", "handed_over"]
+
+
+@pytest.mark.parametrize("reading", [{}, {"flows": "many", "counters": {}}, []])
+async def test_one_whose_readings_cannot_be_read_is_not_watched(
+    reading: object, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("proxy.control.heritage.WATCHING", 0.0)
+    puppet = Puppet({**GREETING, "draining": True}, reading)
+    with structlog.testing.capture_logs() as logs:
+        async with heritage(puppet) as taking:
+            await taking.greet()
+            await taking.watch(Forebears(), trio.lowlevel.checkpoint)
+            assert taking.rows() == []
+    assert [row["event"] for row in logs] == ["predecessor_ended"]
 
 
 async def test_one_that_drains_already_is_only_watched_until_it_ends(

@@ -127,6 +127,7 @@ def test_what_is_written_is_read_again(some: list[FlowState]) -> None:
         "[[1,2,3]]",
         '[["id","web","carrier-pigeon"]]',
         json.dumps([list(range(19))]),
+        "[" * 100_000,
     ],
 )
 def test_what_is_no_state_is_refused(text: str) -> None:
@@ -164,7 +165,7 @@ def test_clients_that_are_written_are_read_again(some: list[ClientState]) -> Non
 
 
 @pytest.mark.parametrize(
-    "text", ["", "1", "[1]", "[[]]", '[["a","sctp",["::1",1],["::1",1],null]]']
+    "text", ["", "1", "[1]", "[[]]", "[" * 100_000, '[["a","sctp",["::1",1],["::1",1],null]]']
 )
 def test_what_is_no_client_is_refused(text: str) -> None:
     with pytest.raises(StateError):

@@ -144,13 +144,33 @@ async def test_conversations_are_bounded_and_who_is_too_many_has_a_turn_later() 
             wire.close()
 
 
-@pytest.mark.parametrize("body", [b"", b"\xff", b"[]", b"1", b'{"ask": "dance"}', b'{"ask": []}'])
+@pytest.mark.parametrize(
+    "body", [b"", b"\xff", b"[]", b"1", b'{"ask": "dance"}', b'{"ask": []}', b"[" * 100_000]
+)
 async def test_what_is_not_understood_is_answered(body: bytes) -> None:
     async with left_behind() as left:
         with closing(knock(left.end)) as wire:
             await wire.send(body)
             assert "error" in json.loads((await wire.receive()).body)
             assert (await ask(wire, {"ask": "greet"}))["version"] == VERSION
+
+
+async def test_descriptors_that_are_no_sockets_end_no_more_than_the_conversation() -> None:
+    async with left_behind() as left:
+        before = files_in_use()
+        for fd in (pipe := os.pipe()):
+            rights = [(SOL_SOCKET, SCM_RIGHTS, array("i", [fd]))]
+            left.end.sendmsg([KNOCK], rights)
+            with closing(knock(left.end)) as wire:
+                await wire.send(b'{"ask": "leave"}', [fd])
+                with pytest.raises(WireError):
+                    await wire.receive()
+        for fd in pipe:
+            os.close(fd)
+        with closing(knock(left.end)) as wire:
+            assert (await ask(wire, {"ask": "greet"}))["version"] == VERSION
+        await trio.testing.wait_all_tasks_blocked()
+        assert files_in_use() == before
 
 
 async def test_other_packets_and_further_descriptors_are_closed_and_nothing_follows() -> None:
