@@ -285,14 +285,15 @@ class Crew:
         # One that ended while others were asked is among the past by now.
         parts = [reading for remote, reading in answers if self._remotes[remote.index] is remote]
         counters = merge_counters([*parts, *self.past()])
-        counters["log_dropped"] += self._lines.dropped
-        counters["worker_restarts"] += self.restarts
         # Workers that are there know which names there still are.
         return only_names_of(merge_counters(parts), counters) if parts else counters
 
     def past(self) -> list[RelayCounters]:
-        """What was counted by those that are no more, here and in earlier lives."""
-        return [*self._past, *self.forebears.readings()]
+        """What was counted by those that are no more, here and in earlier lives, and by us."""
+        ours = merge_counters(())
+        ours["log_dropped"] = self._lines.dropped
+        ours["worker_restarts"] = self.restarts
+        return [*self._past, *self.forebears.readings(), ours]
 
     async def status(self) -> RelayStatus:
         """Say how the relay is."""

@@ -119,7 +119,7 @@ def retire_counters(
         "table_limit": 0,
         "recent_entries": 0,
         "log_dropped": last["log_dropped"],
-        "worker_restarts": 0,
+        "worker_restarts": last["worker_restarts"],
     }
 
 
