@@ -29,7 +29,9 @@ class Manager:
 
     def hear(self) -> dict[str, str]:
         """Wait for the next message; do what it asks for."""
-        assert select.select([self.socket], [], [], PATIENCE)[0], "nothing was said"
+        said_something = select.poll()  # select(2) knows no descriptor beyond 1023
+        said_something.register(self.socket, select.POLLIN)
+        assert said_something.poll(PATIENCE * 1000), "nothing was said"
         data, files, _, _ = recv_fds(self.socket, 4096, 8)
         said = dict(line.split("=", 1) for line in data.decode().split("\n"))
         if "FDSTORE" in said:
