@@ -28,6 +28,7 @@ class FakeHouse:
         self.told: list[object] = []
         self.drained = trio.Event()
         self.succeeded, self.released = trio.Event(), trio.Event()
+        self.answered = trio.Event()
         self.may_reload = trio.Event()
         self.may_reload.set()
 
@@ -113,6 +114,8 @@ async def test_a_stop_ends_when_everything_has_drained(
         send(signal.SIGHUP)
         await trio.testing.wait_all_tasks_blocked()
         house.drained.set()
+        await trio.testing.wait_all_tasks_blocked()
+        house.answered.set()
 
     with structlog.testing.capture_logs() as logs:
         await obeying(house, stop)
@@ -155,6 +158,8 @@ async def test_who_has_a_successor_ends_with_its_last_flow(house: FakeHouse) -> 
         house.succeeded.set()
         await trio.testing.wait_all_tasks_blocked()
         house.drained.set()
+        await trio.testing.wait_all_tasks_blocked()
+        house.answered.set()
 
     await obeying(house, be_succeeded)
     assert house.told == []
@@ -164,6 +169,7 @@ async def test_who_has_a_successor_ends_when_that_says_so(house: FakeHouse) -> N
     async def be_released() -> None:
         house.succeeded.set()
         house.released.set()
+        house.answered.set()
 
     await obeying(house, be_released)
     assert house.told == []
