@@ -44,6 +44,8 @@ async def pump(
     source.setsockopt(socket.SOL_SOCKET, socket.SO_OOBINLINE, 1)
     try:
         while True:
+            if source.socket.fileno() < 0:  # a lie has closed it
+                raise trio.ClosedResourceError
             await trio.lowlevel.wait_readable(source.socket)
             urgent = at_mark(source)
             data = await source.receive_some(1 if urgent else PIECE)
