@@ -42,7 +42,7 @@ from proxy.engine.reading import bytes_to_read, has_failed, read_socket
 from proxy.engine.shared import BUFFER, Mark, read_mark
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import reset_on_close
-from proxy.engine.will import ASSURED, FINISHED, FREE, LEAVING, STREAM, Suspect
+from proxy.engine.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -142,8 +142,8 @@ class _Executor:
             for record in will.records():
                 if not self._execute(will, record):
                     will.set_kind(record.number, FREE)
-            for route, (original, reply, finished) in will.totals():
-                moved = self._legacy.moved[route[:2]]
+            for way, (original, reply, finished) in will.ways.totals():
+                moved = self._legacy.moved[way[:2]]
                 moved.original += original
                 moved.reply += reply
                 moved.finished += finished
@@ -159,14 +159,14 @@ class _Executor:
         if record.kind in {FINISHED, LEAVING}:
             self._plain.update(record.files)
             return False
-        files = tuple(fd for fd in record.files if fd >= 0)
+        files = tuple(fd for fd in record.files if fd != NO_FILE)
         if not self._claimed.isdisjoint(files):  # by a newer record of it
             return False
         state = (
             None if is_suspect else self._state_of(will, record, self._mark if is_last else NOBODY)
         )
         if state is None:  # its descriptors are claimed by nobody, and so it is reset
-            self._legacy.lost[record.route[:2]] += 1
+            self._legacy.lost[record.way[:2]] += 1
             return False
         if state.state is State.CLOSING:  # in truth it had finished
             self._plain.update(files)
@@ -174,7 +174,7 @@ class _Executor:
         self._claimed.update(files)
         self._legacy.flows.append((state, files))
         if record.kind == STREAM:
-            self._legacy.moved[record.route[:2]].add(state, record.bases)
+            self._legacy.moved[record.way[:2]].add(state, record.bases)
         return True
 
     def _suspect(self, will: Will, id: int) -> bool:
@@ -226,7 +226,7 @@ def _bare_state(record: Record, client: Socket, endpoint: Socket, now: float) ->
     """A stream without its directions."""
     if record.note:
         return read_states(record.note)[0]._replace(active=now)
-    listener, transport, upstream, name = record.route
+    listener, transport, upstream, name = record.way
     return FlowState(
         record.id,
         listener,

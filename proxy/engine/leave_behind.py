@@ -15,13 +15,12 @@ from typing import TYPE_CHECKING
 from proxy.core.flow import State
 from proxy.core.flow_state import write_states
 from proxy.engine.frozen import datagrams_of
-from proxy.engine.will import ASSURED, DATAGRAMS, Route
+from proxy.engine.ways import Way
+from proxy.engine.will import ASSURED, DATAGRAMS, NO_FILE
 
 if TYPE_CHECKING:
     from proxy.engine.datagram import DatagramFlow
     from proxy.engine.will import Will
-
-NO_FILE = -1
 
 
 def leave_behind(will: Will, flow: DatagramFlow) -> None:
@@ -29,9 +28,9 @@ def leave_behind(will: Will, flow: DatagramFlow) -> None:
     will.forget(flow.id)
     state, files = datagrams_of(flow)
     counters = flow.counters
-    route = Route(counters.listener, counters.transport, "", "")
+    way = Way(counters.listener, counters.transport, "", "")
     both = files[0], files[1] if len(files) > 1 else NO_FILE
     note = write_states([state]).encode()
     kind = ASSURED if flow.state is State.ASSURED else DATAGRAMS
-    will.remember(kind, flow.id, flow.opened, route, both, note)
+    will.remember(kind, flow.id, flow.opened, way, both, note)
     will.show(flow.id, flow.original, flow.reply)

@@ -25,15 +25,12 @@ from proxy.engine.reading import read_socket
 from proxy.engine.routed import RoutedFlow
 from proxy.engine.shared import LOW, MARK, place_of
 from proxy.engine.stream import StreamFlow
-from proxy.engine.will import FINISHED, FREE, LEAVING, STREAM, Route
+from proxy.engine.will import FINISHED, FREE, LEAVING, STREAM
 
 if TYPE_CHECKING:
     from proxy.core.counters import DirectionCounters
     from proxy.core.endpoint import Endpoint
     from proxy.engine.will import Will
-
-WAYS_MAX: Final = 10_000
-"""Ways that are remembered by the objects they lead to, so that their names are not looked up."""
 
 OFFSET_MAX: Final = 1 << 20
 """Bytes of headers before a flow; more than any header has."""
@@ -204,13 +201,14 @@ class Surviving(StreamFlow):
     def _begin_will(self, files: tuple[int, int], offsets: tuple[int, int]) -> None:
         will = self.relay.will
         assert will is not None
+        assert self.endpoint is not None
         record = will.begin()
         if record is None:
             return
         note = b""
         if self.identity is not None:
             note = write_states([state_of(self)]).encode()
-        way = self._way(will)
+        way = will.ways.between(self.counters, self.endpoint)
         if way is None or not will.write(
             record, STREAM, self.id, self.opened, way, files, offsets, note, self._moved
         ):
@@ -222,21 +220,6 @@ class Surviving(StreamFlow):
     @property
     def _moved(self) -> tuple[int, int]:
         return self.original.bytes, self.reply.bytes
-
-    def _way(self, will: Will) -> int | None:
-        """The number of its way in the will; None if there is no room for it."""
-        counters, endpoint = self.counters, self.endpoint
-        assert endpoint is not None
-        known = will.ways.get((counters, endpoint))
-        if known is None:
-            upstream = endpoint.counters.upstream
-            route = Route(counters.listener, counters.transport, upstream, endpoint.name)
-            known = will.number_of(route)
-            if known is not None:
-                if len(will.ways) >= WAYS_MAX:
-                    will.ways.clear()
-                will.ways[counters, endpoint] = known
-        return known
 
     def _taken(self) -> int:
         """Bytes that were read from the client already."""
@@ -260,7 +243,7 @@ class Surviving(StreamFlow):
             will, record = leg.will, leg.record
             leg.end_will()
             self.reply.end_will()
-            will.count(record, self._moved, finished=will.kind_of(record) == FINISHED)
+            will.count(record, self._moved)
             will.release(record)
 
 

@@ -19,7 +19,6 @@ Pages that were never touched cost nothing.
 
 from __future__ import annotations
 
-import json
 import mmap
 from collections import deque
 from collections.abc import Iterator
@@ -27,10 +26,9 @@ from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
 from proxy.engine.deposit import AREA, Deposits
+from proxy.engine.ways import SIZE_OF_WAYS, Way, Ways
 
 if TYPE_CHECKING:
-    from proxy.core.counters import ListenerCounters
-    from proxy.core.endpoint import Endpoint
     from proxy.core.flow import Direction
 
 RECORDS: Final = 1 << 17
@@ -53,31 +51,27 @@ FINISHED: Final = 3
 LEAVING: Final = 4
 """On the way to another worker, which may have it already."""
 
-HEAD_SIZE: Final = mmap.PAGESIZE
-HEAD: Final = Struct("=QQQQQd")
-"""The id of the next flow; that of the flow that was served last when the worker before was killed,
-which is the suspect; how many bytes there are of names; whether the worker has ended in order; how
-many workers in a row the suspect has been served in at their ends; and when this one began."""
+NUMBER: Final = Struct("=Q")
+NEXT_ID_AT: Final = 0
+"""First of all: beyond the id of every flow that was written."""
 
-ROUTES_AT: Final = HEAD_SIZE
-ROUTES_SIZE: Final = 1 << 20
-"""Bytes for names: some ten thousand ways from a listener to an endpoint; flows of further ones are
-not left behind."""
+OVER_AT: Final = 8
+"""Whether the worker has ended in order."""
 
-TOTALS_AT: Final = ROUTES_AT + ROUTES_SIZE
-TOTALS_SIZE: Final = 1 << 20
-"""Bytes for what flows that ended have moved, on each way."""
+OFFSET_AT: Final = 16
+OFFSET: Final = Struct("=d")
+"""Unix time less monotonic time."""
 
-TOTAL: Final = Struct("=QQQ")
-"""Bytes of either direction, and flows that have finished in order."""
+SUSPECT_AT: Final = 24
+SUSPECT: Final = Struct("=QQd")
+"""A ``Suspect``."""
 
-WAYS_MOST: Final = TOTALS_SIZE // TOTAL.size
-
-RECORDS_AT: Final = TOTALS_AT + TOTALS_SIZE
+WAYS_AT: Final = mmap.PAGESIZE
+RECORDS_AT: Final = WAYS_AT + SIZE_OF_WAYS
 RECORD_SIZE: Final = 256
 
 BODY: Final = Struct("=QdIiiIIQQ")
-"""At ``BODY_AT``: id, opened, route, both descriptors, bytes taken and added, and what the flow had
+"""At ``BODY_AT``: id, opened, way, both descriptors, bytes taken and added, and what the flow had
 moved, each way, when it was written here."""
 
 BODY_AT: Final = 8
@@ -105,11 +99,6 @@ SIZE: Final = Struct("=I")
 SHOWN: Final = Struct("=QQQQ")
 """At ``LEGS_AT`` of a flow of datagrams, which has no legs."""
 
-OFFSET: Final = Struct("=d")
-"""After the head."""
-
-SUSPECT: Final = Struct("=Qd")
-NUMBER: Final = Struct("=Q")
 NO_LEGS: Final = bytes(2 * LEG.size)
 URGENT: Final = 1 << 31
 """In the size: it is one byte of urgent data."""
@@ -117,16 +106,11 @@ URGENT: Final = 1 << 31
 MAP_NORESERVE: Final = 0x4000
 """mmap(2): pages count when they are touched."""
 
-SIZE_OF_ALL: Final = RECORDS_AT + RECORDS * RECORD_SIZE + AREA
+DEPOSITS_AT: Final = RECORDS_AT + RECORDS * RECORD_SIZE
+SIZE_OF_ALL: Final = DEPOSITS_AT + AREA
 
-
-class Route(NamedTuple):
-    """From a listener to an endpoint, by their names; of datagrams the note tells the latter."""
-
-    listener: str
-    transport: str
-    upstream: str
-    endpoint: str
+NO_FILE: Final = -1
+"""In place of a flow's second descriptor, where it has only one."""
 
 
 class Suspect(NamedTuple):
@@ -167,9 +151,9 @@ class Record(NamedTuple):
         kind: of the record.
         id: of the flow.
         opened: when.
-        route: its way.
+        way: that it goes.
         files: of a stream the client's and the endpoint's descriptor; of datagrams the endpoint's,
-            and that by which many hosts answer, or -1.
+            and that by which many hosts answer, or ``NO_FILE``.
         offsets: bytes read from the client, and written to the endpoint, before those of the flow.
         bases: bytes that it had moved elsewhere, each way.
         legs: its directions, if it is a stream.
@@ -181,7 +165,7 @@ class Record(NamedTuple):
     kind: int
     id: int
     opened: float
-    route: Route
+    way: Way
     files: tuple[int, int]
     offsets: tuple[int, int]
     bases: tuple[int, int]
@@ -196,7 +180,7 @@ class Will:
         number: of the worker in its line, from 0 on.
 
     Attributes:
-        ways: their numbers, for who writes flows of streams down.
+        ways: that its flows go.
 
     """
 
@@ -205,12 +189,11 @@ class Will:
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         self._memory = mmap.mmap(-1, SIZE_OF_ALL, flags=flags)
         self._view = memoryview(self._memory)
-        self._deposits = Deposits(self._memory, RECORDS_AT + RECORDS * RECORD_SIZE)
+        self._deposits = Deposits(self._memory, DEPOSITS_AT)
         self._free: deque[int] = deque()  # those that are free longest stand first
         self._next = 0
         self._next_id = 0
-        self._routes: dict[Route, int] = {}
-        self.ways: dict[tuple[ListenerCounters, Endpoint], int] = {}
+        self.ways = Ways(self._view, WAYS_AT)
         self._remembered: dict[int, int] = {}  # records of flows of datagrams, by their ids
 
     def begin(self) -> int | None:
@@ -226,7 +209,7 @@ class Will:
         kind: int,
         id: int,
         opened: float,
-        route: int,
+        way: int,
         files: tuple[int, int],
         offsets: tuple[int, int] = (0, 0),
         note: bytes = b"",
@@ -239,54 +222,40 @@ class Will:
             kind: of the record.
             id: of the flow.
             opened: when.
-            route: the number of its way.
+            way: the number of the way it goes.
             files: its descriptors.
             offsets: bytes read from the client, and written to the endpoint, before it began.
             note: more about it.
             bases: bytes that it has moved elsewhere, each way.
 
         """
-        at = RECORDS_AT + number * RECORD_SIZE
+        at = _at(number)
         where = self._write_note(at, note) if note else 0
         if where is None:
             return False
-        BODY.pack_into(self._view, at + BODY_AT, id, opened, route, *files, *offsets, *bases)
+        BODY.pack_into(self._view, at + BODY_AT, id, opened, way, *files, *offsets, *bases)
         self._view[at + LEGS_AT : at + NOTE_AT] = NO_LEGS
         NOTE.pack_into(self._view, at + NOTE_AT, where, len(note))
         self._view[at] = kind
         if id >= self._next_id:
             self._next_id = id + 1
-            NUMBER.pack_into(self._view, 0, self._next_id)
+            NUMBER.pack_into(self._view, NEXT_ID_AT, self._next_id)
         return True
 
-    def count(self, number: int, moved: tuple[int, int], *, finished: bool) -> None:
-        """Know what a flow that ends, or goes elsewhere, has moved here."""
-        at = RECORDS_AT + number * RECORD_SIZE
+    def count(self, number: int, moved: tuple[int, int]) -> None:
+        """Know what a flow that ends, or goes elsewhere, has moved here; its record says which."""
+        at = _at(number)
         original, reply = BASES.unpack_from(self._view, at + BASES_AT)
-        where = TOTALS_AT + SIZE.unpack_from(self._view, at + WAY_AT)[0] * TOTAL.size
-        before = TOTAL.unpack_from(self._view, where)
-        TOTAL.pack_into(
-            self._view,
-            where,
-            before[0] + moved[0] - original,
-            before[1] + moved[1] - reply,
-            before[2] + finished,
-        )
-
-    def totals(self) -> Iterator[tuple[Route, tuple[int, int, int]]]:
-        """What flows that ended have moved, on each way; and how many have finished in order."""
-        for index, route in enumerate(self._read_routes()):
-            original, reply, finished = TOTAL.unpack_from(
-                self._view, TOTALS_AT + index * TOTAL.size
-            )
-            yield route, (original, reply, finished)
+        (way,) = SIZE.unpack_from(self._view, at + WAY_AT)
+        finished = self._view[at] == FINISHED
+        self.ways.count(way, moved[0] - original, moved[1] - reply, finished=finished)
 
     def remember(
         self,
         kind: int,
         id: int,
         opened: float,
-        route: Route,
+        way: Way,
         files: tuple[int, int],
         note: bytes,
     ) -> None:
@@ -294,8 +263,8 @@ class Will:
         number = self.begin()
         if number is None:
             return
-        way = self.number_of(route)
-        if way is not None and self.write(number, kind, id, opened, way, files, note=note):
+        known = self.ways.number_of(way)
+        if known is not None and self.write(number, kind, id, opened, known, files, note=note):
             self._remembered[id] = number
         else:
             self.release(number)
@@ -310,14 +279,14 @@ class Will:
         """Know what a flow of datagrams has moved, for it has been shown; see ``shown``."""
         number = self._remembered.get(id)
         if number is not None:
-            at = RECORDS_AT + number * RECORD_SIZE + LEGS_AT
+            at = _at(number) + LEGS_AT
             SHOWN.pack_into(
                 self._view, at, original.bytes, original.packets, reply.bytes, reply.packets
             )
 
     def shown(self, number: int) -> tuple[int, ...]:
         """Bytes and datagrams, of both directions, of a flow of datagrams."""
-        return SHOWN.unpack_from(self._view, RECORDS_AT + number * RECORD_SIZE + LEGS_AT)
+        return SHOWN.unpack_from(self._view, _at(number) + LEGS_AT)
 
     def forget(self, id: int) -> None:
         """Leave a flow of datagrams behind no more, if it was."""
@@ -328,17 +297,13 @@ class Will:
 
     def set_kind(self, number: int, kind: int) -> None:
         """Have a record mean something else, or nothing."""
-        self._view[RECORDS_AT + number * RECORD_SIZE] = kind
-
-    def kind_of(self, number: int) -> int:
-        """What a record means."""
-        return self._view[RECORDS_AT + number * RECORD_SIZE]
+        self._view[_at(number)] = kind
 
     def release(self, number: int) -> None:
         """Use a record again, which is out of force, or says that its flow has finished."""
-        at = RECORDS_AT + number * RECORD_SIZE
+        at = _at(number)
         where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
-        if where > at + RECORD_SIZE or 0 < where < at:
+        if where >= DEPOSITS_AT:
             NOTE.pack_into(self._view, at + NOTE_AT, 0, 0)
             self._deposits.give_back(where, size)
         self._free.append(number)
@@ -371,27 +336,25 @@ class Will:
     @property
     def next_id(self) -> int:
         """Beyond the id of every flow that was written here."""
-        return int(HEAD.unpack_from(self._view)[0])
+        return int(NUMBER.unpack_from(self._view, NEXT_ID_AT)[0])
 
     @property
     def offset(self) -> float | None:
         """Unix time less monotonic time, as the worker sees it: what it told shall not waver."""
-        return float(OFFSET.unpack_from(self._view, HEAD.size)[0]) or None
+        return float(OFFSET.unpack_from(self._view, OFFSET_AT)[0]) or None
 
     @offset.setter
     def offset(self, offset: float) -> None:
-        OFFSET.pack_into(self._view, HEAD.size, offset)
+        OFFSET.pack_into(self._view, OFFSET_AT, offset)
 
     @property
     def suspect(self) -> Suspect:
         """What may have killed the worker before this one."""
-        _, id, _, _, times, began = HEAD.unpack_from(self._view)
-        return Suspect(id, times, began)
+        return Suspect(*SUSPECT.unpack_from(self._view, SUSPECT_AT))
 
     @suspect.setter
     def suspect(self, suspect: Suspect) -> None:
-        NUMBER.pack_into(self._view, 8, suspect.id)
-        SUSPECT.pack_into(self._view, 32, suspect.times, suspect.began)
+        SUSPECT.pack_into(self._view, SUSPECT_AT, *suspect)
 
     def clear(self) -> None:
         """Have no record in force: its flows are in another will."""
@@ -400,12 +363,12 @@ class Will:
 
     def say_over(self) -> None:
         """Say that the worker ends in order, and that nothing is left behind."""
-        NUMBER.pack_into(self._view, 24, 1)
+        NUMBER.pack_into(self._view, OVER_AT, 1)
 
     @property
     def is_over(self) -> bool:
         """Whether the worker has ended in order."""
-        return bool(HEAD.unpack_from(self._view)[3])
+        return bool(NUMBER.unpack_from(self._view, OVER_AT)[0])
 
     @property
     def is_in_force(self) -> bool:
@@ -414,12 +377,12 @@ class Will:
 
     def records(self) -> Iterator[Record]:
         """Every record that is in force."""
-        routes = self._read_routes()
+        ways = self.ways.read()
         for number in range(RECORDS):
-            at = RECORDS_AT + number * RECORD_SIZE
+            at = _at(number)
             kind = self._view[at]
             if kind != FREE:
-                yield self._read(number, kind, routes)
+                yield self._read(number, kind, ways)
             elif not NUMBER.unpack_from(self._view, at + BODY_AT)[0]:  # no id: it was never used
                 return
 
@@ -436,9 +399,9 @@ class Will:
         self._view[at + TEXT_AT : at + TEXT_AT + len(note)] = note
         return at + TEXT_AT
 
-    def _read(self, number: int, kind: int, routes: list[Route]) -> Record:
-        at = RECORDS_AT + number * RECORD_SIZE
-        id, opened, route, client, endpoint, *offsets = BODY.unpack_from(self._view, at + BODY_AT)
+    def _read(self, number: int, kind: int, ways: list[Way]) -> Record:
+        at = _at(number)
+        id, opened, way, client, endpoint, *offsets = BODY.unpack_from(self._view, at + BODY_AT)
         where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
         legs: tuple[LegRecord, ...] = ()
         if kind == STREAM:
@@ -448,7 +411,7 @@ class Will:
             kind,
             id,
             opened,
-            routes[route],
+            ways[way],
             (client, endpoint),
             (offsets[0], offsets[1]),
             (offsets[2], offsets[3]),
@@ -463,25 +426,9 @@ class Will:
         return LegRecord(self._view[where : where + size], is_urgent, pipe)
 
     def _leg_at(self, number: int, leg: int) -> int:
-        return RECORDS_AT + number * RECORD_SIZE + LEGS_AT + leg * LEG.size
+        return _at(number) + LEGS_AT + leg * LEG.size
 
-    def number_of(self, route: Route) -> int | None:
-        """The number of a way, which is written down if it is new; None if there is no room."""
-        known = self._routes.get(route)
-        return self._write_route(route) if known is None else known
 
-    def _write_route(self, route: Route) -> int | None:
-        line = json.dumps(route).encode() + b"\n"
-        used = HEAD.unpack_from(self._view)[2]
-        if used + len(line) > ROUTES_SIZE or len(self._routes) == WAYS_MOST:
-            return None
-        at = ROUTES_AT + used
-        self._view[at : at + len(line)] = line
-        NUMBER.pack_into(self._view, 16, used + len(line))
-        self._routes[route] = len(self._routes)
-        return len(self._routes) - 1
-
-    def _read_routes(self) -> list[Route]:
-        used = HEAD.unpack_from(self._view)[2]
-        text = bytes(self._view[ROUTES_AT : ROUTES_AT + used])
-        return [Route(*json.loads(line)) for line in text.splitlines()]
+def _at(number: int) -> int:
+    """Where a record is."""
+    return RECORDS_AT + number * RECORD_SIZE

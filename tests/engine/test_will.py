@@ -10,21 +10,23 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.engine import deposit as deposit_module
+from proxy.engine import ways as ways_module
 from proxy.engine import will as will_module
 from proxy.engine.shared import BUFFER_SIZE, LOW, MARK, Mark, place_of, read_mark, take_mark
+from proxy.engine.ways import Way
 from proxy.engine.will import (
     DATAGRAMS,
     FINISHED,
     FREE,
+    NO_FILE,
     STREAM,
     TEXT_SIZE,
     Record,
-    Route,
     Suspect,
     Will,
 )
 
-ROUTE = Route("web", "tcp", "origin", "10.0.0.1:80")
+WAY = Way("web", "tcp", "origin", "10.0.0.1:80")
 
 
 @pytest.fixture
@@ -37,7 +39,7 @@ def will() -> Iterator[Will]:
 def write(will: Will, id: int, **parts: object) -> int:
     number = will.begin()
     assert number is not None
-    way = will.number_of(ROUTE)
+    way = will.ways.number_of(WAY)
     assert way is not None
     wanted = {"files": (10, 11), "offsets": (0, 0), "note": b""} | parts
     assert will.write(number, STREAM, id, 1.5, way, **wanted)  # type: ignore[arg-type]
@@ -47,7 +49,7 @@ def write(will: Will, id: int, **parts: object) -> int:
 async def test_a_record_is_read_as_it_was_written(will: Will) -> None:
     number = write(will, 7, files=(20, 21), offsets=(107, 28), note=b"more")
     (record,) = will.records()
-    assert record[:7] == (number, STREAM, 7, 1.5, ROUTE, (20, 21), (107, 28))
+    assert record[:7] == (number, STREAM, 7, 1.5, WAY, (20, 21), (107, 28))
     assert record.note == b"more"
     assert [(bytes(leg.pending), leg.is_urgent, leg.pipe) for leg in record.legs] == [
         (b"", False, None)
@@ -115,10 +117,10 @@ async def test_a_note_of_any_length_is_kept(will: Will) -> None:
 
 
 async def test_flows_of_datagrams_are_known_by_their_ids(will: Will) -> None:
-    will.remember(DATAGRAMS, 5, 2.0, ROUTE, (8, -1), b"state")
+    will.remember(DATAGRAMS, 5, 2.0, WAY, (8, NO_FILE), b"state")
     will.become(5, 99)
     (record,) = will.records()
-    assert (record.kind, record.files, record.note) == (99, (8, -1), b"state")
+    assert (record.kind, record.files, record.note) == (99, (8, NO_FILE), b"state")
     will.forget(5)
     will.forget(5)
     will.become(5, 1)
@@ -129,12 +131,12 @@ async def test_nothing_is_left_behind_for_which_there_is_no_room(
     will: Will, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(will_module, "RECORDS", 1)
-    monkeypatch.setattr(will_module, "ROUTES_SIZE", 100)
+    monkeypatch.setattr(ways_module, "NAMES_SIZE", 100)
     number = write(will, 1)
     assert will.begin() is None
-    will.remember(DATAGRAMS, 2, 0.0, ROUTE, (1, -1), b"")
+    will.remember(DATAGRAMS, 2, 0.0, WAY, (1, NO_FILE), b"")
     assert [record.id for record in will.records()] == [1]
-    assert will.number_of(ROUTE._replace(endpoint="e" * 100)) is None
+    assert will.ways.number_of(WAY._replace(endpoint="e" * 100)) is None
     monkeypatch.setattr(deposit_module, "LARGEST", 10)
     assert will.deposit(number, 0, b"x" * 2000) is None
     (record,) = will.records()
