@@ -14,10 +14,9 @@ import os
 import select
 import signal
 import socket as stdlib
-from array import array
 from collections import deque
 from contextlib import suppress
-from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
+from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_SEQPACKET
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 
@@ -26,7 +25,7 @@ import trio
 
 from proxy.engine.standby import ANNOUNCEMENT
 from proxy.engine.succession import channel
-from proxy.engine.wire import Wire, wire_pair
+from proxy.engine.wire import Wire, files_in, room_for, wire_pair
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Sequence
@@ -245,16 +244,13 @@ class Lineage:
 
     def _hear(self) -> None:
         """Know the standbys that were announced."""
-        room = stdlib.CMSG_SPACE(array("i").itemsize)
+        room = room_for(1)
         while self._line is not None:
             try:
                 data, control, _, _ = self._line.recvmsg(ANNOUNCEMENT.size, room, MSG_CMSG_CLOEXEC)
             except OSError:  # EAGAIN
                 return
-            files = array("i")
-            for level, kind, value in control:
-                if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                    files.frombytes(value)
+            files = files_in(control)
             if len(data) < ANNOUNCEMENT.size:
                 return
             (pid,) = ANNOUNCEMENT.unpack(data)

@@ -34,8 +34,7 @@ import signal
 import struct
 import sys
 import traceback
-from array import array
-from socket import AF_UNIX, SCM_RIGHTS, SOCK_STREAM, SOL_SOCKET, socketpair
+from socket import AF_UNIX, SOCK_STREAM, socketpair
 from socket import socket as Socket
 from typing import Final, NoReturn
 
@@ -43,7 +42,7 @@ from proxy.engine import child
 from proxy.engine.executor import Legacy, execute
 from proxy.engine.garbage import spare_collector
 from proxy.engine.will import Will
-from proxy.engine.wire import WireError
+from proxy.engine.wire import WireError, rights
 
 CLONE_FILES: Final = 0x400
 CLONE_PARENT: Final = 0x8000
@@ -116,8 +115,7 @@ def announce(line: int, pid: int, wire: int) -> None:
     """Tell the supervisor of a standby; if it is gone, there is nobody to tell."""
     socket = Socket(fileno=line)
     try:
-        control = [(SOL_SOCKET, SCM_RIGHTS, array("i", [wire]))]
-        socket.sendmsg([ANNOUNCEMENT.pack(pid)], control)
+        socket.sendmsg([ANNOUNCEMENT.pack(pid)], rights([wire]))
     except OSError:
         pass
     finally:

@@ -33,9 +33,8 @@ import json
 import os
 import socket as stdlib
 import stat
-from array import array
 from contextlib import closing, suppress
-from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOCK_SEQPACKET, SOL_SOCKET
+from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_SEQPACKET
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeAlias
 
@@ -48,7 +47,7 @@ from proxy.core.pace import Pace
 from proxy.core.steering import BITS_V4, BITS_V6
 from proxy.engine.handover import HandOverError
 from proxy.engine.specs import EVERYTHING, DrainOrder, Steered
-from proxy.engine.wire import Wire, WireError
+from proxy.engine.wire import Wire, WireError, files_in, rights, room_for
 
 if TYPE_CHECKING:
     from collections.abc import Container, Iterable, Sequence
@@ -309,15 +308,13 @@ def _steered(name: str, fields: object, heirs: int) -> Steered:
 
 async def _next(end: SocketType) -> SocketType | None:
     """Wait for the next knock, and return what it brings; None if there can be none."""
-    room = stdlib.CMSG_SPACE(KNOCK_FILES * array("i").itemsize)
+    room = room_for(KNOCK_FILES)
     while True:
         try:
             data, control, _, _ = await end.recvmsg(KNOCK_BYTES, room, MSG_CMSG_CLOEXEC)
-        except (
-            OSError
-        ):  # ECONNRESET: the other end closed with knocks of ours unread; there are none
+        except OSError:  # ECONNRESET: the other end was closed with something of ours unread
             return None
-        files = _files(control)
+        files = files_in(control)
         if len(files) == 1 and data == KNOCK and _are_sockets(files):
             socket = Socket(fileno=files[0])
             socket.setblocking(False)
@@ -326,14 +323,6 @@ async def _next(end: SocketType) -> SocketType | None:
             os.close(fd)
         if not data:
             return None
-
-
-def _files(control: list[tuple[int, int, bytes]]) -> list[int]:
-    files: list[int] = []
-    for level, kind, value in control:
-        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-            files += array("i", value[: len(value) - len(value) % 4])
-    return files
 
 
 def _are_sockets(files: Iterable[int]) -> bool:
@@ -351,8 +340,7 @@ def knock(end: Socket) -> Wire:
     ours.setblocking(False)
     with theirs:
         try:
-            rights = [(SOL_SOCKET, SCM_RIGHTS, array("i", [theirs.fileno()]))]
-            end.sendmsg([KNOCK], rights, stdlib.MSG_DONTWAIT)
+            end.sendmsg([KNOCK], rights([theirs.fileno()]), stdlib.MSG_DONTWAIT)
         except OSError as error:  # EPIPE, ECONNRESET, EAGAIN
             ours.close()
             raise WireError("the predecessor is gone, or does not listen") from error

@@ -17,7 +17,7 @@ import os
 import socket as stdlib
 import struct
 from array import array
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -118,10 +118,9 @@ class Wire:
 
     async def _send(self, body: bytes, files: Sequence[int], *, more: bool = False) -> None:
         head = HEAD.pack(len(body), len(files) | (MORE if more else 0))
-        control = [(SOL_SOCKET, SCM_RIGHTS, array("i", files))] if files else []
         view = memoryview(head + body)
         try:
-            sent = await self._socket.sendmsg([view], control)
+            sent = await self._socket.sendmsg([view], rights(files))
             while sent < len(view):
                 view = view[sent:]
                 sent = await self._socket.send(view)
@@ -130,7 +129,7 @@ class Wire:
 
     async def _receive_head(self, files: list[int]) -> tuple[int, int]:
         head = b""
-        room = stdlib.CMSG_SPACE(FILES_PER_MESSAGE * array("i").itemsize)
+        room = room_for(FILES_PER_MESSAGE)
         while len(head) < HEAD.size:
             try:
                 data, control, _, _ = await self._socket.recvmsg(
@@ -138,9 +137,7 @@ class Wire:
                 )
             except OSError as error:
                 raise WireError("the other end is gone") from error
-            for level, kind, value in control:
-                if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
-                    files += array("i", value[: len(value) - len(value) % 4])
+            files += files_in(control)
             if not data:
                 raise WireError("the other end is gone")
             head += data
@@ -160,6 +157,25 @@ class Wire:
                 raise WireError("the other end is gone in the middle of a message")
             body += data
         return bytes(body)
+
+
+def rights(files: Sequence[int]) -> list[tuple[int, int, array[int]]]:
+    """Descriptors, as sendmsg(2) sends them beside a message; unix(7)."""
+    return [(SOL_SOCKET, SCM_RIGHTS, array("i", files))] if files else []
+
+
+def room_for(files: int) -> int:
+    """Bytes that recvmsg(2) needs for so many descriptors."""
+    return stdlib.CMSG_SPACE(files * array("i").itemsize)
+
+
+def files_in(control: Iterable[tuple[int, int, bytes]]) -> list[int]:
+    """Descriptors that came beside a message: the receiver's, also where it was cut short."""
+    files = array("i")
+    for level, kind, value in control:
+        if (level, kind) == (SOL_SOCKET, SCM_RIGHTS):
+            files.frombytes(value[: len(value) - len(value) % files.itemsize])
+    return files.tolist()
 
 
 def wire_on(socket: stdlib.SocketType) -> Wire:
