@@ -38,10 +38,10 @@ from proxy.core.crossing import Crossing, Keeping, Reading, Store, find_crossing
 from proxy.core.flow import State
 from proxy.core.flow_state import FlowState, LegState, read_states
 from proxy.engine.handover import Moving
-from proxy.engine.reading import bytes_to_read, has_failed, read_socket
+from proxy.engine.reading import has_failed, read_socket
 from proxy.engine.shared import BUFFER, Mark, read_mark
 from proxy.engine.sockaddr import canonical
-from proxy.engine.tcp import reset_on_close
+from proxy.engine.tcp import bytes_to_read, reset_on_close
 from proxy.engine.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
 
 if TYPE_CHECKING:

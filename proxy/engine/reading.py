@@ -7,8 +7,6 @@ from __future__ import annotations
 
 import errno
 import struct
-from array import array
-from fcntl import ioctl
 from select import POLLERR, POLLPRI, poll
 from socket import (
     IPPROTO_TCP,
@@ -21,11 +19,10 @@ from socket import (
     TCP_INFO,
 )
 from socket import SocketType as Socket
-from termios import FIONREAD
 from typing import Final
 
 from proxy.core.crossing import Reading, TcpState, Urgent
-from proxy.engine.tcp import at_urgent_mark, unsent
+from proxy.engine.tcp import at_urgent_mark, bytes_to_read, unsent
 
 INFO_SIZE: Final = 136
 """Bytes of struct tcp_info to ask for: up to tcpi_bytes_received (linux/tcp.h; Linux 4.1)."""
@@ -61,18 +58,6 @@ def has_failed(socket: Socket) -> bool:
     events = poll()
     events.register(socket.fileno(), 0)
     return any(mask & POLLERR for _, mask in events.poll(0))
-
-
-def bytes_to_read(fd: int) -> int:
-    """Bytes that lie in a socket or a pipe, to be read.
-
-    Raises:
-        OSError: it is neither.
-
-    """
-    count = array("i", [0])
-    ioctl(fd, FIONREAD, count)  # the same number as SIOCINQ
-    return count[0]
 
 
 def _look_for_urgent(socket: Socket) -> tuple[Urgent, bool]:

@@ -15,11 +15,8 @@ Source: tcp(7) TCP_INFO and FIONREAD; the offsets are those of struct tcp_info i
 from __future__ import annotations
 
 import struct
-from array import array
 from collections.abc import Iterator
-from fcntl import ioctl
 from socket import IPPROTO_TCP, TCP_INFO
-from termios import FIONREAD
 from time import monotonic
 from typing import TYPE_CHECKING, Final
 
@@ -38,7 +35,7 @@ from proxy.core.sample import (
     waits_between,
 )
 from proxy.engine.stream import StreamFlow
-from proxy.engine.tcp import CLOSED
+from proxy.engine.tcp import CLOSED, bytes_to_read
 
 if TYPE_CHECKING:
     from proxy.engine.leg import StreamLeg
@@ -174,15 +171,9 @@ def _is_still(flow: StreamFlow, now: float) -> bool:
 def _is_behind(flow: StreamFlow) -> bool:
     """Whether bytes lie in a socket that nothing but ourselves keeps from going on."""
     return any(
-        leg.pending is None and not leg.ended and _unread(leg)
+        leg.pending is None and not leg.ended and bytes_to_read(leg.socket.fileno())
         for leg in (flow.original, flow.reply)
     )
-
-
-def _unread(leg: StreamLeg) -> int:
-    count = array("i", [0])
-    ioctl(leg.socket.fileno(), FIONREAD, count)
-    return count[0]
 
 
 def _stalled(leg: StreamLeg, now: float) -> Stalled:

@@ -8,7 +8,7 @@ from array import array
 from fcntl import ioctl
 from socket import MSG_DONTWAIT, MSG_OOB, MSG_PEEK, SO_ERROR, SO_LINGER, SOL_SOCKET
 from socket import SocketType as Socket
-from termios import TIOCOUTQ
+from termios import FIONREAD, TIOCOUTQ
 from typing import Final
 
 from proxy.core.flow import CloseReason, CloseSide
@@ -53,6 +53,18 @@ def unsent(socket: Socket) -> int:
         return 0
     count = array("i", [0])
     ioctl(socket.fileno(), TIOCOUTQ, count)  # the same number as SIOCOUTQ
+    return count[0]
+
+
+def bytes_to_read(fd: int) -> int:
+    """Bytes that lie in a socket or a pipe, to be read (FIONREAD, the same number as SIOCINQ).
+
+    Raises:
+        OSError: it is neither.
+
+    """
+    count = array("i", [0])
+    ioctl(fd, FIONREAD, count)
     return count[0]
 
 

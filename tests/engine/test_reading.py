@@ -31,9 +31,9 @@ from proxy.core.crossing import (
     Urgent,
     find_crossing,
 )
-from proxy.engine.reading import bytes_to_read, has_failed, read_socket
+from proxy.engine.reading import has_failed, read_socket
 from proxy.engine.splice import FLAGS
-from proxy.engine.tcp import RESET_ON_CLOSE
+from proxy.engine.tcp import RESET_ON_CLOSE, bytes_to_read
 from tests.engine.lab import PATIENCE
 
 SETTING = Path("/proc/sys/net/ipv4/tcp_fastopen")
