@@ -16,8 +16,8 @@ from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from socket import (
     AF_INET,
@@ -52,6 +52,7 @@ SUSPECT_TIMES: Final = 3
 SHORT_LIFE: Final = 1.0
 """Seconds. What kills a worker is told again to the next one at once, because it was not taken."""
 
+NOBODY: Final = Mark(-1, -1, 0, 0)
 NO_SUSPECT: Final = Suspect(0, 0, 0.0)
 
 Place: TypeAlias = tuple[str, str]
@@ -115,6 +116,21 @@ class Legacy:
     moved: dict[Place, Carried] = field(default_factory=lambda: defaultdict(Carried))
 
 
+@contextmanager
+def borrowed(fd: int) -> Iterator[Socket]:
+    """A socket on a descriptor that is only a number here, and stays open whatever happens.
+
+    Raises:
+        OSError: it is none.
+
+    """
+    socket = Socket(fileno=fd)
+    try:
+        yield socket
+    finally:
+        socket.detach()
+
+
 def execute(wills: Sequence[Will], keep: Iterable[int]) -> Legacy:
     """Take over what was left, and close everything else.
 
@@ -162,9 +178,8 @@ class _Executor:
         files = tuple(fd for fd in record.files if fd != NO_FILE)
         if not self._claimed.isdisjoint(files):  # by a newer record of it
             return False
-        state = (
-            None if is_suspect else self._state_of(will, record, self._mark if is_last else NOBODY)
-        )
+        mark = self._mark if is_last else NOBODY
+        state = None if is_suspect else self._state_of(will, record, mark)
         if state is None:  # its descriptors are claimed by nobody, and so it is reset
             self._legacy.lost[record.way[:2]] += 1
             return False
@@ -188,14 +203,10 @@ class _Executor:
     def _state_of(self, will: Will, record: Record, mark: Mark) -> FlowState | None:
         if record.kind != STREAM:
             return _datagram_state(record, will.shown(record.number), self._now)
-        with suppress(OSError):  # EBADF, ENOTSOCK, ENOTCONN
-            client, endpoint = (Socket(fileno=fd) for fd in record.files)
-            try:
-                return _stream_state(record, mark, client, endpoint, self._now)
-            finally:
-                client.detach()
-                endpoint.detach()
-        return None
+        ours, theirs = record.files
+        with suppress(OSError), borrowed(ours) as client, borrowed(theirs) as endpoint:
+            return _stream_state(record, mark, client, endpoint, self._now)
+        return None  # EBADF, ENOTSOCK, ENOTCONN
 
 
 def _stream_state(
@@ -290,18 +301,20 @@ def _bytes_of(crossing: Crossing, leg: LegRecord) -> bytes:
 
 def _datagram_state(record: Record, shown: tuple[int, ...], now: float) -> FlowState | None:
     """The state of a flow of datagrams; None if it has no socket any more."""
-    try:
-        socket = Socket(fileno=record.files[0])
-    except OSError:
+    if not _is_of_datagrams(record.files[0]):
         return None
-    is_there = socket.type == SOCK_DGRAM
-    socket.detach()
     (state,) = read_states(record.note)
     original, reply = (LegState(shown[at], shown[at + 1]) for at in (0, 2))
     state = state._replace(active=now, original=original, reply=reply)
     if record.kind == ASSURED:
         state = state._replace(state=State.ASSURED)
-    return state if is_there else None
+    return state
+
+
+def _is_of_datagrams(fd: int) -> bool:
+    with suppress(OSError), borrowed(fd) as socket:  # EBADF, ENOTSOCK
+        return socket.type == SOCK_DGRAM
+    return False
 
 
 def _close_all_but(keep: set[int], plain: set[int]) -> None:
@@ -315,20 +328,11 @@ def _close_all_but(keep: set[int], plain: set[int]) -> None:
 
 
 def _reset_if_connected(fd: int) -> None:
-    try:
-        socket = Socket(fileno=fd)
-    except OSError:  # ENOTSOCK
-        return
-    is_stream = socket.family in {AF_INET, AF_INET6} and socket.type == SOCK_STREAM
-    try:
+    with suppress(OSError), borrowed(fd) as socket:  # ENOTSOCK
+        is_stream = socket.family in {AF_INET, AF_INET6} and socket.type == SOCK_STREAM
         if is_stream and not socket.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
             reset_on_close(socket)
-    finally:
-        socket.detach()
 
 
 def _address(raw: Address) -> Address:
     return canonical(raw)
-
-
-NOBODY: Final = Mark(-1, -1, 0, 0)

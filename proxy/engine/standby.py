@@ -34,12 +34,12 @@ import signal
 import struct
 import sys
 import traceback
+from contextlib import suppress
 from socket import AF_UNIX, SOCK_STREAM, socketpair
-from socket import socket as Socket
 from typing import Final, NoReturn
 
 from proxy.engine import child
-from proxy.engine.executor import Legacy, execute
+from proxy.engine.executor import Legacy, borrowed, execute
 from proxy.engine.garbage import spare_collector
 from proxy.engine.will import Will
 from proxy.engine.wire import WireError, rights
@@ -113,13 +113,8 @@ def clone() -> int:
 
 def announce(line: int, pid: int, wire: int) -> None:
     """Tell the supervisor of a standby; if it is gone, there is nobody to tell."""
-    socket = Socket(fileno=line)
-    try:
+    with suppress(OSError), borrowed(line) as socket:
         socket.sendmsg([ANNOUNCEMENT.pack(pid)], rights([wire]))
-    except OSError:
-        pass
-    finally:
-        socket.detach()
 
 
 def wait_for_end(worker: int, wire: int) -> bool:
