@@ -235,12 +235,7 @@ class DatagramFlow(Flow):
         if not relay.end(self, reason, side, now):
             return
         relay.wheel.cancel(self)
-        relay.files.used -= FILES_PER_FLOW
-        if relay.will is not None:
-            relay.will.forget(self.id)
-        self.leave_index()
-        if self.fd != self.listener.fd:
-            relay.exits.give_back(self.fd)
+        self.give_back()
         if self.endpoint is not None:
             if self.endpoint.record is not None:
                 ended(self, reason, now)
@@ -252,8 +247,18 @@ class DatagramFlow(Flow):
             self.counters.dropped[Drop.KERNEL] += kernel_drops(self.socket)
             relay.pump.bury(self.socket)
             self.socket = CLOSED
-        self.listener.live -= 1
         self.listener.close_if_done()
+
+    def give_back(self) -> None:
+        """Have nothing of the worker and the listener any more, and be in no book of theirs."""
+        relay = self.listener.relay
+        relay.files.used -= FILES_PER_FLOW
+        if relay.will is not None:
+            relay.will.forget(self.id)
+        self.leave_index()
+        if self.fd != self.listener.fd:
+            relay.exits.give_back(self.fd)
+        self.listener.live -= 1
 
     def look_again(self, terms: Terms, now: float) -> None:
         """Have other limits from now on, as all flows of its listener, which has them already.

@@ -45,7 +45,6 @@ from proxy.engine.tcp import bytes_to_read, reset_on_close
 from proxy.engine.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
 
 if TYPE_CHECKING:
-    from proxy.core.address import Address
     from proxy.engine.will import LegRecord, Record, Will
 
 SUSPECT_TIMES: Final = 3
@@ -244,10 +243,10 @@ def _bare_state(record: Record, client: Socket, endpoint: Socket, now: float) ->
         Transport(transport),
         upstream,
         name,
-        _address(client.getpeername()),
-        _address(client.getsockname()),
-        _address(endpoint.getsockname()),
-        _address(endpoint.getpeername()),
+        canonical(client.getpeername()),
+        canonical(client.getsockname()),
+        canonical(endpoint.getsockname()),
+        canonical(endpoint.getpeername()),
         State.ESTABLISHED,
         record.opened,
         now,
@@ -332,7 +331,3 @@ def _reset_if_connected(fd: int) -> None:
         is_stream = socket.family in {AF_INET, AF_INET6} and socket.type == SOCK_STREAM
         if is_stream and not socket.getsockopt(SOL_SOCKET, SO_ACCEPTCONN):
             reset_on_close(socket)
-
-
-def _address(raw: Address) -> Address:
-    return canonical(raw)

@@ -18,7 +18,6 @@ from socket import MSG_OOB
 from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 
 from proxy.core.flow_state import DatagramState, EndState, FlowState, LegState
-from proxy.engine.datagram import FILES_PER_FLOW as FILES_PER_DATAGRAM_FLOW
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.headed import HeadedSocket, HeadedUnixSocket
 from proxy.engine.leg import BLOCKED, StreamLeg
@@ -100,13 +99,7 @@ def _let_go_of_stream(flow: StreamFlow) -> None:
 
 
 def _let_go_of_datagrams(flow: DatagramFlow) -> None:
-    relay = flow.listener.relay
-    relay.files.used -= FILES_PER_DATAGRAM_FLOW
-    if relay.will is not None:
-        relay.will.forget(flow.id)
-    flow.leave_index()
-    if flow.fd != flow.listener.fd:
-        relay.exits.give_back(flow.fd)
+    flow.give_back()
     if flow.allowance is not None:
         flow.allowance.leave()
         flow.allowance = None
@@ -114,7 +107,6 @@ def _let_go_of_datagrams(flow: DatagramFlow) -> None:
         flow.answers.depart()
     flow.socket.close()
     flow.socket = CLOSED
-    flow.listener.live -= 1
 
 
 def state_of(flow: Flow, limits: str = "") -> FlowState:

@@ -55,6 +55,8 @@ Row = TypeVar("Row")
 PHASES: Final = [phase.value for phase in Phase]
 """Of a drain, in the order it goes through them."""
 
+FINISHED: Final = CloseReason.FINISHED.value
+
 
 def merge_counters(parts: Sequence[RelayCounters]) -> RelayCounters:
     """Add the readings of workers, and of those that are retired; of none it is all zero.
@@ -205,9 +207,6 @@ def _settle_direction(
     received, waiting = first["moved_before"]
     sent = received - waiting - last["received"] + last["buffered"]
     return {**zero, "received": max(0, received - last["received"]), "sent": max(0, sent)}
-
-
-FINISHED: Final = CloseReason.FINISHED.value
 
 
 def merge_status(parts: Sequence[RelayStatus]) -> RelayStatus:
