@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 import trio
 
+from proxy.core.flow import CloseReason
 from proxy.core.live_limit import LiveLimit
 from proxy.engine.leaving import Left
 from proxy.engine.sampler import Sampler
@@ -98,3 +99,24 @@ def same_as(
 def again(socket: Socket) -> Socket:
     """A duplicate of a listening socket, of the same class."""
     return type(socket)(fileno=os.dup(socket.fileno()))
+
+
+def nothing_left(lab: Lab) -> bool:
+    """Whether the books of a worker are those of one without flows."""
+    relay, roster = lab.worker._relay, lab.worker._roster
+    endpoints = [each for upstream in roster.upstreams for each in upstream.endpoints]
+    left = {
+        "table": [len(relay.table)],
+        "pairs": [len(relay.table._by_endpoint.flows)],
+        "exits": [len(relay.exits)],
+        "files": [relay.files.used - 2 * len(relay.pipes._free)],
+        "orders": [len(relay.orders.held)],
+        "endpoints": [each.flows for each in (*endpoints, *roster.upstreams.counters)],
+        "gates": [each.gate.flows for each in roster.counters],
+        "live": [each.flows for each in roster.counters],
+        "original": [each.original.buffered for each in roster.counters],
+        "reply": [each.reply.buffered for each in roster.counters],
+        "lost": [each.closed[CloseReason.INTERNAL] for each in roster.counters],
+    }
+    assert {name: value for name, value in left.items() if any(value)} == {}
+    return True

@@ -11,7 +11,16 @@ import struct
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from socket import AF_INET, AF_INET6, SO_LINGER, SOCK_DGRAM, SOCK_NONBLOCK, SOCK_STREAM, SOL_SOCKET
+from socket import (
+    AF_INET,
+    AF_INET6,
+    SHUT_WR,
+    SO_LINGER,
+    SOCK_DGRAM,
+    SOCK_NONBLOCK,
+    SOCK_STREAM,
+    SOL_SOCKET,
+)
 from socket import socket as Socket
 from typing import Any
 from weakref import WeakKeyDictionary
@@ -222,6 +231,28 @@ async def send_all(socket: SocketType, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[await socket.send(view) :]
+
+
+async def send_and_end(socket: SocketType, data: bytes) -> None:
+    """The last words of a side."""
+    await send_all(socket, data)
+    socket.shutdown(SHUT_WR)
+
+
+async def pass_both_ways(client: SocketType, accepted: SocketType, data: bytes) -> None:
+    """Have both sides say all they have at once, and see that it comes as it was sent."""
+    received = {}
+
+    async def receive(name: str, socket: SocketType) -> None:
+        received[name] = await receive_all(socket)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(send_and_end, client, data)
+        nursery.start_soon(send_and_end, accepted, data[::-1])
+        nursery.start_soon(receive, "client", client)
+        nursery.start_soon(receive, "endpoint", accepted)
+    assert received["endpoint"] == data
+    assert received["client"] == data[::-1]
 
 
 async def receive_all(socket: SocketType) -> bytes:

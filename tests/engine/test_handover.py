@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from hashlib import sha256
 from random import Random
-from socket import AF_INET, SHUT_WR, SO_OOBINLINE, SO_RCVBUF, SOCK_STREAM, SOL_SOCKET
+from socket import AF_INET, SO_OOBINLINE, SO_RCVBUF, SOCK_STREAM, SOL_SOCKET
 
 import pytest
 import trio
@@ -27,6 +27,7 @@ from tests.engine.lab import (
     relaying,
     reset,
     send_all,
+    send_and_end,
 )
 from tests.engine.test_urgent import receive_with_marks, send_urgent
 
@@ -114,11 +115,6 @@ async def test_bytes_that_wait_for_a_slow_reader_arrive_in_order(*, turned: bool
                 assert sha256(received[0]).digest() == sha256(data).digest()
                 assert not await buffered(heir)
                 assert await sent(lab) + await sent(heir) == len(data)
-
-
-async def send_and_end(socket: SocketType, data: bytes) -> None:
-    await send_all(socket, data)
-    socket.shutdown(SHUT_WR)
 
 
 async def sent(lab: Lab) -> int:

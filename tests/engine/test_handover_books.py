@@ -17,7 +17,7 @@ from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
 from proxy.core.query import FlowQuery
 from proxy.engine.leaving import Left
-from tests.engine.heirs import successor_of
+from tests.engine.heirs import nothing_left, successor_of
 from tests.engine.lab import (
     Lab,
     accept,
@@ -29,7 +29,6 @@ from tests.engine.lab import (
     reset,
 )
 from tests.engine.test_datagram import exchange
-from tests.engine.test_handover_kinds import nothing_left
 
 TEXT: Final = Random(8).randbytes(65521)
 """What everybody sends, again and again: its length is prime, so no piece of it fits elsewhere."""

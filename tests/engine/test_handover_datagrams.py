@@ -22,11 +22,10 @@ from proxy.engine.handover import Bequeather, Moving, Papers
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.specs import LeaveOrder, OpenListener
 from proxy.engine.trains import TrainReader
-from tests.engine.heirs import again, no_samples, successor_of
+from tests.engine.heirs import again, no_samples, nothing_left, successor_of
 from tests.engine.lab import UPSTREAMS, Lab, change, datagram_socket, relaying
 from tests.engine.test_datagram import client_of, exchange
 from tests.engine.test_declared import CLIENT, EDGE, OTHER, block, udp
-from tests.engine.test_handover_kinds import nothing_left
 from tests.engine.test_identified import expected, use
 from tests.engine.test_limited import bandwidth
 from tests.engine.test_orders import matched, order

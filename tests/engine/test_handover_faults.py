@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from pathlib import Path
 from socket import socket as Socket
 from socket import socketpair
 
@@ -35,6 +34,7 @@ from proxy.engine.handover import (
 from proxy.engine.specs import Steered
 from proxy.engine.stream import StreamFlow
 from proxy.engine.wire import Wire, WireError, wire_on
+from proxy.engine.worker import open_files
 from tests.engine.heirs import TO_ONE
 from tests.engine.lab import (
     datagram_socket,
@@ -260,10 +260,6 @@ def two_files() -> Iterator[tuple[int, int]]:
     one, other = socketpair()
     with one, other:
         yield one.fileno(), other.fileno()
-
-
-def open_files() -> int:
-    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 @pytest.mark.parametrize("last", [COMMITTED, None])

@@ -26,7 +26,7 @@ from proxy.engine.handover import Bequeather
 from proxy.engine.leg import HELD_BACK, IN_PIPE
 from proxy.engine.specs import EndpointSpec, UpstreamSpec
 from proxy.engine.stream import StreamFlow
-from tests.engine.heirs import no_samples, successor_of
+from tests.engine.heirs import no_samples, nothing_left, successor_of
 from tests.engine.lab import (
     Lab,
     accept,
@@ -35,11 +35,13 @@ from tests.engine.lab import (
     is_reset,
     listening,
     pair,
+    pass_both_ways,
     receive_all,
     receive_exactly,
     relaying,
     reset,
     send_all,
+    send_and_end,
     upstream_spec,
 )
 from tests.engine.test_admission import gate_of
@@ -75,45 +77,10 @@ async def wait_established(lab: Lab) -> FlowRow:
 
 async def finish(lab: Lab, client: SocketType, accepted: SocketType) -> FlowRow:
     """Much data both ways, and an end in order."""
-    received: dict[str, bytes] = {}
-
-    async def send(socket: SocketType, data: bytes) -> None:
-        await send_all(socket, data)
-        socket.shutdown(SHUT_WR)
-
-    async def receive(name: str, socket: SocketType) -> None:
-        received[name] = await receive_all(socket)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(send, client, BULK)
-        nursery.start_soon(send, accepted, BULK[::-1])
-        nursery.start_soon(receive, "client", client)
-        nursery.start_soon(receive, "endpoint", accepted)
-    assert received == {"endpoint": BULK, "client": BULK[::-1]}
+    await pass_both_ways(client, accepted, BULK)
     (row,) = await lab.wait_ended()
     assert row["close_reason"] == "finished"
     return row
-
-
-def nothing_left(lab: Lab) -> bool:
-    """Whether the books of a worker are those of one without flows."""
-    relay, roster = lab.worker._relay, lab.worker._roster
-    endpoints = [each for upstream in roster.upstreams for each in upstream.endpoints]
-    left = {
-        "table": [len(relay.table)],
-        "pairs": [len(relay.table._by_endpoint.flows)],
-        "exits": [len(relay.exits)],
-        "files": [relay.files.used - 2 * len(relay.pipes._free)],
-        "orders": [len(relay.orders.held)],
-        "endpoints": [each.flows for each in (*endpoints, *roster.upstreams.counters)],
-        "gates": [each.gate.flows for each in roster.counters],
-        "live": [each.flows for each in roster.counters],
-        "original": [each.original.buffered for each in roster.counters],
-        "reply": [each.reply.buffered for each in roster.counters],
-        "lost": [each.closed[CloseReason.INTERNAL] for each in roster.counters],
-    }
-    assert {name: value for name, value in left.items() if any(value)} == {}
-    return True
 
 
 async def test_rows_are_equal_to_the_last_digit() -> None:
@@ -433,11 +400,6 @@ async def test_a_flow_that_is_held_back_goes_on_slowly(
                 await heir.wait_ended()
                 assert nothing_left(heir)
         assert nothing_left(lab)
-
-
-async def send_and_end(socket: SocketType, data: bytes) -> None:
-    await send_all(socket, data)
-    socket.shutdown(SHUT_WR)
 
 
 async def test_a_dry_run_goes_on_counting() -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from proxy.core.address import Transport
 from proxy.core.query import FlowQuery
-from tests.engine.heirs import no_samples, successor_of
+from tests.engine.heirs import no_samples, nothing_left, successor_of
 from tests.engine.lab import accept, relaying
 from tests.engine.origins_lab import (
     CLIENT,
@@ -20,7 +20,6 @@ from tests.engine.origins_lab import (
     routed,
 )
 from tests.engine.test_handover_faults import talk
-from tests.engine.test_handover_kinds import nothing_left
 from tests.engine.test_origins import configuration, datagrams, divert
 from tests.engine.udp_network import Network, require_namespaces
 

@@ -28,6 +28,7 @@ from tests.engine.lab import (
     listening,
     open_listener,
     pair,
+    pass_both_ways,
     receive_all,
     receive_exactly,
     relaying,
@@ -62,22 +63,7 @@ async def test_bulk_both_ways_at_once(host: str) -> None:
     endpoint = listening(host)
     async with relaying([endpoint.getsockname()], host=host) as lab:
         client, accepted = await pair(lab, endpoint)
-        received = {}
-
-        async def send(socket: trio.socket.SocketType, data: bytes) -> None:
-            await send_all(socket, data)
-            socket.shutdown(SHUT_WR)
-
-        async def receive(name: str, socket: trio.socket.SocketType) -> None:
-            received[name] = await receive_all(socket)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, client, BULK)
-            nursery.start_soon(send, accepted, BULK[::-1])
-            nursery.start_soon(receive, "client", client)
-            nursery.start_soon(receive, "endpoint", accepted)
-        assert received["endpoint"] == BULK
-        assert received["client"] == BULK[::-1]
+        await pass_both_ways(client, accepted, BULK)
         (ended,) = await lab.wait_ended()
         assert ended["close_reason"] == "finished"
         assert ended["original"]["bytes"] == ended["reply"]["bytes"] == len(BULK)

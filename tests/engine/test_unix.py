@@ -47,9 +47,9 @@ from tests.engine.lab import (
     listening,
     open_listener,
     opened,
+    pass_both_ways,
     receive_all,
     receive_exactly,
-    send_all,
 )
 
 BULK = os.urandom(8 << 20)
@@ -140,21 +140,7 @@ async def test_streams_of_both_kinds_go_to_endpoints_of_both_kinds(
     async with relaying(url, [target]) as lab:
         client = await (connect(lab.address) if front == "tcp" else unix_client(door))
         accepted = await accept(endpoint)
-        received = {}
-
-        async def send(socket: SocketType, data: bytes) -> None:
-            await send_all(socket, data)
-            socket.shutdown(SHUT_WR)
-
-        async def receive(name: str, socket: SocketType) -> None:
-            received[name] = await receive_all(socket)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(send, client, BULK)
-            nursery.start_soon(send, accepted, BULK[::-1])
-            nursery.start_soon(receive, "client", client)
-            nursery.start_soon(receive, "endpoint", accepted)
-        assert received == {"endpoint": BULK, "client": BULK[::-1]}
+        await pass_both_ways(client, accepted, BULK)
         (row,) = await lab.wait_ended()
         assert row["close_reason"] == "finished"
         assert row["original"] == row["reply"] == {"bytes": len(BULK), "packets": None}
