@@ -270,17 +270,18 @@ class Heir:
 
         """
         flows: list[Moving] = []
+        clients: list[Waiting] = []  # there are to be none
         try:
             with trio.fail_after(PATIENCE):
                 await self._wire.send(READY, whole=False)
-                while (kind := await self._receive(flows, []))[:1] == DATAGRAMS:
+                while (kind := await self._receive(flows, clients))[:1] == DATAGRAMS:
                     pass
             if kind[:1] != NO_MORE_DATAGRAMS:
                 raise HandOverError(f"datagrams should come, not {kind[:1]!r}")
             papers = read_papers(kind[1:])
             await self._settle()
         except (WireError, StateError, HandOverError, trio.TooSlowError) as error:
-            self._refuse(flows)
+            self._refuse([*flows, *clients])
             raise HandOverError(f"the predecessor gives nothing: {error}") from error
         return Bequest(flows, papers)
 

@@ -16,7 +16,7 @@ from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
 from proxy.core.flow import CloseReason, State
-from proxy.core.flow_state import FlowState, LegState, write_states
+from proxy.core.flow_state import ClientState, FlowState, LegState, write_clients, write_states
 from proxy.engine.frozen import Frozen, depart, freeze
 from proxy.engine.handover import (
     ABANDONED,
@@ -252,6 +252,7 @@ STREAM = FlowState(
     original=LegState(1),
     reply=LegState(2),
 )
+WAITING = ClientState("lab", Transport.TCP, ("192.0.2.1", 1), ("192.0.2.2", 2))
 
 
 @contextmanager
@@ -317,6 +318,15 @@ async def test_nor_among_datagrams(body: bytes) -> None:
         assert (await one.wire.receive()).body == READY
         with pytest.raises(WireError):
             await one.wire.receive()
+
+
+async def test_descriptors_of_clients_that_come_among_datagrams_are_closed() -> None:
+    with Predecessor() as one, two_files() as files:
+        before = open_files()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(takes_nothing, one.heir.take_datagrams)
+            await one.wire.send(CLIENTS + write_clients([WAITING]).encode(), files[:1])
+        assert open_files() == before - 1  # its end of the wire
 
 
 @pytest.mark.parametrize("kind", [b"S", b"Z", b"R"])
