@@ -6,9 +6,8 @@ signals but those that cannot be refused: the supervisor decides when to stop.
 
 Down come orders, pickled: a number, the name of a ``RelayPort`` method, its arguments. Sockets of
 an ``apply`` come beside it, in the order of the listeners they belong to, and so do those of an
-``expect``. Two more orders are about
-its being left behind: ``entrust`` is what the supervisor leaves to its successor, and ``part`` is
-the last word before it goes. Up go, as JSON objects:
+``expect``. Two more orders are about its being left behind: ``entrust`` is what the supervisor
+leaves to its successor, and ``part`` is the last word before it goes. Up go, as JSON objects:
 
 * ``{"answer": NUMBER, "value": ..., "serving": [COOKIE, ...]}`` or ``{"answer": NUMBER, "error":
   TEXT}``; ``serving`` are the listening sockets that are still in use, so that the supervisor can
@@ -54,7 +53,6 @@ Event: TypeAlias = "dict[str, Any]"
 
 LOG_MAX: Final = 1000
 """Events that wait to be sent; further ones are dropped, and the next one says how many."""
-
 
 GATHER_LINES: Final = 0.1
 """Seconds that ended flows gather before their lines are sent. It is the message that costs the
@@ -178,7 +176,6 @@ class Child:
     async def _obey(
         self, number: int, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
-        self._note(method, arguments)
         try:
             value = await self._do(method, arguments, options)
         except Exception as error:
@@ -188,26 +185,26 @@ class Child:
         serving = self._worker.serving()
         await self._tell({"answer": number, "value": value, "serving": serving})
 
-    def _note(self, method: str, arguments: tuple[Any, ...]) -> None:
-        """Know what of an order is needed when nobody orders any more."""
-        if method == "apply":
-            self._succession.pace = arguments[0].pace
-        elif method == "entrust":
-            self._succession.estate = arguments[0]
-        self._finishing = self._finishing or method == "finish"
-
     async def _do(self, method: str, arguments: tuple[Any, ...], options: dict[str, Any]) -> Any:
-        if method == "entrust":
-            return None
-        if method == "part":
-            await self._tell_last_flows()
-            self._orphaned = True
-            return None
+        """Carry out an order; what of it is needed when nobody orders any more is kept first."""
+        match method:
+            case "entrust":
+                (self._succession.estate,) = arguments
+                return None
+            case "part":
+                await self._tell_last_flows()
+                self._orphaned = True
+                return None
+            case "apply":
+                self._succession.pace = arguments[0].pace
+            case "finish":
+                self._finishing = True
         value = await getattr(self._worker, method)(*arguments, **options)
-        if method == "log_flows":
-            self._logging.set()
-        if method == "finish":
-            await self._tell_last_flows()
+        match method:
+            case "log_flows":
+                self._logging.set()
+            case "finish":
+                await self._tell_last_flows()
         return value
 
     async def _tell_flows(self) -> None:
@@ -261,10 +258,15 @@ class EventQueue:
 
 def main(fd: int, channel: int) -> None:
     """Serve the supervisor at the other end of a descriptor, or who comes by a channel."""
+    prepare()
+    serve(fd, channel)
+
+
+def prepare() -> None:
+    """Make a process fit for a worker: it takes no signals, and seldom looks for garbage."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     spare_collector()
-    serve(fd, channel)
 
 
 def serve(fd: int, channel: int, will: Will | None = None, legacy: Legacy | None = None) -> None:

@@ -17,9 +17,8 @@ The heir acknowledges (``A``) what came with ``E``, ``S`` or ``W`` when it has a
 hands: it can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and
 closes what was its own; only after that the heir touches the flows. If anything goes wrong before,
 the predecessor says so (``X``), or closes the socket in the middle of a message, and its flows thaw
-there. So at
-every moment a flow has one owner. A predecessor that dies between ``A`` and ``C`` has said nothing
-of the kind, and its descriptors are gone: then the flows are the heir's.
+there. So at every moment a flow has one owner. A predecessor that dies between ``A`` and ``C`` has
+said nothing of the kind, and its descriptors are gone: then the flows are the heir's.
 
 Datagrams first, and all at once, because flows of a listener share its socket: nobody reads it
 meanwhile, and datagrams wait in its buffer. The heir takes the flows in the same turn in which it
@@ -330,7 +329,7 @@ class Heir:
                 clients += _dealt(read_clients(rest), lambda _: 1, message.files)
             elif kind == ENDED:
                 flows += _dealt(read_states(rest), lambda _: 0, message.files)
-            elif kind in WITH_STATES:
+            elif kind in (DATAGRAMS, STREAMS):
                 flows += _dealt(read_states(rest), files_of, message.files)
             elif message.files:
                 raise HandOverError(f"descriptors came with {kind!r}")
@@ -365,8 +364,6 @@ class Heir:
             for fd in files:
                 os.close(fd)
 
-
-WITH_STATES: Final = (DATAGRAMS, STREAMS)
 
 Each = TypeVar("Each", FlowState, ClientState)
 

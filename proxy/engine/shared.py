@@ -1,10 +1,10 @@
 """Memory that outlives a worker: the buffer that all its flows share, and the mark.
 
 Both are anonymous shared memory, made before the worker's standby is cloned (see ``standby``), so
-it has them at the same place. The *mark* is one number: which leg is about to receive into
-the buffer, and how many bytes it had received before. So if the worker is killed at any moment
-after that, the kernel's counters tell what of the buffer is that leg's last chunk; see
-``core.crossing``. Only legs of flows that shall live on set it; see ``surviving``.
+it has them at the same place. The *mark* is one number: which leg is about to receive into the
+buffer, and how many bytes it had received before. So if the worker is killed at any moment after
+that, the kernel's counters tell what of the buffer is that leg's last chunk; see ``core.crossing``.
+Only legs of flows that shall live on set it; see ``surviving``.
 
 The number is stored in one instruction: it is never seen half-written.
 """

@@ -40,7 +40,6 @@ from typing import Final, NoReturn
 
 from proxy.engine import child
 from proxy.engine.executor import Legacy, borrowed, execute
-from proxy.engine.garbage import spare_collector
 from proxy.engine.will import Will
 from proxy.engine.wire import WireError, rights
 
@@ -61,9 +60,7 @@ FAILED: Final = 1
 
 def main(wire: int, channel: int, line: int) -> NoReturn:
     """Be the worker at the end of a wire, and then each next one of the line, as standby."""
-    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(each, signal.SIG_IGN)
-    spare_collector()
+    child.prepare()
     wills: list[Will] = []
     number = 0
     while True:
