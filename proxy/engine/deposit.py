@@ -64,10 +64,6 @@ class Deposits:
             self._memory.madvise(mmap.MADV_REMOVE, start, at + (1 << power) - start)
         free.append(at)
 
-    def close(self) -> None:
-        """Use the memory no more."""
-        self._view.release()
-
 
 def _power_of(size: int) -> int:
     return max(SMALLEST, (size - 1).bit_length())

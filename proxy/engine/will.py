@@ -174,7 +174,7 @@ class Record(NamedTuple):
 
 
 class Will:
-    """One worker's will. Owns its memory.
+    """One worker's will. Owns its memory, which is given back with the last reference to it.
 
     Args:
         number: of the worker in its line, from 0 on.
@@ -385,12 +385,6 @@ class Will:
                 yield self._read(number, kind, ways)
             elif not NUMBER.unpack_from(self._view, at + BODY_AT)[0]:  # no id: it was never used
                 return
-
-    def close(self) -> None:
-        """Give the memory back; only of a will that nobody uses any more."""
-        self._deposits.close()
-        self._view.release()
-        self._memory.close()
 
     def _write_note(self, at: int, note: bytes) -> int | None:
         """Write more about a flow; return where it is, or None if there is no room."""

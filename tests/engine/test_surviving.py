@@ -40,7 +40,15 @@ from tests.engine.lab import PATIENCE
 FOLDER: Final = Path(proxy.engine.__file__).parent
 WATCHED: Final = {
     str(FOLDER / name)
-    for name in ("leg.py", "surviving.py", "will.py", "deposit.py", "splice.py", "tcp.py")
+    for name in (
+        "leg.py",
+        "surviving.py",
+        "will.py",
+        "ways.py",
+        "deposit.py",
+        "splice.py",
+        "tcp.py",
+    )
 }
 
 URGENT: Final = b"!"

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from random import Random
 
 import pytest
@@ -30,10 +29,8 @@ WAY = Way("web", "tcp", "origin", "10.0.0.1:80")
 
 
 @pytest.fixture
-def will() -> Iterator[Will]:
-    made = Will(3)
-    yield made
-    made.close()
+def will() -> Will:
+    return Will(3)
 
 
 def write(will: Will, id: int, **parts: object) -> int:
@@ -155,15 +152,8 @@ async def test_head_tells_the_suspect_and_whether_it_is_over(will: Will) -> None
 
 @given(st.randoms(use_true_random=False))
 async def test_deposits_do_not_overlap(random: Random) -> None:
-    will = Will()
-    try:
-        check_deposits(will, random)
-    finally:
-        will.close()
-
-
-def check_deposits(will: Will, random: Random) -> None:
     """Deposit and withdraw at random; all that is there must be what a dictionary says."""
+    will = Will()
     numbers = [write(will, id) for id in range(1, 6)]
     model: dict[tuple[int, int], bytes] = {}
     for step in range(40):
