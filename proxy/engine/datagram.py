@@ -353,6 +353,7 @@ class DatagramFlow(Flow):
         except OSError as error:
             return error.errno or errno.EINVAL
         self.answers = Answers(self, hearer)
+        self.answers.hear()
         self._use(sender, endpoint)
         return 0
 

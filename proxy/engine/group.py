@@ -85,7 +85,10 @@ class Answers:
         relay = flow.listener.relay
         relay.files.used += 1
         relay.own(self.own)
-        relay.pump.register(hearer.fileno(), self, EPOLLIN)
+
+    def hear(self) -> None:
+        """Be served from now on, or again: after the flow was frozen, or has been revived."""
+        self._flow.listener.relay.pump.register(self._socket.fileno(), self, EPOLLIN)
 
     def ready(self, mask: int, now: float) -> None:
         """Receive one answer; what else waits is told again in the next round."""

@@ -212,7 +212,6 @@ def _revive_datagrams(
     if own.responders is not None:
         flow.answers = Answers(flow, Socket(fileno=files[1]))
         flow.answers.responders.restore(own.responders)
-        relay.pump.release(files[1])  # ``thaw`` has it served
     relay.table.enter(flow)
     relay.files.used += FILES_PER_DATAGRAM_FLOW
     if own.is_indexed:
@@ -264,5 +263,5 @@ def _hear_again(flow: DatagramFlow, now: float) -> None:
         else:  # here each is looked at
             ask_for_trains(socket, wanted=False)
     if flow.answers is not None:
-        relay.pump.register(flow.answers.fileno(), flow.answers, EPOLLIN)
+        flow.answers.hear()
     relay.wheel.schedule(flow, next_look(flow, flow.limits, now))
