@@ -48,8 +48,9 @@ table inet sockpair {
 """
 
 
-def routed() -> Network:
-    """The network; the caller closes it."""
+@contextmanager
+def routed() -> Iterator[Network]:
+    """The network; whoever has it is on ``proxy``."""
     require_namespaces()
     network = Network()
     try:
@@ -68,10 +69,10 @@ def routed() -> Network:
             network.run("proxy", "ip", version, "rule", "add", "fwmark", "1", "lookup", "100")
             local = ("local", "default", "dev", "lo", "table", "100")
             network.run("proxy", "ip", version, "route", "add", *local)
-    except BaseException:
+        with network.inside("proxy"):
+            yield network
+    finally:
         network.close()
-        raise
-    return network
 
 
 @asynccontextmanager

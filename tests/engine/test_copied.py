@@ -49,12 +49,8 @@ AF41 = 34
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    network = routed()
-    try:
-        with network.inside("proxy"):
-            yield network
-    finally:
-        network.close()
+    with routed() as network:
+        yield network
 
 
 def set_dscp(socket: SocketType, dscp: int) -> None:

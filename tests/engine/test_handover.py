@@ -29,6 +29,7 @@ from tests.engine.lab import (
     send_all,
     send_and_end,
 )
+from tests.engine.test_datagram import client_of, exchange
 from tests.engine.test_urgent import receive_with_marks, send_urgent
 
 UDP = Transport.UDP
@@ -225,21 +226,13 @@ async def test_what_ended_before_is_remembered() -> None:
 async def test_datagram_flows_live_on() -> None:
     endpoint = datagram_socket()
     async with relaying([endpoint.getsockname()], UDP) as lab:
-        client = datagram_socket()
-        await client.connect(lab.address)
-        await client.send(b"one")
-        data, outbound = await endpoint.recvfrom(100)
-        assert data == b"one"
-        await endpoint.sendto(b"two", outbound)
-        assert await client.recv(100) == b"two"
+        client = await client_of(lab)
+        outbound = await exchange(client, endpoint, b"one")
         before = await lab.wait_live("assured")
         async with successor_of(lab) as (heir, left):
             assert left.handed == 1
             assert await heir.live() == [before]
-            await client.send(b"three")
-            assert await endpoint.recvfrom(100) == (b"three", outbound)  # from the same socket
-            await endpoint.sendto(b"four", outbound)
-            assert await client.recv(100) == b"four"
+            assert await exchange(client, endpoint, b"two") == outbound  # from the same socket
             (row,) = await heir.live()
             assert row["id"] == before["id"]
             assert row["original"]["packets"] == 2

@@ -83,12 +83,8 @@ async def test_many_hosts_go_on_answering_one_flow(segments: Network) -> None:
 
 @pytest.fixture
 def router() -> Iterator[Network]:
-    network = routed()
-    try:
-        with network.inside("proxy"):
-            yield network
-    finally:
-        network.close()
+    with routed() as network:
+        yield network
 
 
 async def test_what_was_diverted_is_still_answered_by_whom_it_was_for(router: Network) -> None:

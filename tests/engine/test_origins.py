@@ -44,12 +44,8 @@ BOTH = pytest.mark.parametrize(
 
 @pytest.fixture
 def network() -> Iterator[Network]:
-    network = routed()
-    try:
-        with network.inside("proxy"):
-            yield network
-    finally:
-        network.close()
+    with routed() as network:
+        yield network
 
 
 def configuration(
