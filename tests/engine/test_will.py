@@ -113,6 +113,30 @@ async def test_a_note_of_any_length_is_kept(will: Will) -> None:
     assert [record.note for record in will.records()] == notes
 
 
+async def test_a_long_note_gives_its_room_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(deposit_module, "AREA", 8192)
+    will = Will()
+    for id in (1, 2):  # of which there is room for one
+        number = write(will, id, note=b"n" * 5000)
+        will.set_kind(number, FREE)
+        will.release(number)
+
+
+async def test_what_flows_have_moved_is_summed_by_their_ways(will: Will) -> None:
+    other = WAY._replace(endpoint="10.0.0.2:80")
+    way = will.ways.number_of(other)
+    assert way is not None
+    elsewhere = will.begin()
+    assert elsewhere is not None
+    assert will.write(elsewhere, STREAM, 1, 0.0, way, (1, 2), bases=(10, 20))
+    will.count(elsewhere, (15, 27))
+    for id in (2, 3):
+        number = write(will, id)
+        will.set_kind(number, FINISHED)
+        will.count(number, (100, 1000))
+    assert dict(will.ways.totals()) == {other: (5, 7, 0), WAY: (200, 2000, 2)}
+
+
 async def test_flows_of_datagrams_are_known_by_their_ids(will: Will) -> None:
     will.remember(DATAGRAMS, 5, 2.0, WAY, (8, NO_FILE), b"state")
     will.become(5, 99)
