@@ -15,7 +15,7 @@ from typing import Any, Final
 import click
 
 from proxy.cli.client import AdminClient, admin_option
-from proxy.cli.table import filter_options
+from proxy.cli.table import filter_options, output_option
 from proxy.core.events import EventKind
 from proxy.core.printable import printable
 from proxy.core.units import format_size, format_span
@@ -43,14 +43,7 @@ WIDEST: Final = max(map(len, EventKind))
 @click.option("--snapshot", is_flag=True, help="Begin with the flows there are; so after a gap.")
 @click.option("--counters", is_flag=True, help="What flows have moved, once a second; for ndjson.")
 @click.option("--after", type=click.IntRange(0), metavar="SEQ", help="Go on after this event.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "ndjson"]),
-    default="text",
-    show_default=True,
-    help="For people, or for programs.",
-)
+@output_option("text", "ndjson")
 @admin_option
 def events(
     admin: str, output: str, kinds: tuple[str, ...], snapshot: bool, counters: bool, **params: Any

@@ -13,19 +13,13 @@ import sys
 import click
 
 from proxy.cli.client import AdminClient, admin_option
+from proxy.cli.table import output_option
 from proxy.core.printable import printable
 
 
 @click.command()
 @click.option("--dry-run", is_flag=True, help="Check the file and show the plan; change nothing.")
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="For people, or for programs.",
-)
+@output_option("text", "json")
 @admin_option
 def reload(admin: str, output: str, dry_run: bool) -> None:
     """Read the configuration again, and do what it says.

@@ -12,6 +12,7 @@ import sys
 import click
 
 from proxy.cli.client import AdminClient, admin_option
+from proxy.cli.table import output_option
 from proxy.core.printable import printable
 
 
@@ -19,14 +20,7 @@ from proxy.core.printable import printable
 @click.option(
     "--dry-run", is_flag=True, help="Have the new version check the file; change nothing."
 )
-@click.option(
-    "-o",
-    "--output",
-    type=click.Choice(["text", "json"]),
-    default="text",
-    show_default=True,
-    help="For people, or for programs.",
-)
+@output_option("text", "json")
 @admin_option
 def upgrade(admin: str, output: str, dry_run: bool) -> None:
     """Start sockpair anew, with all its flows: a new version, or keys that need a restart.
