@@ -15,7 +15,7 @@ import select
 import signal
 import socket as stdlib
 from collections import deque
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_SEQPACKET
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -233,13 +233,11 @@ class Lineage:
         self._channel, channel_end = channel()
         self._line, line_end = stdlib.socketpair(AF_UNIX, SOCK_SEQPACKET)
         self._line.setblocking(False)
-        with theirs, channel_end, line_end:
+        with theirs, channel_end, line_end, ExitStack() as undo:
+            undo.callback(wire.close)
             ends = theirs.fileno(), channel_end.fileno(), line_end.fileno()
-            try:
-                process = await self._start(ends)
-            except BaseException:
-                wire.close()
-                raise
+            process = await self._start(ends)
+            undo.pop_all()
         return Born(process, wire, self._channel.dup())
 
     def _hear(self) -> None:

@@ -16,7 +16,7 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import closing, suppress
+from contextlib import ExitStack, closing, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final, Protocol
@@ -372,13 +372,12 @@ class NewProcess:
         """
         wire, theirs = wire_pair()
         ours, line = channel()
-        try:
-            with theirs, line:
-                return Born(await start("child", (theirs.fileno(), line.fileno())), wire, ours)
-        except BaseException:
-            wire.close()
-            ours.close()
-            raise
+        with theirs, line, ExitStack() as undo:
+            undo.callback(wire.close)
+            undo.callback(ours.close)
+            process = await start("child", (theirs.fileno(), line.fileno()))
+            undo.pop_all()
+        return Born(process, wire, ours)
 
 
 async def start_line(files: Sequence[int]) -> trio.Process:
