@@ -39,6 +39,7 @@ from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
 from proxy.control.specs import listener_spec, pace_of
 from proxy.control.store import ChannelStore, SocketStore, sockets_to_keep
+from proxy.control.tenure import NEXT, OTHERS, Tenure
 from proxy.control.unix import socket_files
 from proxy.core.condition import Administration
 from proxy.core.steering import WORKERS_MAX
@@ -82,11 +83,10 @@ class House:
         drained_listeners: those that were drained by hand since.
         drained_endpoints: the same, each with its upstream before it.
         admin_users: who may change something at the admin's Unix socket; None: all who may open it.
+        tenure: whether all of that is ours, or another life's.
         is_stopping: whether everything drains; nothing is put to work any more.
         is_parted: whether workers were left to a successor, which comes when we are gone.
-        is_left: whether another life of ours has everything that is ours.
         inherited: set when all is ours that predecessors give, and what they counted.
-        is_standing_down: whether a successor takes over now, so that nothing can be ordered here.
         succeeded: set when a successor has it.
         answered: set, after that, when all have been answered who had asked the admin here.
         released: set when a successor wants us to end.
@@ -130,13 +130,11 @@ class House:
         self._begun = trio.Event()
         self.inherited = trio.Event()
         self.answered = trio.Event()
-        self.is_standing_down = False
         self.succeeded = trio.Event()
         self.released = trio.Event()
         self._adopted: frozenset[str] = frozenset()
-        self._waits = False  # with its first change for ``begin``
-        self._first: Change | None = None
-        self.is_left = newcomer is not None  # until we may go on, all is the predecessor's
+        self._first: Change | None = None  # waits for ``begin``
+        self.tenure = Tenure.OURS if newcomer is None else Tenure.COMING
         self.is_parted = False
 
     def __enter__(self) -> House:
@@ -146,7 +144,7 @@ class House:
         for socket in self.admin:
             socket.close()
         self.heritage.close()
-        if self.is_left:  # another life of ours has them
+        if self.tenure in OTHERS:
             return
         if self.config.admin.socket:
             Path(self.config.admin.socket).unlink(missing_ok=True)
@@ -211,7 +209,7 @@ class House:
                 undo.pop_all()
             change = self._change(config, upstreams, arranged)
             self._take_over(config, arranged)
-            if self._waits:
+            if self._has_to_wait:
                 self._first = change
             else:
                 await self.worker.apply(change)
@@ -226,17 +224,14 @@ class House:
         await self.heritage.greet()
         self.heritage.prepare(self.workers)
         await self._enter_on(read_estate(self.heritage.estate))
-        if not self.heritage.is_empty:
-            self._waits = isinstance(self.worker, Worker)
-            if isinstance(self.worker, Crew):
-                self.worker.inherits = self.heritage.introduce
+        if isinstance(self.worker, Crew) and not self.heritage.is_empty:
+            self.worker.inherits = self.heritage.introduce
 
-    async def disinherit(self) -> None:
-        """Have everybody end who was left behind, and expect nothing."""
-        await self.heritage.end()
-        self._waits = False
-        if isinstance(self.worker, Crew):
-            self.worker.inherits = None
+    @property
+    def _has_to_wait(self) -> bool:
+        """Whether the worker in this process must not listen before it expects flows."""
+        expects = isinstance(self.worker, Worker) and not self.heritage.is_empty
+        return expects and not self._begun.is_set()
 
     async def _enter_on(self, estate: Estate) -> None:
         """Go on with what was ordered in the life before."""
@@ -252,7 +247,6 @@ class House:
 
     async def begin(self) -> None:
         """Know that the workers run; have the one in this process, if it had to wait, listen."""
-        self._waits = False
         if self._first is not None and isinstance(self.worker, Worker):
             await self.heritage.introduce(0, self.worker.expect)
             await self.worker.apply(self._first)
@@ -274,7 +268,7 @@ class House:
             await self.heritage.wait_present()
             if self._newcomer is not None:
                 await self._newcomer.announce()
-                self.is_left = False
+                self._become(Tenure.OURS)
                 await self._hear_last_orders()
             self.steer()
             order, served = self.leave_order(self._adopted), self._served()
@@ -392,7 +386,8 @@ class House:
             sockets: of all listeners, ours from now on.
 
         """
-        self.is_stopping = self.is_standing_down = False
+        self.is_stopping = False
+        self._become(Tenure.OURS)
         await self.put_to_work(self.config, self._upstreams, sockets)
         self.steer()
 
@@ -400,6 +395,20 @@ class House:
         """Wait until what is under way is done, and put nothing to work any more."""
         async with self._changing:
             self.is_stopping = True
+
+    async def stand_down(self) -> None:
+        """Put nothing to work any more, nor let anything be ordered: a successor takes over."""
+        await self.stop_changing()
+        self._become(Tenure.GOING)
+
+    def hand_on(self) -> None:
+        """Know that a successor has everything."""
+        self._become(Tenure.GONE)
+        self.succeeded.set()
+
+    def _become(self, tenure: Tenure) -> None:
+        assert tenure in NEXT[self.tenure], (self.tenure, tenure)
+        self.tenure = tenure
 
     @property
     def bounds(self) -> tuple[int, int]:
@@ -499,7 +508,7 @@ async def open_house(
             log.error(
                 "predecessors_in_the_way", reason=str(error), remedy="they and their flows end"
             )
-            await house.disinherit()
+            await house.heritage.end()
             await house.put_to_work(config, upstreams, given)
         if house.heritage.is_empty:
             house.steer()

@@ -26,6 +26,7 @@ from proxy.control.limits import LiveLimits
 from proxy.control.listen import BindError
 from proxy.control.outbound import OptionError
 from proxy.control.specs import pace_of
+from proxy.control.tenure import Tenure
 from proxy.control.upgrade import Upgrader
 from proxy.core.condition import Administration
 from proxy.engine.specs import DrainTarget, EndpointOrder
@@ -105,7 +106,7 @@ class Steward:
     @property
     def is_standing_down(self) -> bool:
         """Whether a successor takes over now, so that nothing can be ordered here any more."""
-        return self._house.is_standing_down
+        return self._house.tenure is not Tenure.OURS
 
     async def reload(self, by: str, *, dry_run: bool = False) -> ReloadAnswer:
         """Read the file again, and do what it says; or only say what would be done.

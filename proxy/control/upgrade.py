@@ -178,8 +178,7 @@ class Upgrader:
                 await _end(process)
                 raise
             report = _report(await self._give_way(wire, process))
-            self._house.is_left = True
-            self._house.succeeded.set()
+            self._house.hand_on()
             for _ in range(LETTING_GO):
                 await trio.lowlevel.checkpoint()
         answer = _answer(pid=process.pid, version=str(ready.get("program")), report=report)
@@ -250,8 +249,7 @@ class Upgrader:
         if house.is_stopping:
             await _end(process)
             raise UpgradeError("sockpair was told to stop meanwhile, and does")
-        await house.stop_changing()
-        house.is_standing_down = True
+        await house.stand_down()
         if self._succession is not None:
             self._succession.estate = await house.estate()
         kept = {name: tuple(map(_duplicate, group)) for name, group in house.open_sockets().items()}
