@@ -14,8 +14,9 @@ import structlog
 import trio
 
 from proxy import __version__
-from proxy.control.house import NOBODY, NOTHING, House, open_house
+from proxy.control.house import NOBODY, NOTHING, House
 from proxy.control.newcomer import UnwantedError
+from proxy.control.opening import open_house
 from proxy.control.steward import Steward
 from proxy.control.watchdog import keep_telling
 from proxy.core.address import format_address

@@ -10,11 +10,8 @@ The house knows what the worker was told; what happens there it asks through the
 
 from __future__ import annotations
 
-import os
-import resource
 from collections.abc import Collection, Iterable
 from contextlib import ExitStack
-from dataclasses import replace
 from pathlib import Path
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final
@@ -22,9 +19,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from proxy.config.values import AUTO
-from proxy.control.admin_sockets import admin_users, open_admin
-from proxy.control.adopt import adopt
+from proxy.control.changes import change_to
 from proxy.control.crew import Crew
 from proxy.control.endpoints import ResolveError, unresolved, upstream_specs
 from proxy.control.estate import read_estate, write_estate
@@ -32,23 +27,20 @@ from proxy.control.health import Checks, check_plans
 from proxy.control.heirs import leave_order, steer
 from proxy.control.heritage import Heritage
 from proxy.control.inherited import Inheritance
-from proxy.control.listen import BindError
 from proxy.control.names import Names
 from proxy.control.notify import Notifier
 from proxy.control.outbound import outbounds
 from proxy.control.sockets import NONE_GIVEN, Arrangement, Bound, Given, arrange
-from proxy.control.specs import listener_spec, pace_of
+from proxy.control.specs import pace_of
 from proxy.control.store import ChannelStore, SocketStore, sockets_to_keep
 from proxy.control.tenure import NEXT, OTHERS, Tenure
 from proxy.control.unix import socket_files
 from proxy.core.condition import Administration
-from proxy.core.steering import WORKERS_MAX
 from proxy.engine.specs import (
     EVERYTHING,
     Change,
     DrainOrder,
     DrainTarget,
-    OpenListener,
     cookie_of,
 )
 from proxy.engine.worker import Worker
@@ -75,7 +67,7 @@ log = structlog.get_logger()
 class House:
     """A configuration at work: its worker, or workers, and the sockets of listeners and admin.
 
-    Made by ``open_house``; used as a context manager, which closes what it owns.
+    Made by ``opening.open_house``; used as a context manager, which closes what it owns.
 
     Attributes:
         config: what is at work.
@@ -207,7 +199,9 @@ class House:
                     config.listener, self._bound, self._leaving, undo, self.workers, given
                 )
                 undo.pop_all()
-            change = self._change(config, upstreams, arranged)
+            change = change_to(
+                config, upstreams, arranged.bound, self._bound, self.drained_listeners
+            )
             self._take_over(config, arranged)
             if self._has_to_wait:
                 self._first = change
@@ -417,14 +411,8 @@ class House:
 
     def whole_change(self) -> Change:
         """What a worker has to be that begins now; the sockets stay ours."""
-        config, bound = self.config, self._bound
-        opened = (
-            OpenListener(listener_spec(name, each.listener), each.sockets)
-            for name, each in bound.items()
-            if each.is_open
-        )
-        change = self._change(config, self._upstreams, Arrangement(bound, []))
-        return replace(change, opened=tuple(opened), changed=(), closed=())
+        bound = {name: each for name, each in self._bound.items() if each.is_open}
+        return change_to(self.config, self._upstreams, bound)
 
     def _store_sockets(self) -> None:
         """Have the service manager keep the sockets that take clients, for our next life."""
@@ -434,27 +422,6 @@ class House:
             if name not in self.drained_listeners
         }
         self.store.keep(sockets_to_keep(self.config, sockets))
-
-    def _change(
-        self, config: Config, upstreams: dict[str, UpstreamSpec], arranged: Arrangement
-    ) -> Change:
-        opened, changed = [], []
-        for name, (listener, sockets) in arranged.bound.items():
-            before = self._bound.get(name)
-            if before is None or before.sockets is not sockets or name in self.drained_listeners:
-                opened.append(OpenListener(listener_spec(name, listener), sockets))
-            elif before.listener != listener:
-                changed.append(listener_spec(name, listener))
-        return Change(
-            upstreams=tuple(upstreams.values()),
-            opened=tuple(opened),
-            changed=tuple(changed),
-            closed=tuple(name for name in self._bound if name not in arranged.bound),
-            pace=pace_of(config.engine),
-            table_limit=config.engine.table_limit,
-            recent=config.engine.recent,
-            sample_rate=config.engine.sample_rate,
-        )
 
     def _take_over(self, config: Config, arranged: Arrangement) -> None:
         """Know that a configuration is at work."""
@@ -467,73 +434,6 @@ class House:
         _remove_files([each for each in arranged.leaving if each not in self._leaving] + gone)
         self.drained_listeners.clear()
         self.drained_endpoints.clear()
-
-
-async def open_house(
-    config: Config,
-    notifier: Notifier = NOBODY,
-    inheritance: Inheritance = NOTHING,
-    newcomer: Newcomer | None = None,
-) -> House:
-    """Resolve, bind and set up everything that the configuration names.
-
-    Args:
-        config: what to do.
-        notifier: the line to the service manager, which stores the listening sockets.
-        inheritance: listening sockets that it passed; used in place of binding, or closed.
-        newcomer: what was given to us by a predecessor that started us, where one did.
-
-    Raises:
-        ResolveError: an endpoint has no address, and will not have one soon.
-        BindError: a socket could not be bound, or there is no such user; none is left open then.
-        OptionError: a socket option, or a source, is not to be had; the same.
-
-    """
-    raise_file_limit()
-    worker = _workers(config, notifier)
-    house = House(config, worker, [], notifier, inheritance, newcomer)
-    house.admin_users = admin_users(config.admin)
-    upstreams = await house.rehearse(config, is_start=True)
-    with ExitStack() as undo:
-        house.admin += open_admin(config.admin, inheritance.admin, undo)
-        await house.prepare_heritage()
-        given = adopt(config, inheritance, house.store, house.workers)
-        for socket in (socket for sockets in given.values() for socket in sockets):
-            undo.enter_context(socket)
-        try:
-            await house.put_to_work(config, upstreams, given)
-        except BindError as error:
-            if newcomer is not None or house.heritage.is_empty:
-                raise
-            log.error(
-                "predecessors_in_the_way", reason=str(error), remedy="they and their flows end"
-            )
-            await house.heritage.end()
-            await house.put_to_work(config, upstreams, given)
-        if house.heritage.is_empty:
-            house.steer()
-        undo.pop_all()
-    return house
-
-
-def _workers(config: Config, notifier: Notifier) -> Worker | Crew:
-    """One worker in this process, which costs nothing; several in processes of their own.
-
-    So is one whose flows are to outlive its process.
-    """
-    engine = config.engine
-    cores = min(len(os.sched_getaffinity(0)), WORKERS_MAX)
-    count = cores if engine.workers == AUTO else engine.workers
-    if count == 1 and not config.keeps_crashed:
-        return Worker(engine.table_limit, engine.recent)
-    store, standbys = ChannelStore(notifier), config.keeps_crashed
-    return Crew(count, engine.table_limit, engine.recent, store, standbys=standbys)
-
-
-def raise_file_limit() -> None:
-    """Allow this process as many descriptors as the system lets it have; flows need them."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
 
 
 def _remove_files(bound: Iterable[Bound]) -> None:

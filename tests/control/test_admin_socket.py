@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from proxy.config.load import parse
-from proxy.control.house import open_house
 from proxy.control.listen import BindError, bind_admin_socket
+from proxy.control.opening import open_house
 
 
 def message(path: Path) -> str:

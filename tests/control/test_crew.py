@@ -17,7 +17,8 @@ import trio
 from proxy.config.load import parse
 from proxy.control import crew as crew_module
 from proxy.control.crew import Crew
-from proxy.control.house import House, open_house
+from proxy.control.house import House
+from proxy.control.opening import open_house
 from proxy.control.remote import RemoteWorker
 from proxy.control.steward import Steward
 from proxy.core.condition import Administration, Health

@@ -17,7 +17,8 @@ from trio.socket import SocketType
 from proxy.config.load import parse
 from proxy.control import house as house_module
 from proxy.control.crew import Crew
-from proxy.control.house import House, open_house
+from proxy.control.house import House
+from proxy.control.opening import open_house
 from proxy.control.remote import RemoteWorker
 from proxy.engine.flow_lines import FlowLog
 from proxy.engine.succession import knock

@@ -17,7 +17,8 @@ import trio
 
 from proxy.config.load import load
 from proxy.config.model import Config
-from proxy.control.house import House, open_house
+from proxy.control.house import House
+from proxy.control.opening import open_house
 from proxy.control.steward import WAITING_MAX, Steward
 from proxy.core.flow import State
 from tests.e2e.patience import PATIENCE

@@ -6,7 +6,7 @@ import pytest
 import trio
 
 from proxy.config.load import parse
-from proxy.control.house import open_house
+from proxy.control.opening import open_house
 
 TEXT = """
 admin.socket = ""

@@ -16,7 +16,7 @@ import trio
 from trio.socket import SocketType
 
 from proxy.config.load import parse
-from proxy.control.house import open_house
+from proxy.control.opening import open_house
 from proxy.core.address import Address
 from tests.engine import lab
 from tests.engine.lab import PATIENCE, Lab
