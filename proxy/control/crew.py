@@ -3,11 +3,9 @@
 What is whose is for ``division`` to say; here the workers are kept at work, told what to do, and
 asked; their answers become one.
 
-The supervisor keeps a duplicate of every listening socket, so that clients wait in its queue, and
-go to nobody else, while a worker is away. One that ends is started again at once, with a growing
-pause if it does so again soon, and gets everything that was ordered before. Its flows are gone:
-they are counted as ``internal``, by the last reading that is known, and so is what it had counted
-for names that are no more, in case they come again. So counters never go backwards.
+A worker that ends is started again at once, with a growing pause if it does so again soon, and gets
+everything that was ordered before. Its clients wait meanwhile, see ``duplicates``; its flows are
+gone, unless it has a standby, and counted by ``readings``.
 
 Order of changes: one at a time, for all workers, the one just starting among them.
 """
@@ -26,26 +24,24 @@ import structlog
 import trio
 
 from proxy.control.division import Division, whole
+from proxy.control.duplicates import Duplicates
 from proxy.control.line_queue import LineQueue
 from proxy.control.lineage import Lineage
+from proxy.control.readings import Readings
 from proxy.control.remote import RemoteWorker, WorkerLostError, start_line
 from proxy.control.slots import Slots
 from proxy.core.condition import Administration
-from proxy.core.flow import CloseReason
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
 from proxy.engine.forebears import Forebears
 from proxy.engine.merge import (
-    carry_counters,
     merge_counters,
     merge_ids,
     merge_order_counts,
     merge_status,
     only_names_of,
-    retire_counters,
-    settle_counters,
 )
-from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget, cookie_of
+from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget
 from proxy.engine.watch import Pending, Told
 
 if TYPE_CHECKING:
@@ -119,7 +115,6 @@ class Crew:
     ) -> None:
         self.size = size
         self._lineages = [Lineage(index, start_line) if standbys else None for index in range(size)]
-        self._bereft: list[RelayCounters | None] = [None] * size
         self._keeper = keeper
         self.inherits: Introduce | None = None
         self._division = Division(size, table_limit, recent)
@@ -132,16 +127,12 @@ class Crew:
         self._drains: dict[DrainTarget, DrainOrder] = {}
         self._disabled: dict[DrainTarget, EndpointOrder] = {}
         self._health: dict[tuple[str, str, Address], HealthReport] = {}
-        self._groups: list[tuple[Socket, ...]] = []
-        self._in_use: list[set[int] | None] = [None] * size
+        self._duplicates = Duplicates(size)
         self._changing = trio.Lock()
         self._finishing = False
         self._begun = set[int]()  # workers of which one has been at work
-        self._last: list[RelayCounters | None] = [None] * size
-        self._past: list[RelayCounters] = []
+        self._readings = Readings(size)
         self.forebears = Forebears()
-        self._shown = [0] * size  # names in the last reading of each
-        self._unsettled = set[int]()  # workers whose former names have to be read once more
         self._flow_log: FlowLog | None = None
         self._lines = LineQueue()
         self._queries: Mapping[int, FlowQuery] = {}
@@ -163,8 +154,7 @@ class Crew:
                         starting.start_soon(nursery.start, self._keep, index)
                 task_status.started()
         finally:
-            for socket in (socket for group in self._groups for socket in group):
-                socket.close()
+            self._duplicates.close()
             self._slots.close()
             os.close(self._commons)
 
@@ -178,12 +168,9 @@ class Crew:
             }
             change = self._slots.given(change)
             self._wanted = whole(self._wanted, change)
-            self._unsettled |= set(range(self.size))
+            self._readings.expect_names()
             await self._all(lambda remote: self._apply(remote, change))
-            self._groups += [
-                each.sockets for each in change.opened if each.sockets not in self._groups
-            ]
-            self._close_unused()
+            self._duplicates.add(each.sockets for each in change.opened)
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         """Have every worker's upstreams other endpoints, and those of workers to come too."""
@@ -192,7 +179,7 @@ class Crew:
             if self._wanted is not None:
                 known = (new.get(spec.name, spec) for spec in self._wanted.upstreams)
                 self._wanted = replace(self._wanted, upstreams=tuple(known))
-            self._unsettled |= set(range(self.size))
+            self._readings.expect_names()
             divided = self._division.upstreams
             await self._all(lambda each: each.readdress(divided(upstreams, each.index)))
 
@@ -266,10 +253,8 @@ class Crew:
                 rows.update(zip(own, await remote.flow_rows(own, recent=recent), strict=True))
 
         await self._all(ask)
-        strayed = [
-            id for id in ids if rows.get(id) is None
-        ]  # with those of more, or fewer, workers
-        if strayed:
+        strayed = [id for id in ids if rows.get(id) is None]
+        if strayed:  # they came from more workers, or fewer, and are with another
             for found in await self._all(lambda one: one.flow_rows(strayed, recent=recent)):
                 there = zip(strayed, found, strict=True)
                 rows |= {id: row for id, row in there if row is not None}
@@ -293,7 +278,7 @@ class Crew:
         ours = merge_counters(())
         ours["log_dropped"] = self._lines.dropped
         ours["worker_restarts"] = self.restarts
-        return [*self._past, *self.forebears.readings(), ours]
+        return [*self._readings.past, *self.forebears.readings(), ours]
 
     async def status(self) -> RelayStatus:
         """Say how the relay is."""
@@ -370,8 +355,7 @@ class Crew:
 
     def serves(self, index: int, cookies: set[int]) -> None:
         """Close our duplicates of the sockets that no worker uses any more."""
-        self._in_use[index] = cookies
-        self._close_unused()
+        self._duplicates.serves(index, cookies)
 
     def logged(self, lines: Lines) -> None:
         """Keep lines of flows that ended until they are asked for."""
@@ -381,19 +365,12 @@ class Crew:
         """Count what a worker that has ended leaves behind."""
         self._remotes[index] = None
         self._slots.lost(index)
-        self._in_use[index] = None
+        self._duplicates.lost(index)
         if self._queries:  # of its flows nothing more will be told
             self._events.lose()
-        last, self._last[index] = self._last[index], None
-        lineage, bereft = self._lineages[index], self._bereft[index]
+        lineage = self._lineages[index]
         lives_on = lineage is not None and not self._finishing and lineage.has_heir
-        if last is not None:
-            fate = None if lives_on else CloseReason.INTERNAL
-            self._past = [merge_counters([*self._past, retire_counters(last, fate)])]
-            self._bereft[index] = last if lives_on else None
-        elif bereft is not None and not lives_on:  # nobody was left to say what lived on
-            self._past.append(settle_counters(bereft, merge_counters(())))
-            self._bereft[index] = None
+        self._readings.lost(index, lives_on=lives_on)
 
     async def _keep(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
         """Have a worker at work, and another when it has ended, until all are to end."""
@@ -484,17 +461,6 @@ class Crew:
     async def _apply(self, remote: RemoteWorker, change: Change) -> None:
         await remote.apply(self._division.part(change, remote.index))
 
-    def _close_unused(self) -> None:
-        """Close the listeners that no worker serves; one that is away may have to again."""
-        if None in self._in_use:
-            return
-        used = set[int]().union(*filter(None, self._in_use))
-        self._groups = [group for group in self._groups if group[0].fileno() >= 0]
-        for group in self._groups:
-            if not any(cookie_of(socket) in used for socket in group):
-                for socket in group:
-                    socket.close()
-
     async def _read_often(self, remote: RemoteWorker) -> None:
         """Read a worker's counters, and end it if it does not answer: it hangs."""
         with suppress(WorkerLostError):
@@ -511,25 +477,17 @@ class Crew:
         return remote, await self._read(remote)
 
     async def _read(self, remote: RemoteWorker) -> RelayCounters:
-        reading, index = await remote.counters(), remote.index
-        if self._remotes[index] is remote:
-            bereft, self._bereft[index] = self._bereft[index], None
-            if bereft is not None:
-                self._past.append(settle_counters(bereft, reading))
-            self._last[index] = carry_counters(self._last[index], reading)
-            before, self._shown[index] = self._shown[index], _rows(reading)
-            if self._shown[index] < before:  # a former name's last flow has ended
-                self._unsettled.add(index)
+        reading = await remote.counters()
+        if self._remotes[remote.index] is remote:
+            self._readings.keep(remote.index, reading)
         return reading
 
     async def _read_former(self, remote: RemoteWorker) -> None:
         """Read those of former names, too, when they may have changed; once, for they are many."""
-        index = remote.index
-        if index in self._unsettled:
-            self._unsettled.discard(index)
+        if self._readings.take_unsettled(remote.index):
             reading = await remote.counters(former=True)
-            if self._remotes[index] is remote:
-                self._last[index] = reading
+            if self._remotes[remote.index] is remote:
+                self._readings.keep_whole(remote.index, reading)
 
     async def _collect_events(self, remote: RemoteWorker) -> None:
         with suppress(WorkerLostError):
@@ -553,8 +511,3 @@ class Crew:
                 if remote is not None:
                     nursery.start_soon(ask_one, remote)
         return [answers[index] for index in sorted(answers)]
-
-
-def _rows(reading: RelayCounters) -> int:
-    of_listeners = len(reading["listeners"]) + len(reading["routes"])
-    return of_listeners + len(reading["endpoints"]) + len(reading["queues"])

@@ -354,7 +354,7 @@ async def test_a_name_goes_on_where_it_was_though_a_worker_died_while_it_was_awa
         before = (await house.worker.counters())["listeners"][1]
         file.write_text(settings(tmp_path) + web)
         assert (await steward.reload("test"))["problems"] == []
-        while crew._unsettled:
+        while crew._readings._unsettled:
             await trio.sleep(0.01)
         await trio.sleep(0.1)  # further readings, in which it is not
         for index in range(2):
@@ -391,7 +391,7 @@ async def test_who_waits_for_an_endpoint_is_counted_over_workers_that_die_and_re
         counters = await until(house, lambda read: read["queues"][0]["waited"] == 18)
         (row,) = counters["queues"]
         assert (row["waiting"], row["ceiling"]) == (18, 1000), "of both workers together"
-        while not all(last and last["queues"][0]["waited"] for last in crew._last):
+        while not all(last and last["queues"][0]["waited"] for last in crew._readings._last):
             await trio.sleep(0.01)
         victim = crew._remotes[0]
         assert victim is not None
