@@ -13,20 +13,16 @@ Invariants:
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeAlias
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import structlog
 
-from proxy.core.address import Transport
-from proxy.core.address_rows import is_up
 from proxy.core.condition import Administration
-from proxy.core.explanation import FlowQuestion
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
-from proxy.core.sample_counters import slowed_by
 from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
@@ -54,18 +50,18 @@ from proxy.observe.questions import (
     event_wish,
     flow_id,
     flow_question,
+    no_such_listener,
     params_of,
     refused,
     whole_number,
 )
 from proxy.observe.reader import Wish, as_events, as_lines, read_events
+from proxy.observe.rows import listener_rows, upstream_rows
 from proxy.observe.samples import Reading
 from proxy.observe.trust import Trust
 
 if TYPE_CHECKING:
-    from proxy.core.counters import EndpointSnapshot, ListenerSnapshot
-    from proxy.core.queue_counters import QueueSnapshot
-    from proxy.engine.port import CheckRow, RelayCounters, RelayPort, StewardPort
+    from proxy.engine.port import RelayPort, ReloadAnswer, StewardPort, UpgradeAnswer
     from proxy.observe.reader import Message
 
 SLICE_ROWS: Final = 10
@@ -190,35 +186,13 @@ class Api:
         """Every listener: where it listens, and what its flows have done."""
         params_of(request, ())
         status, counters = await self._port.status(), await self._port.counters()
-        rows = [
-            {
-                **row,
-                "original": _direction(row, "original"),
-                "reply": _direction(row, "reply"),
-                "slowed_by": slowed_by(row["samples"]),
-                "listening": [
-                    socket["local"]
-                    for socket in status["listening"]
-                    if socket["listener"] == row["listener"]
-                ],
-                "survive": next(
-                    (
-                        socket["survive"]
-                        for socket in status["listening"]
-                        if socket["listener"] == row["listener"]
-                    ),
-                    None,
-                ),
-            }
-            for row in counters["listeners"]
-        ]
-        return json_response({"listeners": rows})
+        return json_response({"listeners": listener_rows(status, counters)})
 
     async def upstreams(self, request: Request, _word: str) -> Response:
         """Every upstream with its endpoints."""
         params_of(request, ())
         checks = self._steward.checks()
-        return json_response({"upstreams": _by_upstream(await self._port.counters(), checks)})
+        return json_response({"upstreams": upstream_rows(await self._port.counters(), checks)})
 
     async def names(self, request: Request, _word: str) -> Response:
         """What is known of the names of endpoints."""
@@ -254,7 +228,7 @@ class Api:
         values = params_of(request, EXPLAINING, verbatim=("client",))
         question = flow_question(values)
         rows = (await self._port.counters())["listeners"]
-        if (problem := _no_such(rows, question)) is not None:
+        if (problem := no_such_listener(rows, question)) is not None:
             raise HttpError(404, problem)
         explanation = await self._port.explain(question)
         if explanation is None:
@@ -307,17 +281,13 @@ class Api:
         """Read the configuration again, and do what it says."""
         values = params_of(request, RELOADING)
         answer = await self._steward.reload(request.peer, dry_run=values.get("dry_run", False))
-        if answer["problems"]:
-            raise HttpError(409, "nothing was changed; see the problems", **answer)
-        return json_response(answer)
+        return _unless_refused(answer)
 
     async def upgrade(self, request: Request, _word: str) -> Response:
         """Start the program anew, and leave everything to that."""
         values = params_of(request, RELOADING)
         answer = await self._steward.upgrade(request.peer, dry_run=values.get("dry_run", False))
-        if answer["problems"]:
-            raise HttpError(409, "nothing was changed; see the problems", **answer)
-        return json_response(answer)
+        return _unless_refused(answer)
 
     async def drain(self, request: Request, _word: str) -> Response:
         """Begin to drain a listener, or an endpoint; the status tells how it goes on."""
@@ -427,6 +397,13 @@ class Api:
             raise refused(ParamError("listener", f"{named}; there are: {', '.join(names)}"))
 
 
+def _unless_refused(answer: ReloadAnswer | UpgradeAnswer) -> Response:
+    """What was done; an error with every problem where nothing was."""
+    if answer["problems"]:
+        raise HttpError(409, "nothing was changed; see the problems", **answer)
+    return json_response(answer)
+
+
 Method: TypeAlias = Callable[[Api, Request, str], Awaitable[Response]]
 
 FLOW_PATH: Final = "/api/v1/flows/ID"
@@ -489,46 +466,3 @@ listener=NAME, or with endpoint=HOST:PORT and perhaps upstream=NAME, and perhaps
 POST /api/v1/disable and /api/v1/enable with endpoint=HOST:PORT and perhaps upstream=NAME;
 POST /api/v1/limits with {", ".join(LIMITING)}; and DELETE /api/v1/limits/NUMBER.
 """
-
-
-def _no_such(rows: Sequence[ListenerSnapshot], question: FlowQuestion) -> str | None:
-    """Why no listener is meant, and which there are; None if one is."""
-    there = [f"{row['transport']} {row['listener']}" for row in rows]
-    asked = f"{question.transport.value} {question.listener}"
-    if asked in there:
-        return None
-    return f'there is no listener "{asked}"; there are: {", ".join(there)}'
-
-
-def _direction(row: ListenerSnapshot, name: Literal["original", "reply"]) -> dict[str, Any]:
-    """One direction; packets are None for streams, as in a flow: the kernel hides them."""
-    values: dict[str, Any] = {**row[name]}
-    if not Transport(row["transport"]).is_datagram:
-        values |= {"packets_received": None, "packets_sent": None}
-    return values
-
-
-def _by_upstream(counters: RelayCounters, checks: Iterable[CheckRow]) -> list[dict[str, Any]]:
-    """Endpoints and queue by their upstream, and with each address what its last check showed."""
-    queues = {each["upstream"]: _without_name(each) for each in counters["queues"]}
-    found = {(each["upstream"], each["endpoint"], each["address"]): each for each in checks}
-    upstreams: dict[str, list[dict[str, Any]]] = {}
-    for row in counters["endpoints"]:
-        endpoint = _without_name(row)
-        last = [
-            found.get((row["upstream"], row["endpoint"], each["address"]))
-            for each in row["addresses"]
-        ]
-        endpoint["up"] = is_up(row, [check["health"] for check in last if check])
-        endpoint["addresses"] = [
-            {**each, "check": check} for each, check in zip(row["addresses"], last, strict=True)
-        ]
-        upstreams.setdefault(row["upstream"], []).append(endpoint)
-    return [
-        {"upstream": name, "endpoints": rows, "queue": queues.get(name)}
-        for name, rows in upstreams.items()
-    ]
-
-
-def _without_name(row: EndpointSnapshot | QueueSnapshot) -> dict[str, Any]:
-    return {key: value for key, value in row.items() if key != "upstream"}

@@ -5,7 +5,7 @@ What a parameter may be stands in ``params``; what several of them mean together
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from proxy.core.events import EventKind
@@ -22,6 +22,7 @@ from proxy.observe.params import (
 from proxy.observe.reader import Wish
 
 if TYPE_CHECKING:
+    from proxy.core.counters import ListenerSnapshot
     from proxy.observe.http import Request
 
 FLOW_PARAMS: Final = (*STREAMED, "sort", "limit")
@@ -103,3 +104,12 @@ def whole_number(word: str, what: str) -> int:
     if not (word.isascii() and word.isdigit() and len(word) <= 18):
         raise HttpError(400, f'"{word}" is not {what} are whole numbers')
     return int(word)
+
+
+def no_such_listener(rows: Sequence[ListenerSnapshot], question: FlowQuestion) -> str | None:
+    """Why no listener is meant, and which there are; None if one is."""
+    there = [f"{row['transport']} {row['listener']}" for row in rows]
+    asked = f"{question.transport.value} {question.listener}"
+    if asked in there:
+        return None
+    return f'there is no listener "{asked}"; there are: {", ".join(there)}'
