@@ -369,7 +369,7 @@ class Crew:
         if self._queries:  # of its flows nothing more will be told
             self._events.lose()
         lineage = self._lineages[index]
-        lives_on = lineage is not None and not self._finishing and lineage.has_heir
+        lives_on = lineage is not None and not self._finishing and lineage.has_standby
         self._readings.lost(index, lives_on=lives_on)
 
     async def _keep(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
@@ -397,8 +397,10 @@ class Crew:
                 life.cancel_scope.cancel()
             if self._finishing or EVERYTHING in self._drains:
                 return
-            if trio.current_time() - began > HEALTHY or (lineage is not None and lineage.has_heir):
-                pause = 0.0  # flows wait for the heir
+            if trio.current_time() - began > HEALTHY or (
+                lineage is not None and lineage.has_standby
+            ):
+                pause = 0.0  # flows wait for the standby
             log.error("worker_lost", worker=index, pid=remote.pid, exit=code, again_in=pause)
             await trio.sleep(pause)
             pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))

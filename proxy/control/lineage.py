@@ -136,7 +136,7 @@ class ClonedProcess:
             os.close(self._fd)
 
 
-class Heir(NamedTuple):
+class Standby(NamedTuple):
     """A standby.
 
     Attributes:
@@ -163,17 +163,17 @@ class Lineage:
         self._start = start
         self._line: Socket | None = None
         self._channel: Socket | None = None
-        self._heirs: deque[Heir] = deque()  # a standby that begins has one of its own at once
+        self._standbys: deque[Standby] = deque()  # a standby that begins has one of its own at once
         self._short = 0
         self._began = 0.0
 
     @property
-    def has_heir(self) -> bool:
+    def has_standby(self) -> bool:
         """Whether a standby is there to take over."""
         self._hear()
-        while self._heirs and self._heirs[0].process.has_ended():
-            self._heirs.popleft().wire.close()
-        return bool(self._heirs)
+        while self._standbys and self._standbys[0].process.has_ended():
+            self._standbys.popleft().wire.close()
+        return bool(self._standbys)
 
     async def begin(self) -> Born:
         """Have the standby work, if there is one; or start the first process of a line.
@@ -188,9 +188,9 @@ class Lineage:
             log.error("legacy_given_up", worker=self._index, lives=self._short)
             await self.end()
         self._began = trio.current_time()
-        if self.has_heir:
+        if self.has_standby:
             assert self._channel is not None
-            process, end = self._heirs.popleft()
+            process, end = self._standbys.popleft()
             end.setblocking(False)
             wire = Wire(trio.socket.from_stdlib_socket(end))
             return Born(process, wire, self._channel.dup())
@@ -201,32 +201,32 @@ class Lineage:
         """Notice a standby that ends while its worker lives; until cancelled."""
         await worker.wait_started()
         while self._line is not None:
-            if not self._heirs:
+            if not self._standbys:
                 await trio.lowlevel.wait_readable(self._line)
                 self._hear()
-                if not self._heirs:  # nobody is left who could tell
+                if not self._standbys:  # nobody is left who could tell
                     return
-            heir = self._heirs[0]
-            code = await heir.process.wait()
+            standby = self._standbys[0]
+            code = await standby.process.wait()
             if code:
-                log.error("standby_lost", worker=self._index, pid=heir.process.pid, exit=code)
-            if heir in self._heirs:
-                self._heirs.remove(heir)
-                heir.wire.close()
+                log.error("standby_lost", worker=self._index, pid=standby.process.pid, exit=code)
+            if standby in self._standbys:
+                self._standbys.remove(standby)
+                standby.wire.close()
 
     async def end(self) -> None:
         """Want no other worker of this line."""
         self._hear()
-        heirs, self._heirs = self._heirs, deque()
-        for heir in heirs:
-            heir.wire.close()
+        standbys, self._standbys = self._standbys, deque()
+        for standby in standbys:
+            standby.wire.close()
         for end in (self._line, self._channel):
             if end is not None:
                 end.close()
         self._line = self._channel = None
         with trio.CancelScope(shield=True):
-            for heir in heirs:
-                await heir.process.wait()
+            for standby in standbys:
+                await standby.process.wait()
 
     async def _start_first(self) -> Born:
         wire, theirs = wire_pair()
@@ -253,4 +253,4 @@ class Lineage:
                 return
             (pid,) = ANNOUNCEMENT.unpack(data)
             with suppress(ProcessLookupError):
-                self._heirs.append(Heir(ClonedProcess(pid), Socket(fileno=files[0])))
+                self._standbys.append(Standby(ClonedProcess(pid), Socket(fileno=files[0])))

@@ -172,15 +172,15 @@ async def test_a_standby_that_is_killed_alone_is_missed(tmp_path: Path) -> None:
         assert isinstance(crew, Crew)
         lineage = crew._lineages[0]
         assert lineage is not None
-        assert lineage.has_heir
-        os.kill(lineage._heirs[0].process.pid, signal.SIGKILL)
-        while lineage.has_heir:
+        assert lineage.has_standby
+        os.kill(lineage._standbys[0].process.pid, signal.SIGKILL)
+        while lineage.has_standby:
             await trio.sleep(0.005)
         await send_all(client, b"on")  # the worker has noticed nothing
         assert await receive_exactly(accepted, 2) == b"on"
         await kill(house)
         assert await lab.is_reset(client) or True  # cut, whatever way the kernel cuts
-        assert lineage.has_heir  # and the next worker has a standby again
+        assert lineage.has_standby  # and the next worker has a standby again
         assert (await counters(house))["closed"]["internal"] == 1
 
 
@@ -193,8 +193,8 @@ async def test_no_process_is_left_behind(tmp_path: Path) -> None:
         lineage, remote = crew._lineages[0], crew._remotes[0]
         assert lineage is not None
         assert remote is not None
-        assert lineage.has_heir
-        pids = [remote.pid, lineage._heirs[0].process.pid]
+        assert lineage.has_standby
+        pids = [remote.pid, lineage._standbys[0].process.pid]
     for pid in pids:
         assert not Path(f"/proc/{pid}").exists()  # noqa: ASYNC240 - of the kernel
 
