@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
-from proxy.control.predecessor import Predecessor, PredecessorError, Report, StrangerError
+from proxy.control.predecessor import Predecessor, PredecessorError, Report, StrangerError, Total
 
 if TYPE_CHECKING:
     from collections.abc import Awaitable, Callable, Iterable, Sequence
@@ -263,9 +263,7 @@ def _tell(reports: Sequence[Report], seconds: float) -> None:
     log.info(
         "handed_over",
         predecessors=len(reports),
-        flows=sum(report.handed for report in reports),
-        stayed=sum(report.stayed for report in reports),
-        pause=round(max((report.longest for report in reports), default=0.0), 3),
+        **Total.of(reports)._asdict(),
         seconds=round(seconds, 3),
         failures=[report.failure for report in reports if report.failure],
     )

@@ -23,6 +23,7 @@ import trio
 from proxy import __version__
 from proxy.control.inherited import Inheritance, take
 from proxy.control.notify import Notifier
+from proxy.control.predecessor import Total
 from proxy.engine.wire import Wire, WireError, wire_on
 
 if TYPE_CHECKING:
@@ -39,7 +40,6 @@ FIRST_WORD: Final = 10.0
 
 GO: Final = 30.0
 """Seconds until we may go on: who started us has to wait for what is under way there."""
-
 
 LAST_WORD: Final = 5.0
 """Seconds for who started us to let go of the admin's sockets."""
@@ -89,13 +89,8 @@ class Newcomer:
 
     async def tell_done(self, reports: Sequence[Report]) -> None:
         """Say that we have taken over, and what; return when the admin's sockets are ours alone."""
-        done = {
-            "flows": sum(report.handed for report in reports),
-            "stayed": sum(report.stayed for report in reports),
-            "pause": round(max((report.longest for report in reports), default=0.0), 3),
-        }
         with suppress(WireError), trio.move_on_after(LAST_WORD):
-            await self._say({"done": done})
+            await self._say({"done": Total.of(reports)._asdict()})
             await self._wire.receive()
         self._wire.close()
 

@@ -60,6 +60,30 @@ class Report(NamedTuple):
     failure: str
 
 
+class Total(NamedTuple):
+    """What became of the flows of all predecessors together.
+
+    Attributes:
+        flows: how many have come.
+        stayed: how many drain where they are.
+        pause: seconds that one of them stood still at most.
+
+    """
+
+    flows: int = 0
+    stayed: int = 0
+    pause: float = 0.0
+
+    @classmethod
+    def of(cls, reports: Sequence[Report]) -> Total:
+        """Add up what was reported."""
+        return cls(
+            sum(report.handed for report in reports),
+            sum(report.stayed for report in reports),
+            round(max((report.longest for report in reports), default=0.0), 3),
+        )
+
+
 class Predecessor:
     """A worker that was left behind. Owns our end of its channel.
 

@@ -26,7 +26,7 @@ import os
 import subprocess
 import sys
 from contextlib import ExitStack, closing, suppress
-from typing import TYPE_CHECKING, Any, Final, Literal, NamedTuple
+from typing import TYPE_CHECKING, Any, Final, Literal
 
 import structlog
 import trio
@@ -34,6 +34,7 @@ import trio
 from proxy.config.load import STDIN
 from proxy.control.inherited import ADMIN_HTTP, ADMIN_SOCKET
 from proxy.control.newcomer import PREDECESSOR, VERSION
+from proxy.control.predecessor import Total
 from proxy.control.store import channel_label, labels
 from proxy.control.unix import UnixListenSocket
 from proxy.engine.succession import Succession, channel
@@ -87,15 +88,7 @@ class UpgradeError(Exception):
         self.problems = problems
 
 
-class Report(NamedTuple):
-    """What became of our flows: how many went, and stayed, and the longest pause of one."""
-
-    flows: int = 0
-    stayed: int = 0
-    pause: float = 0.0
-
-
-NOTHING: Final = Report()
+NOTHING: Final = Total()
 
 
 class Upgrader:
@@ -177,11 +170,11 @@ class Upgrader:
             except UpgradeError:
                 await _end(process)
                 raise
-            report = _report(await self._give_way(wire, process))
+            total = _total(await self._give_way(wire, process))
             self._house.hand_on()
             for _ in range(LETTING_GO):
                 await trio.lowlevel.checkpoint()
-        answer = _answer(pid=process.pid, version=str(ready.get("program")), report=report)
+        answer = _answer(pid=process.pid, version=str(ready.get("program")), total=total)
         log.info("upgraded", **{key: answer[key] for key in LOGGED})
         return answer
 
@@ -300,10 +293,10 @@ async def _hear(wire: Wire, process: trio.Process, word: str) -> dict[str, Any]:
     return found
 
 
-def _report(said: dict[str, Any]) -> Report:
+def _total(said: dict[str, Any]) -> Total:
     """What the new process says of its taking over; it has done so, whatever it says."""
     try:
-        return Report(int(said["flows"]), int(said["stayed"]), float(said["pause"]))
+        return Total(int(said["flows"]), int(said["stayed"]), float(said["pause"]))
     except (KeyError, TypeError, ValueError):
         return NOTHING
 
@@ -336,7 +329,7 @@ def _answer(
     problems: list[str] | None = None,
     pid: int = 0,
     version: str = "",
-    report: Report = NOTHING,
+    total: Total = NOTHING,
 ) -> UpgradeAnswer:
     return {
         "upgraded": bool(pid),
@@ -344,7 +337,7 @@ def _answer(
         "problems": problems or [],
         "pid": pid,
         "version": version,
-        "flows": report.flows,
-        "stayed": report.stayed,
-        "pause": report.pause,
+        "flows": total.flows,
+        "stayed": total.stayed,
+        "pause": total.pause,
     }
