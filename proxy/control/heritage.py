@@ -222,16 +222,18 @@ class Heritage:
             with suppress(PredecessorError):
                 await each.end()
             self._forget(each)
-        for socket in (socket for group in (*self._heirs, *self._bequests) for socket in group):
-            socket.close()
-        self._heirs, self._bequests, self._absent = [], [], set()
+        self._expect_nothing()
 
     def close(self) -> None:
         """Let go of everybody."""
         for each in (*self._predecessors, *self._strangers):
             each.close()
+        self._expect_nothing()
+
+    def _expect_nothing(self) -> None:
         for socket in (socket for group in (*self._heirs, *self._bequests) for socket in group):
             socket.close()
+        self._heirs, self._bequests, self._absent = [], [], set()
 
     async def _leave(
         self,
