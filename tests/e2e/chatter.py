@@ -16,8 +16,12 @@ import trio
 from trio.socket import SocketType
 
 from tests.e2e.patience import PATIENCE, until
+from tests.e2e.subject import Forward
 
 HOST = "127.0.0.1"
+
+TALKERS = 6
+"""Of each kind, each with an address of its own."""
 
 
 @dataclass
@@ -117,3 +121,10 @@ async def chatting() -> AsyncIterator[Chatter]:
             nursery.start_soon(chatter.serve_datagrams, bound)
             yield chatter
             nursery.cancel_scope.cancel()
+
+
+def talk(chatter: Chatter, web: Forward, dns: Forward, life: str) -> None:
+    """Have so many begin to talk, to streams and to datagrams, whom we can tell from others."""
+    for number in range(TALKERS):
+        chatter.begin(f"{life}-tcp{number}", "tcp", web.address, f"127.0.0.{number + 2}")
+        chatter.begin(f"{life}-udp{number}", "udp", dns.address, f"127.0.0.{number + 2}")

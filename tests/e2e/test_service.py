@@ -5,40 +5,19 @@ The manager is this test. tests/systemd has the real one.
 
 from __future__ import annotations
 
-import os
 import socket
-import sys
 from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import pytest
 import trio
 
 from tests.control.manager import Manager
 from tests.e2e.conftest import Stage
+from tests.e2e.launch import launch
 from tests.e2e.patience import PATIENCE
-from tests.e2e.program import Program, start
-from tests.e2e.subject import Forward, Settings, command_of
-
-LAUNCH = """
-import fcntl, os, sys
-files, names, address, *command = sys.argv[1:]
-files = [int(file) for file in files.split(",") if file]
-high = [fcntl.fcntl(file, fcntl.F_DUPFD, 3 + len(files)) for file in files]
-for file in files:
-    os.close(file)
-for index, file in enumerate(high):
-    os.dup2(file, 3 + index)
-    os.close(file)
-os.environ.update(NOTIFY_SOCKET=address, WATCHDOG_USEC="3000000")
-if files:
-    os.environ.update(
-        LISTEN_FDS=str(len(files)), LISTEN_PID=str(os.getpid()), LISTEN_FDNAMES=names
-    )
-os.execv(command[0], command)
-"""
-"""What systemd does between fork and exec."""
+from tests.e2e.program import Program
+from tests.e2e.subject import Forward, Settings
 
 
 @asynccontextmanager
@@ -47,14 +26,7 @@ async def life(
 ) -> AsyncIterator[Program]:
     """One life of a service, from ready to its end."""
     settings.write()
-    files = given or {}
-    for fd in files.values():
-        os.set_inheritable(fd, True)
-    command: list[str | Path] = [sys.executable, "-c", LAUNCH]
-    command += [",".join(map(str, files.values())), ":".join(files), manager.address]
-    running = await start(
-        [*command, *command_of(settings)], settings.folder, name="service", pass_fds=files.values()
-    )
+    running = await launch(settings, manager, given or {}, "service")
     try:
         await trio.to_thread.run_sync(manager.hear_until, "READY")
         yield running

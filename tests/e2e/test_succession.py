@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import json
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from pathlib import Path
 
 import pytest
 import trio
 
 from tests.control.manager import Manager
-from tests.e2e.chatter import Chatter, chatting
+from tests.e2e.chatter import TALKERS, chatting, talk
 from tests.e2e.conftest import Stage
+from tests.e2e.launch import launch
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import Program, start
-from tests.e2e.subject import Forward, Settings, Sockpair, command_of
-from tests.e2e.test_service import LAUNCH
-
-TALKERS = 6
+from tests.e2e.program import Program
+from tests.e2e.subject import Forward, Settings, Sockpair
 
 
 class Service:
@@ -47,17 +42,8 @@ class Service:
         """Start another life with all that is stored; return when it is ready."""
         self.settings.write()
         self.said.clear()
-        files = {**self.manager.stored}
-        for fd in files.values():
-            os.set_inheritable(fd, True)
-        command: list[str | Path] = [sys.executable, "-c", LAUNCH]
-        command += [",".join(map(str, files.values())), ":".join(files), self.manager.address]
-        life = await start(
-            [*command, *command_of(self.settings)],
-            self.settings.folder,
-            name=f"life{len(self.lives)}",
-            pass_fds=files.values(),
-        )
+        stored, name = {**self.manager.stored}, f"life{len(self.lives)}"
+        life = await launch(self.settings, self.manager, stored, name)
         self.lives.append(life)
         await until(
             lambda: life.process.poll() is not None or self._has_said("READY"),
@@ -87,12 +73,6 @@ async def service(settings: Settings) -> AsyncIterator[Service]:
                     await life.kill()
                 print(serving.story())
             nursery.cancel_scope.cancel()
-
-
-def talk(chatter: Chatter, web: Forward, dns: Forward, life: str) -> None:
-    for number in range(TALKERS):
-        chatter.begin(f"{life}-tcp{number}", "tcp", web.address, f"127.0.0.{number + 2}")
-        chatter.begin(f"{life}-udp{number}", "udp", dns.address, f"127.0.0.{number + 2}")
 
 
 @pytest.mark.parametrize("workers", [1, 2])

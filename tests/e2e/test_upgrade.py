@@ -15,13 +15,11 @@ from typing import Any
 import pytest
 import trio
 
-from tests.e2e.chatter import Chatter, chatting
+from tests.e2e.chatter import TALKERS, chatting, talk
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import PATIENCE, until
 from tests.e2e.program import Program, free_port, peer, start
 from tests.e2e.subject import COMMAND, Forward, Settings, Sockpair, command_of
-
-TALKERS = 6
 
 
 class Lives:
@@ -81,12 +79,6 @@ async def lives(settings: Settings) -> AsyncIterator[Lives]:
         print(first.story())
         running.end()
         await first.kill()
-
-
-def talk(chatter: Chatter, web: Forward, dns: Forward, life: str) -> None:
-    for number in range(TALKERS):
-        chatter.begin(f"{life}-tcp{number}", "tcp", web.address, f"127.0.0.{number + 2}")
-        chatter.begin(f"{life}-udp{number}", "udp", dns.address, f"127.0.0.{number + 2}")
 
 
 def is_gone(pid: int) -> bool:

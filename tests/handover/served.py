@@ -5,20 +5,16 @@ The manager keeps what lives store, and gives it to the next one; see ``tests.co
 
 from __future__ import annotations
 
-import os
 import signal
-import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
 
 from tests.control.manager import Manager
+from tests.e2e.launch import launch
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import start
-from tests.e2e.subject import Settings, command_of
-from tests.e2e.test_service import LAUNCH
+from tests.e2e.subject import Settings
 from tests.handover.house import House
 
 
@@ -39,17 +35,8 @@ class ServedHouse(House):
     async def begin(self) -> None:
         """Start a life with all that is stored; return when it is ready."""
         self._said.clear()
-        files = {**self._manager.stored}
-        for fd in files.values():
-            os.set_inheritable(fd, True)
-        command: list[str | Path] = [sys.executable, "-c", LAUNCH]
-        command += [",".join(map(str, files.values())), ":".join(files), self._manager.address]
-        self.program = await start(
-            [*command, *command_of(self.settings)],
-            self.settings.folder,
-            name=f"life{len(self.programs)}",
-            pass_fds=files.values(),
-        )
+        stored, name = {**self._manager.stored}, f"life{len(self.programs)}"
+        self.program = await launch(self.settings, self._manager, stored, name)
         self.programs.append(self.program)
         await until(self._is_decided, "the next life to be ready", 6 * PATIENCE)
         assert self.program.process.poll() is None, self.program.story()
