@@ -20,7 +20,7 @@ from proxy.core.unix import unix_address
 from proxy.engine.outbound import Outbound
 from tests.e2e.patience import PATIENCE
 from tests.e2e.peers import ZONE, dns_query, nginx, nsd, redis
-from tests.e2e.program import free_port
+from tests.e2e.program import free_port, is_running
 from tests.e2e.sockets import echo, listen, listen_datagrams
 
 PASSED, FAILED, SILENT = Verdict.PASSED, Verdict.FAILED, Verdict.SILENT
@@ -324,14 +324,6 @@ async def test_a_command_that_does_not_end_is_killed_with_its_children(tmp_path:
 async def test_a_command_that_is_not_there() -> None:
     result = await CommandProbe(("/nowhere/check",), "web", "x").run(at(TARGET))
     assert result == Result(FAILED, '"/nowhere/check" cannot be run: No such file or directory')
-
-
-def is_running(pid: int) -> bool:
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except FileNotFoundError:
-        return False
-    return state != "Z"
 
 
 def quietly(serve):  # type: ignore[no-untyped-def]

@@ -166,3 +166,12 @@ def accepts(port: int, host: str = "127.0.0.1") -> Callable[[], Awaitable[bool]]
         return True
 
     return look
+
+
+def is_running(pid: int) -> bool:
+    """Whether a process has not ended; one that nobody has waited for has."""
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+    return state not in "ZX"

@@ -6,7 +6,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
@@ -18,7 +18,7 @@ import trio
 from tests.e2e.chatter import TALKERS, chatting, talk
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import Program, free_port, peer, start
+from tests.e2e.program import Program, free_port, is_running, peer, start
 from tests.e2e.subject import COMMAND, Forward, Settings, Sockpair, command_of
 
 
@@ -68,9 +68,12 @@ class Lives:
 
 
 @asynccontextmanager
-async def lives(settings: Settings) -> AsyncIterator[Lives]:
+async def lives(
+    settings: Settings, command: Sequence[str | Path] | None = None
+) -> AsyncIterator[Lives]:
+    """Run sockpair, or another command that is one, and whatever successors it gets."""
     settings.write()
-    first = await start(command_of(settings), settings.folder, name="sockpair")
+    first = await start(command or command_of(settings), settings.folder, name="sockpair")
     running = Lives(settings, first)
     try:
         await running.wait_started()
@@ -79,13 +82,6 @@ async def lives(settings: Settings) -> AsyncIterator[Lives]:
         print(first.story())
         running.end()
         await first.kill()
-
-
-def is_gone(pid: int) -> bool:
-    """Whether a process has ended, though perhaps nobody has asked how."""
-    with suppress(FileNotFoundError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
-    return True
 
 
 @pytest.mark.parametrize(("before", "after"), [(1, 1), (2, 2), (1, 2), (2, 1)])
@@ -120,7 +116,7 @@ async def test_no_flow_notices_an_upgrade(stage: Stage, before: int, after: int)
             assert metrics.sum("sockpair_flows") == len(found)
             assert metrics.sum("sockpair_flows_closed_total") == 0
             assert await running.first.process.wait() == 0
-            await until(lambda: is_gone(running.pids[1]), "the end of the second life")
+            await until(lambda: not is_running(running.pids[1]), "the end of the second life")
             chatter.nursery.cancel_scope.cancel()
     assert "Traceback" not in running.first.story()
 
@@ -173,7 +169,7 @@ async def test_a_flow_that_stays_outlives_the_next_upgrade_too(stage: Stage) -> 
             await chatter.wait_words()
             answer = await running.upgraded()
             assert (answer["flows"], answer["stayed"]) == (1, 0)
-            await until(lambda: is_gone(running.pids[1]), "the end of the second life")
+            await until(lambda: not is_running(running.pids[1]), "the end of the second life")
             await chatter.wait_words()
             status = await running.sockpair.status()
             assert status["predecessors"] == [
@@ -328,17 +324,8 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
     mode.write_text("")
     script = settings.folder / "faulty.py"
     script.write_text(PROGRAM.format(mode=str(mode)))
-    settings.write()
-    command = [sys.executable, script, "run", "-c", settings.file]
-    first = await start(command, settings.folder, name="sockpair")
-    running = Lives(settings, first)
-    try:
-        await running.wait_started()
+    async with lives(settings, [sys.executable, script, "run", "-c", settings.file]) as running:
         yield running, mode
-    finally:
-        print(first.story())
-        running.end()
-        await first.kill()
 
 
 @pytest.mark.parametrize("workers", [1, 2])

@@ -12,9 +12,10 @@ import trio
 from tests.e2e.chatter import chatting
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import until
+from tests.e2e.program import is_running
 from tests.e2e.subject import UnixForward
 from tests.e2e.test_succession import service
-from tests.e2e.test_upgrade import is_gone, lives
+from tests.e2e.test_upgrade import lives
 
 
 async def test_a_unix_socket_is_the_successors_with_its_file(stage: Stage) -> None:
@@ -35,7 +36,7 @@ async def test_a_unix_socket_is_the_successors_with_its_file(stage: Stage) -> No
             old.close()
             new.close()
             os.kill(answer["pid"], signal.SIGTERM)
-            await until(lambda: is_gone(answer["pid"]), "the end")
+            await until(lambda: not is_running(answer["pid"]), "the end")
             assert not path.exists()
             assert not running.settings.admin.exists()
         chatter.nursery.cancel_scope.cancel()

@@ -6,14 +6,13 @@ import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import trio
 
 from tests.e2e import subject
 from tests.e2e.patience import PATIENCE, until
-from tests.e2e.program import ROOT, Program
+from tests.e2e.program import ROOT, Program, is_running
 from tests.e2e.subject import COMMAND, Settings, Sockpair
 
 
@@ -75,15 +74,6 @@ class House(Sockpair):
         """Kill what a program has left behind: all are of the group that it led, and no others."""
         with suppress(ProcessLookupError):
             os.killpg(program.pid, signal.SIGKILL)
-
-
-def is_running(pid: int) -> bool:
-    """Whether a process has not ended; one that nobody has waited for has."""
-    try:
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-    return state not in "ZX"
 
 
 @asynccontextmanager
