@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from socket import (
@@ -48,7 +48,6 @@ from proxy.control.unix import (
     bind_unix,
     give_file,
     remove_stale,
-    socket_files,
 )
 from proxy.core.address import HostPort, Transport
 from proxy.engine.group import join_groups, only_joined_groups
@@ -58,7 +57,7 @@ from proxy.engine.sockaddr import IP_PKTINFO, IPV6_RECVPKTINFO, scoped
 from proxy.engine.transparent import ask_for_original
 
 if TYPE_CHECKING:
-    from proxy.config.model import Config, Listener
+    from proxy.config.model import Listener
     from proxy.config.values import ListenAddress
 
 ADMIN_BACKLOG: Final = 1024
@@ -110,44 +109,13 @@ def _remedy(value: str, number: int) -> str | None:
     return remedy and remedy.format(folder=Path(path).parent)
 
 
-def bind_listeners(config: Config) -> dict[str, Socket]:
-    """Bind one socket for every listener; the caller owns them.
-
-    Raises:
-        BindError: one could not be bound; none is left open then.
-        OptionError: the kernel refuses an option; the same.
-
-    """
-    return {name: socket for name, (socket,) in bind_for_workers(config, 1).items()}
-
-
-def bind_for_workers(config: Config, workers: int) -> dict[str, list[Socket]]:
-    """Bind the sockets of every listener; the caller owns them.
-
-    There is one for each worker, in their order, which the caller keeps open as long as any of
-    them; or a single one, where there is a ``lone_reason``.
-
-    Raises:
-        BindError: one could not be bound; none is left open then.
-        OptionError: the kernel refuses an option; the same.
-
-    """
-    sockets: dict[str, list[Socket]] = {}
-    with ExitStack() as undo:
-        for name, listener in config.listener.items():
-            sockets[name] = bind_listener(name, listener, workers)
-            for socket in sockets[name]:
-                undo.enter_context(socket)
-            for file in socket_files(sockets[name]):
-                undo.callback(file.remove)
-        undo.pop_all()
-    return sockets
-
-
 def bind_listener(
     name: str, listener: Listener, workers: int = 1, beside: Sequence[Socket] = ()
 ) -> list[Socket]:
-    """Bind the sockets of one listener, as ``bind_for_workers`` does; the caller owns them.
+    """Bind the sockets of one listener; the caller owns them.
+
+    There is one for each worker, in their order, which the caller keeps open as long as any of
+    them; or a single one, where there is a ``lone_reason``.
 
     Args:
         name: of the listener.

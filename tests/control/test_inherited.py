@@ -16,7 +16,6 @@ from proxy.config.model import Config
 from proxy.control import inherited
 from proxy.control.adopt import adopt, allot
 from proxy.control.inherited import Inheritance, take_inherited
-from proxy.control.listen import bind_for_workers
 from proxy.control.notify import Notifier
 from proxy.control.store import SocketStore, sockets_to_keep
 from proxy.control.unix import socket_files
@@ -25,6 +24,7 @@ from proxy.engine.datagram_options import IP_MTU_DISCOVER, Pmtu, set_pmtu
 from proxy.engine.drops import kernel_drops
 from proxy.engine.succession import channel
 from proxy.engine.worker import Worker
+from tests.control.binding import bind_for_workers
 from tests.control.manager import Manager
 from tests.engine.lab import open_listener
 

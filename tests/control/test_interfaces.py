@@ -6,8 +6,9 @@ import pytest
 
 from proxy.config.load import parse
 from proxy.control.endpoints import unresolved, upstream_specs
-from proxy.control.listen import BindError, bind_listeners
+from proxy.control.listen import BindError
 from proxy.control.names import Names
+from tests.control.binding import bind_listeners
 
 LISTENER = """
 [listener.x]

@@ -20,9 +20,10 @@ import pytest
 from proxy.config.load import parse
 from proxy.config.values import parse_listen
 from proxy.control import steering
-from proxy.control.listen import BindError, bind_for_workers, bind_listeners, bind_socket
+from proxy.control.listen import BindError, bind_socket
 from proxy.control.steering import Share, attach, bind_group, lone_reason
 from proxy.core.steering import Instruction, steering_program
+from tests.control.binding import bind_for_workers, bind_listeners
 from tests.engine.udp_network import Network, require_namespaces
 
 PATIENCE = 10.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))

@@ -15,10 +15,11 @@ import pytest
 from proxy.config.load import parse
 from proxy.config.model import Config
 from proxy.config.values import parse_listen
-from proxy.control.listen import BindError, bind_listeners
+from proxy.control.listen import BindError
 from proxy.control.opening import open_house
 from proxy.control.unix import SocketFile, UnixListenSocket, bind_unix, remove_stale
 from proxy.core.unix import unix_address
+from tests.control.binding import bind_listeners
 
 KINDS = {"unix": socket.SOCK_STREAM, "unixgram": socket.SOCK_DGRAM}
 

@@ -13,7 +13,6 @@ import trio
 from trio.socket import SocketType
 
 from proxy.config.load import parse
-from proxy.control.listen import bind_listeners
 from proxy.control.outbound import OptionError, outbounds
 from proxy.core.address import Address, format_address
 from proxy.engine.copied import (
@@ -24,6 +23,7 @@ from proxy.engine.copied import (
     dscp_of_packet,
 )
 from proxy.engine.outbound import Outbound
+from tests.control.binding import bind_listeners
 from tests.engine.lab import accept, family_of, receive_exactly, send_all
 from tests.engine.origins_lab import (
     CLIENT,

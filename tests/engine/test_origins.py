@@ -12,10 +12,10 @@ import pytest
 import trio
 
 from proxy.config.load import parse
-from proxy.control.listen import bind_listeners
 from proxy.control.outbound import OptionError, outbounds
 from proxy.core.address import Address, format_address
 from proxy.core.flow import Refusal
+from tests.control.binding import bind_listeners
 from tests.engine.lab import Lab, accept, is_reset, receive_exactly, send_all
 from tests.engine.origins_lab import (
     CLIENT,
