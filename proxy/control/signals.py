@@ -71,7 +71,7 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 async def _leave(house: House, signals: AsyncIterator[int]) -> bool:
     """Leave what lives to a successor; false if that cannot be, and everything goes on."""
-    left = True
+    left = True  # also when somebody insists
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_end_at_second, signals, nursery.cancel_scope)
         left = await depart(house)
