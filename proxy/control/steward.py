@@ -146,8 +146,7 @@ class Steward:
         if endpoint:
             targets = [
                 DrainTarget(upstream=name, endpoint=endpoint)
-                for name, each in self._house.config.upstream.items()
-                if upstream in {None, name} and endpoint in map(str, each.endpoints)
+                for name in self._upstreams_with(endpoint, upstream)
             ]
         pace = pace_of(self._house.config.engine, patience)
         draining = [target for target in targets if await self._house.drain(target, pace)]
@@ -169,8 +168,7 @@ class Steward:
         """
         orders = [
             EndpointOrder(name, endpoint, administration)
-            for name, each in self._house.config.upstream.items()
-            if upstream in {None, name} and endpoint in map(str, each.endpoints)
+            for name in self._upstreams_with(endpoint, upstream)
         ]
         done = [order for order in orders if await self._house.administer(order)]
         for upstream_name, name, wanted in done:
@@ -179,6 +177,14 @@ class Steward:
             else:
                 log.warning("endpoint_enabled", upstream=upstream_name, endpoint=name, by=by)
         return [{"upstream": order.upstream, "endpoint": order.endpoint} for order in done]
+
+    def _upstreams_with(self, endpoint: str, upstream: str | None) -> list[str]:
+        """The upstreams that have an endpoint; or the one of this name, if it has."""
+        return [
+            name
+            for name, each in self._house.config.upstream.items()
+            if upstream in {None, name} and endpoint in map(str, each.endpoints)
+        ]
 
     async def keep_upgrades(self) -> None:
         """Keep what goes on after an upgrade going, until cancelled."""
