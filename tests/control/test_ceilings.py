@@ -8,7 +8,6 @@ from contextlib import suppress
 from pathlib import Path
 from time import monotonic
 
-import pytest
 import trio
 
 from proxy.control.house import House
@@ -27,8 +26,6 @@ from tests.control.test_crew import (
 )
 from tests.e2e.program import free_port
 from tests.engine.lab import listening
-
-pytestmark = pytest.mark.usefixtures("close_sockets")
 
 
 def limited(folder: Path, endpoint: tuple[str, int], limits: str) -> str:

@@ -5,11 +5,9 @@ from __future__ import annotations
 import os
 import signal
 from collections import Counter
-from collections.abc import AsyncIterator
 from pathlib import Path
 from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SO_RCVBUF, SOL_SOCKET
 
-import pytest
 import trio
 from trio.socket import SocketType
 
@@ -21,16 +19,6 @@ from proxy.engine.executor import SUSPECT_TIMES
 from tests.control.test_crew import crewed, listener, settings
 from tests.engine import lab
 from tests.engine.lab import _noted, listening, receive_all, receive_exactly, send_all
-
-pytestmark = pytest.mark.usefixtures("close_sockets")
-
-
-@pytest.fixture(autouse=True)
-async def _close_sockets() -> AsyncIterator[None]:
-    yield
-    for socket in lab.opened:
-        socket.close()
-    lab.opened.clear()
 
 
 def surviving(folder: Path, endpoint: tuple[str, int], workers: int = 1) -> str:

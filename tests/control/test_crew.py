@@ -28,21 +28,10 @@ from proxy.engine.flow_lines import FlowLog
 from proxy.engine.port import RelayCounters
 from proxy.engine.specs import EVERYTHING, HealthReport
 from proxy.engine.worker import open_files
-from tests.engine import lab
 from tests.engine.lab import PATIENCE, _noted, datagram_socket, listening
-
-pytestmark = pytest.mark.usefixtures("close_sockets")
 
 CLIENTS = [f"127.0.0.{number}" for number in range(2, 22)]
 """Twenty sources: with two workers each has some, but for once in half a million."""
-
-
-@pytest.fixture(autouse=True)
-async def _close_sockets() -> AsyncIterator[None]:
-    yield
-    for socket in lab.opened:
-        socket.close()
-    lab.opened.clear()
 
 
 def settings(folder: Path, more: str = "", workers: object = 2) -> str:

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import pytest
 import trio
 
 from proxy.core.address import Transport
 from proxy.core.explanation import FlowQuestion
-from tests.control import test_crew
 from tests.control.test_crew import (
     CLIENTS,
     asks,
@@ -23,12 +21,8 @@ from tests.control.test_crew import (
 )
 from tests.engine.lab import listening
 
-pytestmark = pytest.mark.usefixtures("close_sockets")
-
 if TYPE_CHECKING:
     from pathlib import Path
-
-close_sockets = test_crew._close_sockets  # the fixture is for this file, too
 
 
 async def test_the_clients_worker_explains(tmp_path: Path) -> None:

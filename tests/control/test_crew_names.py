@@ -7,7 +7,6 @@ import signal
 from dataclasses import replace
 from pathlib import Path
 
-import pytest
 import trio
 
 from proxy.core.query import FlowQuery
@@ -23,8 +22,6 @@ from tests.control.test_crew import (
     settings,
 )
 from tests.engine.lab import listening
-
-pytestmark = pytest.mark.usefixtures("close_sockets")
 
 
 async def test_a_worker_that_begins_later_knows_the_new_address(tmp_path: Path) -> None:

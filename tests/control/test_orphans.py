@@ -25,8 +25,6 @@ from proxy.engine.succession import knock
 from proxy.engine.wire import Wire
 from tests.engine.lab import PATIENCE, accept, connect, is_reset, listening, receive_exactly
 
-pytestmark = pytest.mark.usefixtures("close_sockets")
-
 
 class Shelf:
     """Keeps channels, as the service manager does: whatever becomes of those who had them."""
