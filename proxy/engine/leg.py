@@ -257,33 +257,8 @@ class StreamLeg(Direction):
         self.bytes += size
         self.counters.received += size
         self.flow.active = now
-        if mask & READ_ON and size < chunk and reads:
-            self._pass_last(size, mask, now, reads)
-            return
-        try:
-            sent = self.other.socket.send(_buffer[:size], DONTWAIT)
-        except BlockingIOError:
-            sent = 0
-        except OSError as error:
-            self._discard(size)
-            self.other_failed(error, now)
-            return
-        if sent < size:
-            self._hold(_buffer[sent:size], mask)
-        elif reads and size == chunk:
-            self._filled(mask, now, reads - 1)
-
-    def _pass_last(self, size: int, mask: int, now: float, reads: int) -> None:
-        """Pass on a short receive after which there is an end, or urgent data, or a failure.
-
-        If it is the end alone, and this end is passed on at once, both go in one packet: MSG_MORE
-        has the kernel keep the bytes for what follows, and that is FIN. Two packets cost a
-        connection with one answer a microsecond and a half more, and its client an event.
-        """
-        is_end = mask & READ_ON == EPOLLRDHUP
-        flags = DONTWAIT
-        if is_end and not self.other.ended and self.flow.broken is None:
-            flags = DONTWAIT | MORE
+        is_last = mask & READ_ON and size < chunk and reads
+        flags = self._last_flags(mask) if is_last else DONTWAIT
         try:
             sent = self.other.socket.send(_buffer[:size], flags)
         except BlockingIOError:
@@ -294,11 +269,29 @@ class StreamLeg(Direction):
             return
         if sent < size:
             self._hold(_buffer[sent:size], mask)
-        elif is_end:
+        elif is_last:
+            self._passed_last(mask, now, reads - 1)
+        elif reads and size == chunk:
+            self._filled(mask, now, reads - 1)
+
+    def _last_flags(self, mask: int) -> int:
+        """How to send a short receive after which there is an end, urgent data, or a failure.
+
+        If it is the end alone, and this end is passed on at once, both go in one packet: MSG_MORE
+        has the kernel keep the bytes for what follows, and that is FIN. Two packets cost a
+        connection with one answer a microsecond and a half more, and its client an event.
+        """
+        is_end = mask & READ_ON == EPOLLRDHUP
+        passes_end = is_end and not self.other.ended and self.flow.broken is None
+        return DONTWAIT | MORE if passes_end else DONTWAIT
+
+    def _passed_last(self, mask: int, now: float, reads: int) -> None:
+        """Go on after it: with the end, or to find out what there is."""
+        if mask & READ_ON == EPOLLRDHUP:
             self.ended = True
             self.flow.leg_ended(self, now)
         else:
-            self._read_on(mask, now, reads - 1)
+            self._read_on(mask, now, reads)
 
     def flush(self, now: float) -> None:
         """Write what is pending to the other leg; when all is written, go on receiving."""
@@ -337,13 +330,9 @@ class StreamLeg(Direction):
     def begin(self, now: float) -> None:
         """Receive for the first time: everything since the beginning lies there, unread."""
         self.pending = None
-        mask = self.unserved
-        if mask:
-            self.unserved = 0
-            if self.apart:
-                self.ready(mask & ~EPOLLOUT, now)
-            else:
-                self._pull(mask, now)
+        if self.unserved:
+            mask, self.unserved = self.unserved, 0
+            self.pull(mask, now)
 
     def block(self) -> None:
         """Receive no more, and throw away what is pending: nobody will take it."""
