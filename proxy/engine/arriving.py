@@ -22,6 +22,7 @@ import trio
 
 from proxy.core.address import Transport
 from proxy.core.past_flow import PastFlow
+from proxy.engine.doors import Doors
 from proxy.engine.handover import (
     CLIENTS,
     NOTHING_MORE,
@@ -61,6 +62,7 @@ class Arriving:
     def __init__(self, relay: Relay, roster: Roster) -> None:
         self._relay = relay
         self._roster = roster
+        self._doors = Doors(roster)
         self._heirs: list[Heir] = []
         self._bequests: list[Bequest] = []
         self._awaited: list[Heir] = []
@@ -95,7 +97,7 @@ class Arriving:
         bequests, self._bequests = self._bequests, []
         for _, papers in bequests:
             self._relay.table.skip(papers.next_id - 1)
-            self._roster.know_drops(papers.drops)
+            self._doors.know_drops(papers.drops)
             self.offset = papers.offset
         for bequest in bequests:
             self._revive(bequest.flows, now)
@@ -106,7 +108,7 @@ class Arriving:
             self._revive(legacy.flows, now)
             self._settle(legacy)
         if self._heirs:
-            self._roster.hold_full()
+            self._doors.hold_full()
             self._begun.set()
 
     def _settle(self, legacy: Legacy) -> None:
@@ -191,13 +193,13 @@ class Arriving:
         clients, self._clients = self._clients, []
         for state, (fd,) in clients:
             self._let_in(state, Socket(fileno=fd), monotonic())
-        self._roster.let_in()
+        self._doors.let_in()
 
     def _let_in(self, state: ClientState, client: Socket, now: float) -> None:
         """Have a client be where it would be if it had connected to us."""
         listener = self._roster.stream_listener(state.listener, state.transport)
         if listener is None:
-            self._roster.refuse([(state, client)])
+            self._doors.refuse([(state, client)])
         else:
             listener.receive(client, state.remote, state.local, now, state.identity)
 

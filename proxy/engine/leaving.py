@@ -10,7 +10,8 @@ where they want to go, are waited for. What is left at the end stays, and is for
 
 from __future__ import annotations
 
-from collections.abc import Container, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
 from typing import TYPE_CHECKING, Final
@@ -19,16 +20,20 @@ import structlog
 import trio
 
 from proxy.engine.datagram import DatagramFlow
+from proxy.engine.doors import Doors
 from proxy.engine.frozen import AnyFlow, Frozen, can_freeze, depart, freeze
 from proxy.engine.handover import BATCH, Bequeather, HandOverError, Papers
 from proxy.engine.revive import thaw
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
+    from proxy.core.address import Address
     from proxy.core.flow import Flow
     from proxy.core.flow_state import ClientState, FlowState
+    from proxy.core.identity import Identity
+    from proxy.engine.doors import Held
     from proxy.engine.relay import Relay
-    from proxy.engine.roster import Held, Roster
+    from proxy.engine.roster import Roster
     from proxy.engine.specs import LeaveOrder
 
 AGAIN: Final = 0.05
@@ -77,6 +82,7 @@ class Leaving:
     ) -> None:
         self._relay = relay
         self._roster = roster
+        self._doors = Doors(roster)
         self._order = order
         self._heirs = heirs
         self._offset = offset
@@ -91,34 +97,25 @@ class Leaving:
             HandOverError: an heir has failed; everything is as it was before.
 
         """
-        try:
+        async with self._or_back(self._heirs):
             for heir in self._heirs:
                 await heir.wait_ready()
-        except BaseException:
-            await self._abandon()
-            raise
         began = monotonic()
-        self._roster.pause()
-        papers = Papers(self._relay.table.next_id, self._offset, self._roster.counted_drops())
+        self._doors.pause()
+        papers = Papers(self._relay.table.next_id, self._offset, self._doors.counted_drops())
         parts = [
             [freeze(flow) for flow in self._ready(heir) if isinstance(flow, DatagramFlow)]
             for heir in range(len(self._heirs))
         ]
-        try:
+        async with self._or_back(self._heirs, *parts, doors=True):
             for heir, part in zip(self._heirs, parts, strict=True):
                 moving = [(each.state, each.files) for each in part]
                 await heir.give_datagrams(moving, papers)
-        except BaseException:
-            await self._abandon()
-            for part in parts:
-                self._keep(part)
-            self._roster.resume()
-            raise
         for heir, part in zip(self._heirs, parts, strict=True):
             await heir.commit()
             self._let_go(part, began)
-        self._held = self._roster.take_waiting(self._order)
-        self._roster.part(monotonic(), self._served)
+        self._held = self._doors.take_waiting(self._order)
+        self._doors.part(monotonic(), self._served)
 
     async def give_streams(self, patience: float) -> None:
         """Hand over streams, those too that can go within so many seconds."""
@@ -136,7 +133,7 @@ class Leaving:
             self._left.failure = str(error)
             log.warning("hand_over_failed", error=str(error), left=len(self._relay.table))
         finally:
-            self._roster.refuse(self._held)
+            self._doors.refuse(self._held)
 
     async def finish(self, ended: Sequence[FlowState]) -> Left:
         """Hand over what is known of flows that ended, and say that this is all."""
@@ -149,10 +146,31 @@ class Leaving:
             await heir.finish()
         return self._left
 
-    async def _abandon(self) -> None:
-        with trio.CancelScope(shield=True):
-            for heir in self._heirs:
-                await heir.abandon()
+    @asynccontextmanager
+    async def _or_back(
+        self, heirs: Sequence[Bequeather], *parts: Sequence[Frozen], doors: bool = False
+    ) -> AsyncIterator[None]:
+        """Take back what is being given, and go on with it, if anything goes wrong.
+
+        Whatever that is, a cancellation too; it is raised again.
+
+        Args:
+            heirs: to whom it is given; nothing more will be.
+            parts: what is given.
+            doors: whether the listening sockets are, too.
+
+        """
+        try:
+            yield
+        except BaseException:
+            with trio.CancelScope(shield=True):
+                for heir in heirs:
+                    await heir.abandon()
+            for part in parts:
+                self._keep(part)
+            if doors:
+                self._doors.resume()
+            raise
 
     async def _give_ready(self) -> None:
         """Hand over all streams that can go now."""
@@ -165,35 +183,23 @@ class Leaving:
     async def _give_clients(self, number: int, heir: Bequeather) -> None:
         """Hand over the clients that wait; they are held while all streams are on their way."""
         part = [each for each in self._held if self._heir_of(each[0]) == number]
-        try:
+        async with self._or_back([heir]):
             await heir.give_clients([(state, (socket.fileno(),)) for state, socket in part])
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await heir.abandon()
-            raise
         await heir.commit()
         for each in part:
             self._held.remove(each)
             each[1].close()
 
     def _heir_of(self, client: ClientState) -> int:
-        identity = client.identity
-        via = None if identity is None else identity.via
-        host = client.remote[0] if via is None else via[0][0]
-        return self._order[client.listener].heir_of(host)
+        return self._order[client.listener].heir_of(_peer(client.remote, client.identity))
 
     async def _give_batch(self, heir: Bequeather, flows: Sequence[AnyFlow]) -> None:
         if not flows:  # they have ended meanwhile
             return
         began = monotonic()
         part = [freeze(flow) for flow in flows]
-        try:
+        async with self._or_back([heir], part):
             await heir.give_streams([(each.state, each.files) for each in part])
-        except BaseException:
-            with trio.CancelScope(shield=True):
-                await heir.abandon()
-            self._keep(part)
-            raise
         await heir.commit()
         self._let_go(part, began)
         await trio.lowlevel.checkpoint()
@@ -220,9 +226,7 @@ class Leaving:
             return None
         if isinstance(flow, DatagramFlow) and flow.listener.draining:
             return None  # clients send to a socket that the heirs do not have
-        identity = flow.identity
-        peer = flow.client_remote if identity is None or identity.via is None else identity.via[0]
-        return steered.heir_of(peer[0])
+        return steered.heir_of(_peer(flow.client_remote, flow.identity))
 
     def _keep(self, part: Sequence[Frozen]) -> None:
         now = monotonic()
@@ -237,3 +241,9 @@ class Leaving:
                 depart(each, now)
         self._left.handed += len(part)
         self._left.longest = max(self._left.longest, now - began)
+
+
+def _peer(client: Address, identity: Identity | None) -> str:
+    """The host that has connected, by which the kernel steers: the client, or who speaks for it."""
+    via = None if identity is None else identity.via
+    return client[0] if via is None else via.remote[0]

@@ -7,36 +7,31 @@ two slices is left out.
 
 from __future__ import annotations
 
-import json
 import os
 import resource
-from collections.abc import Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from time import monotonic, time
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 import trio
 
 from proxy import __version__
-from proxy.core.condition import Condition
-from proxy.core.expiry import FlowLimits, limits_in_force, limits_json
 from proxy.core.flow import CloseReason, CloseSide, Flow
-from proxy.core.live_limit import restrained
-from proxy.core.past_flow import PastFlow
-from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
-from proxy.core.row_json import closed_flow, counts_json, row_json
+from proxy.core.query import SORTS, FlowQuery, FlowRow
 from proxy.engine.arriving import Arriving
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.explain import Explainer
 from proxy.engine.flow_lines import FlowLog, Lines
+from proxy.engine.flow_rows import FlowRows
 from proxy.engine.forebears import Forebears
-from proxy.engine.frozen import state_of
 from proxy.engine.handover import PATIENCE, Bequeather, Heir
 from proxy.engine.leaving import Leaving, Left
 from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
+from proxy.engine.readiness import not_ready
 from proxy.engine.relay import GATHER, Relay
 from proxy.engine.roster import Roster
 from proxy.engine.sampler import Sampler
@@ -60,7 +55,6 @@ if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
     from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
-    from proxy.core.upstream import Upstream
     from proxy.engine.commons import Commons
     from proxy.engine.executor import Legacy
     from proxy.engine.port import (
@@ -74,9 +68,6 @@ if TYPE_CHECKING:
     from proxy.engine.specs import LeaveOrder, UpstreamSpec
     from proxy.engine.terms import Terms
     from proxy.engine.will import Will
-
-CLOCK_SET: Final = 0.1
-"""Seconds; a larger jump of the wall clock is followed in the times shown."""
 
 
 class Worker:
@@ -113,13 +104,13 @@ class Worker:
         self._sampler = Sampler(self._relay)
         self._pulse = Pulse(self._relay.pump)
         self._flow_log = FlowLog()
-        self._watch = Watch(self._row_json)
+        self._started = time()
+        self._rows = FlowRows(self._relay, self._started)
+        self._watch = Watch(self._rows.json)
         self._arriving = Arriving(self._relay, self._roster)
         self.forebears = Forebears()
         self._tally = Tally()
         self._tallying = trio.Lock()
-        self._started = time()
-        self._offset = self._started - monotonic()
 
     async def run(self, *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
         """Relay until cancelled, then close every socket without a word about it."""
@@ -146,9 +137,7 @@ class Worker:
         self._sampler.rate = change.sample_rate
         changed = roster.apply(change, now)
         self._arriving.revive_datagrams(now)
-        if self._arriving.offset is not None:
-            self._offset = self._arriving.offset
-        self._tell_offset()
+        self._rows.go_by(self._arriving.offset)
         self._drains.cancel(roster.is_wanted)
         for name in change.closed:
             target = DrainTarget(listener=name)
@@ -173,10 +162,6 @@ class Worker:
         if self._relay.will is not None:
             self._relay.will.suspect = legacy.suspect
 
-    async def wait_taken_over(self) -> None:
-        """Wait until all flows have come that were expected."""
-        await self._arriving.wait_over()
-
     async def leave(
         self,
         order: LeaveOrder,
@@ -197,12 +182,11 @@ class Worker:
 
         """
         bequeathers = [Bequeather(wire_on(socket)) for socket in heirs]
-        offset = self._wall_offset()
+        offset = self._rows.offset
         leaving = Leaving(self._relay, self._roster, order, bequeathers, offset, served)
         await leaving.give_datagrams()
         await leaving.give_streams(patience)
-        recent = self._relay.table.recent
-        return await leaving.finish([state_of(flow, _limits_json(flow)) for flow in recent])
+        return await leaving.finish(self._rows.ended(self._relay.table.recent))
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         """Have these upstreams other endpoints from now on; flows that live go on."""
@@ -289,7 +273,7 @@ class Worker:
             self._sample(matching)
         rows: list[FlowRow] = []
         for part in slices(matching):
-            rows += self._rows(part)
+            rows += self._rows.rows(part)
             await trio.lowlevel.checkpoint()
         return {"rows": rows, "matched": matched}
 
@@ -315,13 +299,7 @@ class Worker:
             found = map(ring.get, ids)
         else:
             found = map(table.get, ids)
-        offset = self._wall_offset()
-        rows: list[str | None] = []
-        for flow in found:
-            if flow is not None:
-                self._remember(flow)
-            rows.append(None if flow is None else row_json(flow, offset, _limits_json(flow)))
-        return rows
+        return self._rows.shown(found)
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""
@@ -343,7 +321,7 @@ class Worker:
         relay, now = self._relay, monotonic()
         self._roster.count_kernel_drops()
         self._roster.upstreams.refresh(now)
-        offset = self._wall_offset()
+        offset = self._rows.offset
         roster = self._roster
         upstreams = roster.upstreams
         listeners, endpoints = roster.counters, upstreams.counters
@@ -383,13 +361,13 @@ class Worker:
             "table_limit": relay.table.limit,
             "file_descriptors": open_files(),
             "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],
-            "not_ready": self._not_ready(),
+            "not_ready": list(not_ready(self._roster, monotonic(), draining=relay.draining)),
         }
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
         """Say what a new flow would meet with; None if there is no such listener."""
         await trio.lowlevel.checkpoint()
-        return await self._explainer.explain(question, monotonic(), self._wall_offset())
+        return await self._explainer.explain(question, monotonic(), self._rows.offset)
 
     async def log_flows(self, flow_log: FlowLog) -> None:
         """Have lines of these flows, written like this, from now on."""
@@ -409,9 +387,7 @@ class Worker:
 
     def flow_lines(self) -> Lines:
         """The lines of a slice of the flows that have ended; none if that is all."""
-        offset = self._wall_offset()
-        flows = self._relay.outbox.take(SLICE)
-        return self._flow_log.lines(closed_flow(flow, offset, _limits_json(flow)) for flow in flows)
+        return self._flow_log.lines(self._rows.closed(self._relay.outbox.take(SLICE)))
 
     async def watch(self, queries: Mapping[int, FlowQuery]) -> None:
         """Tell what happens to the flows that these match, from now on, and to no others."""
@@ -435,54 +411,19 @@ class Worker:
             moved, omitted = self._tally.settle()
             flows: list[tuple[tuple[int, ...], str]] = []
             for part in slices(moved):
-                flows += self._counts(part)
+                flows += [
+                    (watches, self._rows.counts(flow))
+                    for flow in part
+                    if (watches := self._watch.watches(flow)) and flow.close_reason is None
+                ]
                 await trio.lowlevel.checkpoint()
         return {"flows": flows, "omitted": omitted}
-
-    def _counts(self, flows: Sequence[Flow]) -> Iterator[tuple[tuple[int, ...], str]]:
-        """What flows have moved, for those who watch them."""
-        offset = self._wall_offset()
-        for flow in flows:
-            if (watches := self._watch.watches(flow)) and flow.close_reason is None:
-                self._remember(flow)
-                yield watches, counts_json(flow, offset)
 
     def _sample(self, flows: Sequence[Flow]) -> None:
         now = monotonic()
         for flow in flows:
             if isinstance(flow, StreamFlow):
                 self._sampler.look(flow, now)
-
-    def _rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
-        offset = self._wall_offset()
-        for flow in flows:
-            self._remember(flow)
-        return [flow_row(flow, offset, _limits_row(flow)) for flow in flows]
-
-    def _remember(self, flow: Flow) -> None:
-        """Have what is shown of a flow not go back, should this worker be killed.
-
-        Of streams the kernel knows what they have moved; of datagrams nobody does but us.
-        """
-        will = self._relay.will
-        if will is not None and isinstance(flow, DatagramFlow):
-            will.show(flow.id, flow.original, flow.reply)
-
-    def _row_json(self, flow: Flow) -> str:
-        return row_json(flow, self._wall_offset(), _limits_json(flow))
-
-    def _not_ready(self) -> list[str]:
-        now = monotonic()
-        self._roster.upstreams.refresh(now)
-        closed = [] if self._relay.draining else self._roster.closed_listeners()
-        return [
-            *(f'listener "{name}": drained; a reload opens it again' for name in closed),
-            *(
-                f'upstream "{upstream.name}": {_unusable(upstream)}'
-                for upstream in self._roster.upstreams
-                if not any(endpoint.counters.up(now) for endpoint in upstream.usable)
-            ),
-        ]
 
     async def _look_again(self, changed: dict[ListenerCounters, Terms]) -> None:
         """Tell the live flows of these listeners that their limits are others."""
@@ -504,18 +445,6 @@ class Worker:
             await trio.sleep(self._relay.wheel.tick)
             self._roster.look_around(monotonic())
 
-    def _wall_offset(self) -> float:
-        """Unix time less monotonic time: the same value, so that times do not waver, until set."""
-        offset = time() - monotonic()
-        if abs(offset - self._offset) > CLOCK_SET:
-            self._offset = offset
-            self._tell_offset()
-        return self._offset
-
-    def _tell_offset(self) -> None:
-        if self._relay.will is not None:
-            self._relay.will.offset = self._offset
-
     def _end(self, flows: Sequence[Flow], reason: CloseReason) -> int:
         now = monotonic()
         ended = 0
@@ -534,36 +463,3 @@ def open_files() -> int:
     it has to be listed, which costs a microsecond for each.
     """
     return Path("/proc/self/fd").stat().st_size or len(os.listdir("/proc/self/fd"))  # noqa: PTH208
-
-
-def _limits_json(flow: Flow) -> str:
-    if isinstance(flow, PastFlow):
-        return flow.limits_json
-    return limits_json(flow.counters.transport, _limits_of(flow))
-
-
-def _limits_row(flow: Flow) -> dict[str, float]:
-    if isinstance(flow, PastFlow):
-        return dict(json.loads(flow.limits_json))
-    return limits_in_force(flow.transport, _limits_of(flow))
-
-
-def _limits_of(flow: Flow) -> FlowLimits:
-    if isinstance(flow, StreamFlow):
-        return flow.limits
-    assert isinstance(flow, DatagramFlow)
-    if flow.allowance is None or flow.allowance.ordered is None:
-        return flow.limits
-    return restrained(flow.limits, flow.allowance.ordered.restraint)
-
-
-def _unusable(upstream: Upstream) -> str:
-    if not upstream.endpoints:
-        return "no endpoint has an address; the log says why"
-    conditions = {each.condition for each in upstream.endpoints}
-    if conditions == {Condition.DRAINING}:
-        return "every endpoint drains; a reload brings them back"
-    if not upstream.usable:
-        found = ", ".join(sorted(conditions))
-        return f"no endpoint is usable: {found}"
-    return "no endpoint answered the last attempt"

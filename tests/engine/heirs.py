@@ -69,7 +69,7 @@ async def successor_of(
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(leave)
                 await worker.apply(same_as(lab, upstreams, bounds or {}, **parts))
-            await worker.wait_taken_over()
+            await worker._arriving.wait_over()
             yield Lab(worker, lab.address, lab.transport), left[0]
         finally:
             worker.stop()
@@ -88,7 +88,7 @@ def same_as(
         upstreams = [route.spec for route in roster.upstreams._routes.values()]
     opened = [
         OpenListener(
-            replace(roster._specs[name], **parts),
+            replace(roster.specs[name], **parts),
             tuple(again(each.socket) for each in listeners if each.is_open),
         )
         for name, listeners in roster._listeners.items()

@@ -135,7 +135,7 @@ async def test_an_empty_datagram_is_one() -> None:
 async def test_a_reload_may_begin_and_end_it() -> None:
     endpoint, peer = datagram_socket(), datagram_socket()
     async with udp([endpoint.getsockname()]) as lab:
-        spec = lab.worker._roster._specs["lab"]
+        spec = lab.worker._roster.specs["lab"]
         for proxied, said in ((None, block() + b"x"), (LOOPBACK, b"x")):
             changed = (replace(spec, proxied=proxied),)
             await lab.worker.apply(change(*UPSTREAMS[lab.worker].values(), changed=changed))

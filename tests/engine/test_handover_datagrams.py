@@ -312,7 +312,7 @@ async def test_a_flow_of_a_former_socket_stays_where_it_is() -> None:
         client = await client_of(lab)
         outbound = await exchange(client, endpoint, b"one")
         other = datagram_socket()
-        moved = lab.worker._roster._specs["lab"]
+        moved = lab.worker._roster.specs["lab"]
         socket = Socket(fileno=other._sock.dup().detach())
         opened = OpenListener(moved, (socket,))
         await lab.worker.apply(change(*UPSTREAMS[lab.worker].values(), opened=(opened,)))

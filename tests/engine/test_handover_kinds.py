@@ -88,7 +88,7 @@ async def test_rows_are_equal_to_the_last_digit() -> None:
     async with relaying([endpoint.getsockname()]) as lab:
         client, accepted = await pair(lab, endpoint)
         await talk(client, accepted)
-        lab.worker._offset += 0.01  # as another process might have measured it
+        lab.worker._rows._offset += 0.01  # as another process might have measured it
         lab.worker._sampler.look(flow_of(lab), monotonic())
         before = await lab.live()
         assert before[0]["legs"] is not None

@@ -221,7 +221,7 @@ async def test_a_reload_gives_the_sources_of_live_flows_other_weights(dry_run: b
             await pair(lab, endpoint)
         else:
             await exchange(await client_of(lab), endpoint, b"x")
-        terms = lab.worker._roster._terms["lab"]
+        terms = lab.worker._roster.terms["lab"]
         shared = terms.bandwidth._original.policer if dry_run else terms.policing.original
         (source,) = shared._sources._known.values()
         assert source.weight == 1

@@ -64,7 +64,7 @@ async def proxied(
 
 def waiting(lab: Lab) -> int:
     """How many are waited for."""
-    room = lab.worker._roster._terms["lab"].prefaces
+    room = lab.worker._roster.terms["lab"].prefaces
     assert room is not None
     return len(room)
 
@@ -286,7 +286,7 @@ async def test_who_waits_since_before_a_reload_does_not_enter_a_listener_that_is
         client = await connect(lab.address)
         while not waiting(lab):
             await trio.sleep(0.002)
-        spec = replace(lab.worker._roster._specs["lab"], proxied=None)
+        spec = replace(lab.worker._roster.specs["lab"], proxied=None)
         await lab.worker.apply(change(*UPSTREAMS[lab.worker].values(), changed=(spec,)))
         lab.worker._roster.retire("lab", trio.current_time())
         await client.send(LINE)
@@ -308,7 +308,7 @@ async def test_a_proxy_that_is_ourselves_is_refused() -> None:
 async def test_a_reload_may_begin_and_end_it() -> None:
     endpoint = listening()
     async with proxied(endpoint) as lab:
-        spec = lab.worker._roster._specs["lab"]
+        spec = lab.worker._roster.specs["lab"]
         waits = await connect(lab.address)
         while not waiting(lab):
             await trio.sleep(0.002)
@@ -329,7 +329,7 @@ async def test_a_circle_through_a_listener_that_believes_us_ends() -> None:
         await open_listener(lab.worker, "first", socket, [lab.address])
         routes = lab.worker._roster.upstreams
         routes["lab"].upstream.endpoints[0].address = socket.getsockname()
-        terms = lab.worker._roster._terms
+        terms = lab.worker._roster.terms
         (first,) = lab.worker._roster._listeners["first"]
         first.terms = replace(terms["first"], style=HeaderStyle(1))
         client = await connect(socket.getsockname())

@@ -293,7 +293,7 @@ async def test_a_route_that_comes_again_goes_on_counting() -> None:
     async with routing(counted=True) as lab:
         await greet(lab, "web", HELLO)
         upstreams = [route.spec for route in lab.worker._roster.upstreams._routes.values()]
-        spec = lab.worker._roster._specs["lab"]
+        spec = lab.worker._roster.specs["lab"]
         assert spec.routes is not None
         fewer = replace(spec, routes=spec.routes._replace(upstreams=spec.routes.upstreams[1:]))
         await lab.worker.apply(change(*upstreams, changed=(fewer,)))

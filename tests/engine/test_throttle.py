@@ -363,7 +363,7 @@ async def test_a_flow_that_has_ended_is_a_member_of_no_source(end: str, size: in
         (flow,) = lab.worker._relay.table
         assert isinstance(flow, StreamFlow)
         assert flow.reply.throttle is not None
-        terms = lab.worker._roster._terms["lab"]
+        terms = lab.worker._roster.terms["lab"]
         assert terms.bandwidth is not None
         throttles = terms.bandwidth._original, terms.bandwidth._reply
         assert (flow.original.meter is None, flow.reply.meter) == (size == 100, None)

@@ -240,7 +240,7 @@ async def test_a_reload_counts_the_time_that_has_been_waited() -> None:
         for n in range(2):
             clients.append(await connect(lab.address))
             await wait_waiting(lab, n + 1)
-        room = lab.worker._roster._terms["lab"].waiting
+        room = lab.worker._roster.terms["lab"].waiting
         assert room is not None
         next(iter(room._lines)).since -= 120.0
         less = WaitLimits(time=60.0, flows=10)
@@ -441,7 +441,7 @@ async def test_a_place_that_comes_to_nothing_is_given_back_to_other_workers() ->
         await wait_waiting(lab, 1)
         lab.worker._relay.table.resize(1, 10)
         others.live = 0
-        room = lab.worker._roster._terms["lab"].waiting
+        room = lab.worker._roster.terms["lab"].waiting
         assert room is not None
         room.wake(monotonic())
         assert await is_reset(client)
