@@ -137,9 +137,10 @@ class Arriving:
         self._awaited = list(self._heirs)
         async with trio.open_nursery() as watched:
             watched.start_soon(self._let_in_late)
-            async with trio.open_nursery() as nursery:
-                for heir in self._heirs:
-                    nursery.start_soon(self._take_streams, heir)
+            with self._relay.pump.short_rounds():
+                async with trio.open_nursery() as nursery:
+                    for heir in self._heirs:
+                        nursery.start_soon(self._take_streams, heir)
             watched.cancel_scope.cancel()
         self._relay.table.settle()
         self._over.set()

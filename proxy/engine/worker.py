@@ -184,8 +184,9 @@ class Worker:
         bequeathers = [Bequeather(wire_on(socket)) for socket in heirs]
         offset = self._rows.offset
         leaving = Leaving(self._relay, self._roster, order, bequeathers, offset, served)
-        await leaving.give_datagrams()
-        await leaving.give_streams(patience)
+        with self._relay.pump.short_rounds():
+            await leaving.give_datagrams()
+            await leaving.give_streams(patience)
         return await leaving.finish(self._rows.ended(self._relay.table.recent))
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from select import EPOLLIN
 
@@ -16,7 +16,7 @@ from trio.lowlevel import checkpoint
 
 from proxy.engine import pump as pump_module
 from proxy.engine import scheduler
-from proxy.engine.pump import Pump
+from proxy.engine.pump import FEW_EVENTS, Pump
 from proxy.engine.scheduler import Scheduler
 from tests.engine.lab import PATIENCE
 
@@ -126,6 +126,39 @@ async def test_a_busy_pump_leaves_nobody_waiting() -> None:
     assert reader.got > 10
     os.close(source)
     os.close(sink)
+
+
+async def test_in_short_rounds_a_task_hears_its_news_before_all_that_is_ready_is_served() -> None:
+    pump, served, news = Pump(), 0, os.eventfd(0)
+    busy = [os.eventfd(1) for _ in range(16 * FEW_EVENTS)]  # each always has something to read
+    told_at = 4 * len(busy) + 1
+
+    class Busy(Reader):
+        def ready(self, mask: int, now: float) -> None:
+            nonlocal served
+            served += 1
+            if served == told_at:
+                os.eventfd_write(news, 1)
+
+    for fd in busy:
+        pump.register(fd, Busy(fd), EPOLLIN)
+    async with pumping(pump):
+        with pump.short_rounds():
+            await trio.lowlevel.wait_readable(news)
+            assert served - told_at < 2 * FEW_EVENTS
+    for fd in (news, *busy):
+        os.close(fd)
+
+
+async def test_rounds_are_short_until_the_last_who_wanted_it_has_gone() -> None:
+    pump = Pump()
+    with pump.short_rounds():
+        with suppress(ValueError), pump.short_rounds():
+            raise ValueError
+        pump._stay(set(), 0.0)
+        assert pump.giving_way
+    pump._stay(set(), 0.0)
+    assert not pump.giving_way
 
 
 async def test_the_instance_that_trio_waits_on_is_found_among_others() -> None:
