@@ -121,6 +121,11 @@ class Reading(NamedTuple):
         """Bytes written to it."""
         return self.acked + self.unacked - self.is_ours - self.we_ended
 
+    @property
+    def is_untouched(self) -> bool:
+        """Whether nothing was ever read from it, nor written to it, nor ended by us."""
+        return self.is_known and not (self.we_ended or self.consumed or self.written)
+
 
 class Keeping(NamedTuple):
     """What the worker has said of one direction, in memory that outlives it.

@@ -31,7 +31,8 @@ from proxy.core.crossing import (
     Urgent,
     find_crossing,
 )
-from proxy.engine.reading import has_failed, read_socket
+from proxy.engine import reading
+from proxy.engine.reading import has_failed, peer_of, read_socket
 from proxy.engine.splice import FLAGS
 from proxy.engine.tcp import RESET_ON_CLOSE, bytes_to_read
 from tests.engine.lab import PATIENCE
@@ -234,6 +235,47 @@ async def test_bytes_in_a_pipe(ends: Ends) -> None:
     finally:
         os.close(out)
         os.close(into)
+
+
+async def test_what_comes_while_it_is_read_is_in_all_numbers_or_in_none(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They come after the count of those received, and before the count of those to be read."""
+    ends.client.send(b"heard")
+    await ends.wait(lambda reading: reading.unread == 5)
+    ends.accepted.recv(5)
+    late = iter([b"late"])
+
+    def bytes_after_others(fd: int) -> int:
+        for word in late:
+            ends.client.send(word)
+            while bytes_to_read(fd) < len(word):
+                pass
+        return bytes_to_read(fd)
+
+    monkeypatch.setattr(reading, "bytes_to_read", bytes_after_others)
+    found = read_socket(ends.accepted, is_ours=False)
+    assert found is not None
+    assert (found.consumed, found.unread) == (5, 4)
+
+
+async def test_what_is_never_quiet_proves_nothing(
+    ends: Ends, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    counts = iter(range(10**6))
+    monkeypatch.setattr(reading, "_counts", lambda _: (TcpState.ESTABLISHED, next(counts), 0))
+    assert read_socket(ends.accepted, is_ours=False) is None
+
+
+async def test_the_peer_is_known_when_both_have_ended(ends: Ends) -> None:
+    name = ends.connected.getpeername()
+    assert peer_of(ends.connected) == name
+    ends.connected.shutdown(SHUT_WR)
+    ends.endpoint.close()
+    await ends.wait(lambda found: found.state is TcpState.CLOSE, of=2)
+    with pytest.raises(OSError, match="not connected"):
+        ends.connected.getpeername()
+    assert peer_of(ends.connected) == name
 
 
 async def test_a_reset_connection_proves_nothing(ends: Ends) -> None:
