@@ -201,6 +201,11 @@ class ListenerCounters:
         """Know that a flow lives on elsewhere."""
         self.live[state] -= 1
 
+    def flow_resumed(self) -> None:
+        """Take back that a flow was opened: it had been before, by a worker that was killed."""
+        self.opened -= 1
+        self.taken_over += 1
+
     def flow_lost(self) -> None:
         """Count the end of a flow that should have arrived, and could not live here."""
         self.lost += 1

@@ -37,6 +37,7 @@ from proxy.engine.handover import (
 from proxy.engine.revive import ReviveError, revive
 from proxy.engine.shared import take_mark
 from proxy.engine.tcp import reset_on_close
+from proxy.engine.unserved import serve_unserved
 
 if TYPE_CHECKING:
     from proxy.core.flow_state import ClientState, FlowState
@@ -106,12 +107,12 @@ class Arriving:
             self._relay.table.skip(legacy.next_id - 1)
             self.offset = legacy.offset
             self._revive(legacy.flows, now)
-            self._settle(legacy)
+            self._settle(legacy, now)
         if self._heirs:
             self._doors.hold_full()
             self._begun.set()
 
-    def _settle(self, legacy: Legacy) -> None:
+    def _settle(self, legacy: Legacy, now: float) -> None:
         """Count what of a legacy could not live on, and say how it went."""
         for (name, transport), count in legacy.lost.items():
             counters = self._roster.counters_called(name, Transport(transport))
@@ -128,7 +129,10 @@ class Arriving:
             will.clear()
         if self._relay.will is not None:
             take_mark(self._relay.will.number)
-        log.info("survived", flows=self._flows, lost=self._lost)
+        trusted = not legacy.is_short
+        served = serve_unserved(self._roster, legacy.unserved, now, trusted=trusted)
+        self._lost += len(legacy.unserved) - served
+        log.info("survived", flows=self._flows, lost=self._lost, clients=served)
 
     async def run(self) -> None:
         """Receive streams, once they are expected, until there are no more."""

@@ -6,19 +6,22 @@ lives on, and any other is reset on both sides. One that was served last when ``
 workers in a row were killed, each soon after it had begun, is reset as well: it may be what kills
 them.
 
-A descriptor that no flow claims belongs to nothing that could go on: an epoll instance, a pipe, a
-listening socket (the supervisor has its duplicate), a client that was just being connected. Clients
-and endpoints are reset, so that nobody takes it for an ordinary end; but not those of a flow that
-had finished, or had another worker.
+A descriptor that no flow claims is that of a client to whom nothing has happened yet, see
+``unserved``; or belongs to nothing that could go on: an epoll instance, a pipe, a listening socket
+(the supervisor has its duplicate), a flow that was failing. Connections are reset, so that nobody
+takes it for an ordinary end; but not those of a flow that had finished, or had another worker. A
+record of one that finished rests for a while, and its descriptors may be another's by then; so the
+peer must have ended, too.
 """
 
 from __future__ import annotations
 
 import os
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from collections.abc import Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
+from select import POLLRDHUP, poll
 from socket import (
     AF_INET,
     AF_INET6,
@@ -37,11 +40,13 @@ from proxy.core.address import Transport
 from proxy.core.crossing import Crossing, Keeping, Reading, Store, find_crossing
 from proxy.core.flow import State
 from proxy.core.flow_state import FlowState, LegState, read_states
+from proxy.engine.borrowed import borrowed
 from proxy.engine.handover import Moving
-from proxy.engine.reading import has_failed, read_socket
+from proxy.engine.reading import has_failed, peer_of, read_socket
 from proxy.engine.shared import BUFFER, Mark, read_mark
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import bytes_to_read, reset_on_close
+from proxy.engine.unserved import find_untouched
 from proxy.engine.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
 
 if TYPE_CHECKING:
@@ -101,6 +106,8 @@ class Legacy:
         wills: in which it was written; to be cleared when the flows are in another one.
         next_id: beyond the id of each.
         offset: Unix time less monotonic time, as that worker saw it; None if it had not said.
+        unserved: clients to whom nothing had happened; the receiver's.
+        is_short: whether it had begun a moment before, and they may be what killed it.
         suspect: the flow that was served last.
         moved: what all flows of each listener had moved while that worker lived.
 
@@ -111,23 +118,10 @@ class Legacy:
     wills: list[Will] = field(default_factory=list)
     next_id: int = 0
     offset: float | None = None
+    unserved: list[int] = field(default_factory=list)
+    is_short: bool = False
     suspect: Suspect = NO_SUSPECT
     moved: dict[Place, Carried] = field(default_factory=lambda: defaultdict(Carried))
-
-
-@contextmanager
-def borrowed(fd: int) -> Iterator[Socket]:
-    """A socket on a descriptor that is only a number here, and stays open whatever happens.
-
-    Raises:
-        OSError: it is none.
-
-    """
-    socket = Socket(fileno=fd)
-    try:
-        yield socket
-    finally:
-        socket.detach()
 
 
 def execute(wills: Sequence[Will], keep: Iterable[int]) -> Legacy:
@@ -147,8 +141,11 @@ class _Executor:
         self._mark = read_mark()
         self._legacy = Legacy()
         self._now = monotonic()
-        self._plain = set[int]()
         self._claimed = set[int]()
+        self._refused = set[int]()  # of flows that are lost
+        self._finished = set[int]()
+        self._leaving = set[int]()
+        self._legacy.suspect = NO_SUSPECT._replace(began=self._now)
 
     def run(self, keep: set[int]) -> Legacy:
         """Execute them, the newest first: what it has of a flow is how it is."""
@@ -164,15 +161,30 @@ class _Executor:
                 moved.finished += finished
             self._legacy.offset = self._legacy.offset or will.offset
             self._legacy.next_id = max(self._legacy.next_id, will.next_id)
-        _close_all_but(keep | self._claimed, self._plain - self._claimed)
+        self._legacy.is_short = self._now < self._wills[-1].suspect.began + SHORT_LIFE
+        self._settle(keep)
         return self._legacy
+
+    def _settle(self, keep: set[int]) -> None:
+        """Close what no flow has claimed, but for the clients that can be served as new ones."""
+        files = _open_files() - keep - self._claimed
+        finished = set(filter(_is_ended, self._finished - self._refused))
+        plain = (finished | self._leaving) & files
+        untouched = find_untouched(files - plain - self._refused)
+        plain |= untouched.keys()
+        self._legacy.unserved = [fd for fd, is_ours in untouched.items() if is_ours]
+        for fd in files - set(self._legacy.unserved):
+            with suppress(OSError):  # EBADF: that of the directory
+                if fd not in plain:
+                    _reset_if_connected(fd)
+                os.close(fd)
 
     def _execute(self, will: Will, record: Record) -> bool:
         """Execute one record; return whether its flow lives on."""
         is_last = (self._mark.will, self._mark.record) == (will.number, record.number)
         is_suspect = is_last and self._suspect(will, record.id)
         if record.kind in {FINISHED, LEAVING}:
-            self._plain.update(record.files)
+            (self._finished if record.kind == FINISHED else self._leaving).update(record.files)
             return False
         files = tuple(fd for fd in record.files if fd != NO_FILE)
         if not self._claimed.isdisjoint(files):  # by a newer record of it
@@ -180,15 +192,18 @@ class _Executor:
         mark = self._mark if is_last else NOBODY
         state = None if is_suspect else self._state_of(will, record, mark)
         if state is None:  # its descriptors are claimed by nobody, and so it is reset
+            self._refused.update(files)
             self._legacy.lost[record.way[:2]] += 1
             return False
+        moved = self._legacy.moved[record.way[:2]]
+        if record.kind == STREAM:
+            moved.add(state, record.bases)
         if state.state is State.CLOSING:  # in truth it had finished
-            self._plain.update(files)
+            self._finished.update(files)
+            moved.finished += 1
             return False
         self._claimed.update(files)
         self._legacy.flows.append((state, files))
-        if record.kind == STREAM:
-            self._legacy.moved[record.way[:2]].add(state, record.bases)
         return True
 
     def _suspect(self, will: Will, id: int) -> bool:
@@ -243,10 +258,10 @@ def _bare_state(record: Record, client: Socket, endpoint: Socket, now: float) ->
         Transport(transport),
         upstream,
         name,
-        canonical(client.getpeername()),
+        peer_of(client),
         canonical(client.getsockname()),
         canonical(endpoint.getsockname()),
-        canonical(endpoint.getpeername()),
+        peer_of(endpoint),
         State.ESTABLISHED,
         record.opened,
         now,
@@ -316,14 +331,16 @@ def _is_of_datagrams(fd: int) -> bool:
     return False
 
 
-def _close_all_but(keep: set[int], plain: set[int]) -> None:
-    """Close every descriptor but these; connections that did not end in order are reset."""
-    for fd in sorted(map(int, os.listdir("/proc/self/fd"))):  # noqa: PTH208 - names alone
-        if fd not in keep:
-            with suppress(OSError):  # EBADF: the directory's own
-                if fd not in plain:
-                    _reset_if_connected(fd)
-                os.close(fd)
+def _open_files() -> set[int]:
+    """All descriptors that are open; and that of their directory, which was."""
+    return set(map(int, os.listdir("/proc/self/fd")))  # noqa: PTH208 - names alone
+
+
+def _is_ended(fd: int) -> bool:
+    """Whether the peer of a socket has ended its side."""
+    events = poll()
+    events.register(fd, POLLRDHUP)
+    return any(mask & POLLRDHUP for _, mask in events.poll(0))
 
 
 def _reset_if_connected(fd: int) -> None:

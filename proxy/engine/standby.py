@@ -39,7 +39,8 @@ from socket import AF_UNIX, SOCK_STREAM, socketpair
 from typing import Final, NoReturn
 
 from proxy.engine import child
-from proxy.engine.executor import Legacy, borrowed, execute
+from proxy.engine.borrowed import borrowed
+from proxy.engine.executor import Legacy, execute
 from proxy.engine.will import Will
 from proxy.engine.wire import WireError, rights
 

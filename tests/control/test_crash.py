@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 from collections import Counter
 from pathlib import Path
 from socket import MSG_OOB, SHUT_WR, SO_OOBINLINE, SO_RCVBUF, SOL_SOCKET
+from typing import Final
 
 import trio
 from trio.socket import SocketType
@@ -20,11 +22,21 @@ from tests.control.test_crew import crewed, listener, settings
 from tests.engine import lab
 from tests.engine.lab import _noted, listening, receive_all, receive_exactly, send_all
 
+TCP: Final = Path("/proc/net/tcp")
+
 
 def surviving(folder: Path, endpoint: tuple[str, int], workers: int = 1) -> str:
     table = listener("web", "tcp://127.0.0.1:0", endpoint)
     table = table.replace("listen =", 'survive = "crash"\nlisten =')
     return settings(folder, table, workers)
+
+
+def waiting(folder: Path, endpoint: tuple[str, int]) -> str:
+    """The same with an endpoint that has room for one flow; others wait, and are connecting."""
+    text = surviving(folder, endpoint)
+    one = f'endpoints = [{{ address = "{endpoint[0]}:{endpoint[1]}", flows = 1 }}]'
+    head, _, _ = text.partition("endpoints =")
+    return f'{head}{one}\nwhen_full = "wait"\nwait = "1m"\n'
 
 
 async def address_of(house: House) -> tuple[str, int]:
@@ -84,17 +96,61 @@ async def test_a_worker_that_fails_is_followed_as_well(tmp_path: Path) -> None:
             assert await receive_exactly(accepted, 5) == b"again"
 
 
-async def test_a_client_that_is_being_connected_is_reset(tmp_path: Path) -> None:
-    endpoint = listening(backlog=0)
-    fillers = [_noted(trio.socket.socket()) for _ in range(2)]
-    async with crewed(surviving(tmp_path, endpoint.getsockname())) as house:
-        for filler in fillers:  # so that the endpoint does not accept
-            with trio.move_on_after(0.1):
-                await filler.connect(endpoint.getsockname())
+async def test_a_client_that_is_being_connected_is_served_by_the_next(tmp_path: Path) -> None:
+    endpoint = listening()
+    async with crewed(waiting(tmp_path, endpoint.getsockname())) as house:
+        first, accepted = await flow(house, endpoint)
         client = await lab.connect(await address_of(house))
-        await wait_flows(house, connecting=1)
+        await wait_flows(house, established=1, connecting=1)
+        await send_all(client, b"question")
+        await kill(house)
+        await wait_flows(house, established=1, connecting=1)
+        first.close()
+        accepted.close()
+        accepted = await lab.accept(endpoint)
+        assert await receive_exactly(accepted, 8) == b"question"
+        await send_all(accepted, b"answer")
+        assert await receive_exactly(client, 6) == b"answer"
+        read = await counters(house)
+        assert (read["opened"], read["taken_over"], read["lost"]) == (2, 2, 0)
+        assert read["live"]["established"] == read["closed"]["finished"] == 1
+        assert sum(read["closed"].values()) == 1
+
+
+async def test_a_client_that_kills_its_workers_is_reset(tmp_path: Path) -> None:
+    """The worker that it came to, and the next one, just after that has begun."""
+    endpoint = listening()
+    async with crewed(waiting(tmp_path, endpoint.getsockname())) as house:
+        await flow(house, endpoint)
+        client = await lab.connect(await address_of(house))
+        await wait_flows(house, established=1, connecting=1)
+        await kill(house)
         await kill(house)
         assert await lab.is_reset(client)
+        read = await counters(house)
+        assert (read["opened"], read["lost"], read["closed"]["internal"]) == (2, 1, 1)
+        assert read["live"]["established"] == sum(read["live"].values()) == 1
+
+
+async def test_what_both_sides_have_ended_arrives(tmp_path: Path) -> None:
+    """The kernel tells no more who the peer of such a socket was, if it is only asked so."""
+    endpoint = listening()
+    async with crewed(surviving(tmp_path, endpoint.getsockname())) as house:
+        client, accepted = await flow(house, endpoint)
+        client.shutdown(SHUT_WR)
+        assert await receive_all(accepted) == b""
+        crew = house.worker
+        assert isinstance(crew, Crew)
+        worker = crew._remotes[0]
+        assert worker is not None
+        os.kill(worker.pid, signal.SIGSTOP)  # what comes now, it has not read when it is killed
+        await send_all(accepted, b"the last")
+        await close(accepted)
+        await kill(house)
+        assert await receive_all(client) == b"the last"
+        while not (read := await counters(house))["closed"]["finished"]:
+            await trio.sleep(0.005)
+        assert sum(read["closed"].values()) == read["opened"] == 1
 
 
 async def test_bytes_that_wait_outlive_the_worker(tmp_path: Path) -> None:
@@ -224,6 +280,15 @@ async def test_a_flow_that_kills_its_workers_is_reset(tmp_path: Path) -> None:
         await send_all(bystander, b"on")
         assert await receive_exactly(its_end, 2) == b"on"
         assert (await counters(house))["lost"] == 1
+
+
+async def close(socket: SocketType) -> None:
+    """Close a socket whose peer has ended, and wait until that has heard of it."""
+    (_, port), (_, peers) = socket.getsockname(), socket.getpeername()
+    socket.close()
+    entry = re.compile(rf": \w+:{port:04X} \w+:{peers:04X} ")
+    while entry.search(TCP.read_text()):
+        await trio.sleep(0.005)
 
 
 async def wait_flows(house: House, **states: int) -> None:
