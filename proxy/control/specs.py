@@ -6,7 +6,7 @@ from dataclasses import replace
 from math import ceil
 from typing import TYPE_CHECKING, Final
 
-from proxy.core.access import ANYBODY, AccessList
+from proxy.core.access import ANYBODY, NONE, AccessList
 from proxy.core.admission import AdmissionLimits
 from proxy.core.ceiling import ShapeRates, shaping_rate
 from proxy.core.expiry import FlowLimits
@@ -67,15 +67,15 @@ def access_of(listener: Listener) -> AccessList:
     What is both allowed and denied, in whichever file, is denied; and an empty file of those who
     are allowed allows nobody.
     """
-    allow, deny = set(listener.allow), set(listener.deny)
-    if listener.allow_file is not None:
-        allow.update(listener.allow_file.networks)
-    if listener.deny_file is not None:
-        deny.update(listener.deny_file.networks)
-    others = not allow and listener.allow_file is None
-    if others and not deny:
-        return ANYBODY
-    return AccessList(allow - deny, deny, others=others)
+    allowed, denied = listener.allow_file, listener.deny_file
+    access = AccessList(
+        listener.allow,
+        listener.deny,
+        others=not listener.allow and allowed is None,
+        more_allowed=NONE if allowed is None else allowed.prefixes,
+        more_denied=NONE if denied is None else denied.prefixes,
+    )
+    return ANYBODY if access.everybody else access
 
 
 def proxied_of(listener: Listener) -> ProxyTerms | None:

@@ -10,11 +10,10 @@ does a trie, whose every step is a step of the interpreter here.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from ipaddress import IPv4Network, IPv6Network
 from typing import Generic, TypeAlias, TypeVar
 
 from proxy.core.address import Network
-from proxy.core.prefix import V4_BITS, V6_BITS, v4_number, v6_number
+from proxy.core.prefix import v4_number, v6_number
 
 Value = TypeVar("Value")
 
@@ -62,18 +61,6 @@ class LongestMatch(Generic[Value]):  # noqa: PLW1641 - no hash, as of dictionari
             value = values.get(number >> shift)
             if value is not None:
                 return value
-        return None
-
-    def network(self, host: str) -> Network | None:
-        """The longest network that holds an address; None if none does. See ``find``."""
-        for shift, values in self._v6 if ":" in host else ():
-            first = v6_number(host) >> shift
-            if first in values:
-                return IPv6Network((first << shift, V6_BITS - shift))
-        for shift, values in () if ":" in host else self._v4:
-            first = v4_number(host) >> shift
-            if first in values:
-                return IPv4Network((first << shift, V4_BITS - shift))
         return None
 
 

@@ -24,11 +24,21 @@ KNOWN: Final = 4096
 _A, _B, _C, _D = ({str(octet): octet << at for octet in range(256)} for at in (24, 16, 8, 0))
 
 
+def v4_bits(host: str) -> int:
+    """The 32 bits of an IPv4 address, of which nothing is kept.
+
+    Raises:
+        KeyError, ValueError: it is not written as the kernel writes one.
+
+    """
+    a, b, c, d = host.split(".")
+    return _A[a] | _B[b] | _C[c] | _D[d]
+
+
 @lru_cache(KNOWN)
 def v4_number(host: str) -> int:
     """The 32 bits of an IPv4 address."""
-    a, b, c, d = host.split(".")
-    return _A[a] | _B[b] | _C[c] | _D[d]
+    return v4_bits(host)
 
 
 @lru_cache(KNOWN)

@@ -7,10 +7,19 @@ import re
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from proxy.config.load import ConfigError, parse
 from proxy.config.model import Config, Listener
-from proxy.config.prefixes import TOLD_MAX, parse_prefix
+from proxy.config.prefixes import (
+    TOLD_MAX,
+    WRONG_MAX,
+    _usual,
+    parse_prefix,
+    parse_prefix_file,
+)
+from proxy.core.prefix_set import PrefixSet, prefix_of
 
 HEAD = '[listener.web]\nlisten = "{}"\nupstream = "web"\n'
 TAIL = '[upstream.web]\nendpoints = ["10.0.0.1:80"]\n'
@@ -85,8 +94,9 @@ def test_a_file_of_prefixes_is_read(tmp_path: Path) -> None:
     file.write_text("# ours\n10.0.0.0/8\n\n2001:db8::/32  # and theirs\n192.0.2.7\n")
     read = listener(f'allow_file = "{file}"').allow_file
     assert read is not None
-    assert read.networks == tuple(
-        map(ipaddress.ip_network, ("10.0.0.0/8", "2001:db8::/32", "192.0.2.7/32"))
+    assert read.prefixes == PrefixSet(
+        prefix_of(ipaddress.ip_network(text))
+        for text in ("192.0.2.7/32", "10.0.0.0/8", "2001:db8::/32")
     )
     assert str(read) == f"{file} (3 prefixes)"
 
@@ -98,6 +108,65 @@ def test_the_lines_of_a_file_that_are_wrong_are_named(tmp_path: Path) -> None:
     expected = '"x" is no prefix: expected "10.0.0.0/8" or "2001:db8::/32"'
     assert problem.startswith(f"4: listener.web.deny_file: {file}:2: {expected}; {file}:3: ")
     assert problem.endswith("; and 2 more")
+
+
+def test_no_more_lines_are_read_of_another_file(tmp_path: Path) -> None:
+    file = tmp_path / "deny.txt"
+    file.write_text(f"{'y' * 1000}\n" * (WRONG_MAX + 1))
+    [problem] = problems(f'deny_file = "{file}"')
+    more = WRONG_MAX - TOLD_MAX
+    assert problem.endswith(
+        f"; and {more} more, after which no line was read: is it the right file?"
+    )
+    assert len(problem) < 2000
+
+
+def test_a_file_is_kept_once_and_read_anew_when_it_has_changed(tmp_path: Path) -> None:
+    files = tmp_path / "one.txt", tmp_path / "other.txt"
+    for file in files:
+        file.write_text("10.0.0.0/8\r\n")
+    one, other = (parse_prefix_file(str(file)) for file in files)
+    assert one.prefixes is other.prefixes
+    assert one != other
+    files[0].write_text("10.0.0.0/9\n")
+    changed = parse_prefix_file(str(files[0]))
+    assert str(changed) == str(one)
+    assert changed != one
+
+
+texts = st.one_of(
+    st.ip_addresses().map(str),
+    st.builds("{}/{}".format, st.ip_addresses(), st.integers(0, 130)),
+    st.builds(
+        lambda address, length: str(ipaddress.ip_network(f"{address}/{length}", strict=False)),
+        st.ip_addresses(),
+        st.integers(0, 32),
+    ),
+    st.from_regex(r"\A[0-9]{1,3}(\.[0-9]{1,3}){3}(/[0-9]{0,3})?\Z"),
+    st.from_regex(r"\A[0-9a-fA-F:.]{2,20}(/[0-9]{0,3})?\Z"),
+    st.sampled_from(
+        (
+            *("::ffff:10.0.0.0/104", "::ffff:0:0/96", "::ffff:0:0/95", "::1.2.3.4", "010.0.0.0/8"),
+            *("10.0.0.0/", "10.0.0.0/08", "10.0.0.0/255.0.0.0", "2001:DB8::/32", "fe80::1%eth0"),
+            *("\u0661.0.0.0/8", "10.0.0.0/\u0668", "::/0", "0.0.0.0/0", "10.0.0.0 /8", "/8", ""),
+        )
+    ),
+)
+
+
+@given(texts)
+@settings(max_examples=500)
+def test_what_is_read_quickly_is_what_the_standard_library_reads(text: str) -> None:
+    quick = _usual(text)
+    if quick is not None:
+        assert quick == prefix_of(parse_prefix(text))
+
+
+@pytest.mark.parametrize(
+    "text", ["10.0.0.0/8", "192.0.2.7", "2001:db8::/32", "2001:db8::7", "::/0"]
+)
+def test_the_usual_forms_are_read_quickly(text: str) -> None:
+    assert _usual(text) == prefix_of(parse_prefix(text))
 
 
 @pytest.mark.parametrize(
