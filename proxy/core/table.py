@@ -133,10 +133,9 @@ class FlowTable:
         if self._pressure is not None:
             self._relieve(flow)
 
-    @property
-    def next_id(self) -> int:
-        """The id of the next flow."""
-        return self._next_id
+    def id_after(self, flows: int) -> int:
+        """The id of the next flow, once so many others have been opened."""
+        return self._next_id + flows * self._step
 
     def moved(self, flow: Flow) -> None:
         """Know that a flow has entered another state."""

@@ -81,6 +81,15 @@ class Doors:
             if isinstance(listener, StreamListener):
                 listener.resume()
 
+    def count_waiting(self) -> int:
+        """How many wait to be admitted: so many flows may be opened though the doors are shut."""
+        return sum(
+            len(room)
+            for terms in self._roster.terms.values()
+            for room in (terms.prefaces, terms.waiting)
+            if room is not None
+        )
+
     def take_waiting(self, names: Container[str]) -> list[Held]:
         """Have nobody wait at these listeners any more; the sockets are the caller's."""
         held: list[Held] = []

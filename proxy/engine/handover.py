@@ -63,6 +63,10 @@ ABANDONED: Final = b"X"
 BATCH: Final = 100
 """Flows of one message: a few milliseconds of both workers, and descriptors for one message."""
 
+DATAGRAM_BATCH: Final = 250
+"""The same of flows that all stand still until the last has gone: a descriptor each, and as few
+turns of the pump between as can be, while the heir still reads one message as we write the next."""
+
 PATIENCE: Final = 10.0
 """Seconds that the other side may take for a step of milliseconds; then it is given up."""
 
@@ -98,7 +102,8 @@ class Papers(NamedTuple):
     """What an heir has to know beside flows.
 
     Attributes:
-        next_id: the id that the predecessor's next flow would have had.
+        next_id: beyond the ids of all the predecessor's flows, and of those that who waits there to
+            be admitted may have yet.
         offset: Unix time less monotonic time, as the predecessor sees it: each process measures
             that a little otherwise, and times that were told once shall not waver.
         drops: what the kernel had dropped on each listening socket of datagrams, by its cookie,
@@ -169,8 +174,8 @@ class Bequeather:
             HandOverError: it has not; the wire is closed.
 
         """
-        for start in range(0, len(flows), BATCH):
-            await self._give(DATAGRAMS, flows[start : start + BATCH])
+        for start in range(0, len(flows), DATAGRAM_BATCH):
+            await self._give(DATAGRAMS, flows[start : start + DATAGRAM_BATCH])
         await self._send(NO_MORE_DATAGRAMS + papers.write())
         await self._hear(ACKNOWLEDGED)
 

@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from time import monotonic
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 AGAIN: Final = 0.05
 """Seconds until flows are asked again that could not go: a tick of the timers."""
+
+Kind = TypeVar("Kind", StreamFlow, DatagramFlow)
 
 log = structlog.get_logger()
 
@@ -102,9 +104,10 @@ class Leaving:
                 await heir.wait_ready()
         began = monotonic()
         self._doors.pause()
-        papers = Papers(self._relay.table.next_id, self._offset, self._doors.counted_drops())
+        next_id = self._relay.table.id_after(self._doors.count_waiting())
+        papers = Papers(next_id, self._offset, self._doors.counted_drops())
         parts = [
-            [freeze(flow) for flow in self._ready(heir) if isinstance(flow, DatagramFlow)]
+            [freeze(flow) for flow in self._ready(heir, DatagramFlow)]
             for heir in range(len(self._heirs))
         ]
         async with self._or_back(self._heirs, *parts, doors=True):
@@ -175,7 +178,7 @@ class Leaving:
     async def _give_ready(self) -> None:
         """Hand over all streams that can go now."""
         for number, heir in enumerate(self._heirs):
-            ready = self._ready(number)
+            ready = self._ready(number, StreamFlow)
             for start in range(0, len(ready), BATCH):
                 part = ready[start : start + BATCH]
                 await self._give_batch(heir, [flow for flow in part if can_freeze(flow)])
@@ -208,14 +211,12 @@ class Leaving:
         """Whether any flow may yet go."""
         return any(self._is_for(flow) is not None for flow in self._relay.table)
 
-    def _ready(self, heir: int) -> list[AnyFlow]:
-        """The flows of an heir that can go now; once the listeners are left, streams only."""
+    def _ready(self, heir: int, kind: type[Kind]) -> list[Kind]:
+        """The flows of an heir, of one kind, that can go now."""
         return [
             flow
             for flow in self._relay.table
-            if isinstance(flow, StreamFlow | DatagramFlow)
-            and self._is_for(flow) == heir
-            and can_freeze(flow)
+            if isinstance(flow, kind) and self._is_for(flow) == heir and can_freeze(flow)
         ]
 
     def _is_for(self, flow: Flow) -> int | None:
