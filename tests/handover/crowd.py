@@ -32,7 +32,7 @@ from tests.handover.datagrams import Responder, Talker
 from tests.handover.kinds import DATAGRAMS, STREAMS, StreamKind
 from tests.handover.loop import Loop
 from tests.handover.streams import HEADER, MAGIC, End, shrink
-from tests.handover.told import Account, Fault
+from tests.handover.told import WORDLESS, Account, Fault
 
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 4096
@@ -268,8 +268,10 @@ class Endpoints(Crowd):
         self.loop.forget(accepted.fileno())
         try:
             header = accepted.recv(HEADER.size)
-        except OSError as error:
-            header = os.strerror(error.errno or 0).encode()
+        except ConnectionResetError:
+            self.fault(Fault("endpoint", group, 0, "original", 0, WORDLESS))
+            accepted.close()
+            return
         magic, flow = HEADER.unpack(header) if len(header) == HEADER.size else (b"", 0)
         if magic != MAGIC or flow in self.ends or flow in self.accounts:
             self.fault(Fault("endpoint", group, flow, "original", 0, f"begins with {header.hex()}"))

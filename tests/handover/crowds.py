@@ -17,7 +17,7 @@ from tests.e2e.patience import PATIENCE, SLOWNESS, until
 from tests.e2e.program import ROOT, free_port
 from tests.handover.crowd import Order, Place
 from tests.handover.kinds import DATAGRAMS, STREAMS
-from tests.handover.told import LOST, Account, Fault
+from tests.handover.told import LOST, WORDLESS, Account, Fault
 
 STUCK: Final = 20 * SLOWNESS
 """Seconds after which a flow that should move and does not is a fault."""
@@ -174,8 +174,12 @@ class Crowds:
         self.faults.append(Fault("driver", group, flow, "original", 0, what))
 
     def hard_faults(self) -> list[Fault]:
-        """All but datagrams that did not come."""
-        return [fault for fault in self.faults if fault.what != LOST]
+        """All but those that the kill of a worker may bring about."""
+        return [fault for fault in self.faults if fault.what not in (LOST, WORDLESS)]
+
+    def wordless(self) -> list[Fault]:
+        """Connections to endpoints that were reset before the first byte."""
+        return [fault for fault in self.faults if fault.what == WORDLESS]
 
     def lost(self) -> Counter[str]:
         """Datagrams that did not come, by group; the answer to one of them is not another one."""

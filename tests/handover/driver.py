@@ -45,6 +45,9 @@ LIVE: Final = re.compile(
 EARLY: Final = 5
 """Deeds after which processes hold what they will hold."""
 
+OTHERS: Final = 8
+"""Descriptors that a process may have more than another in its place: a standby's, or commands'."""
+
 GROWTH: Final = 4 * FLAT
 """KiB that a process may hold more than its predecessor did early on: flows that ended are kept."""
 
@@ -151,6 +154,7 @@ class Drive:
 
     async def run(self) -> None:
         """All of it, from the beginning of the flows to their end."""
+        idle = await look(self.house)
         await self.both.open()
         await self._wait_all()
         self._known = (await read(self.house, self._lasting)).rows
@@ -161,6 +165,7 @@ class Drive:
         drops = dropped(self.both.places)
         await self.both.stop()
         await self._settle(drops)
+        self.faults += await self._left_open(idle)
 
     async def _do_all(self) -> None:
         for deed in self._deeds():
@@ -257,6 +262,8 @@ class Drive:
         """Compare all the books, when all has ended."""
         self.faults += [str(fault) for fault in self.both.hard_faults()]
         self.faults += self._datagrams_lost(drops)
+        if not self.deeds["kill"]:
+            self.faults += [str(fault) for fault in self.both.wordless()]
         await self.house.wait_flows(0, transport="tcp")
         if not self.both.hard_faults():
             self.faults += balance(await self.house.metrics(), self.both.places, self.both.accounts)
@@ -279,15 +286,27 @@ class Drive:
         if len(self.samples) <= EARLY:
             return []
         first, last = self.samples[EARLY], self.samples[-1]
-        faults = []
-        for name in first.keys() & last.keys():
-            if last[name].memory > first[name].memory + GROWTH:
-                faults.append(f"{name}: {first[name].memory} KiB grew to {last[name].memory}")
-            if last[name].descriptors > first[name].descriptors + FILES_PER_PIPE * KEPT:
-                faults.append(
-                    f"{name}: {first[name].descriptors} descriptors, {last[name].descriptors} later"
-                )
-        return faults
+        return [
+            f"{name}: {first[name].memory} KiB grew to {last[name].memory}"
+            for name in first.keys() & last.keys()
+            if last[name].memory > first[name].memory + GROWTH
+        ]
+
+    async def _left_open(self, idle: dict[str, Sample]) -> list[str]:
+        """Processes that have more open than they need, now that no stream is left.
+
+        What they have open while streams live says little: bulk borrows pipes, up to
+        ``splice.PIPES``, and each datagram of a fresh flow that is lost leaves a flow behind.
+        """
+        status, last = await self.house.status(), await look(self.house)
+        flows = {row["pid"]: row["flows"] for row in status["workers"]}
+        return [
+            f"{name}: {idle[name].descriptors} descriptors at first, {sample.descriptors} at last, "
+            f"with {flows.get(sample.pid, 0)} flows of datagrams"
+            for name, sample in last.items()
+            if sample.descriptors
+            > idle[name].descriptors + flows.get(sample.pid, 0) + FILES_PER_PIPE * KEPT + OTHERS
+        ]
 
     def report(self) -> str:
         plan = self.plan
@@ -295,7 +314,8 @@ class Drive:
         lines = [
             f"{plan.flows} TCP and {plan.datagram_flows} UDP flows, {plan.workers} workers, seed "
             f"{plan.seed}; done: {done}; {self.lost} datagrams lost, "
-            f"{self.dropped} dropped by the kernel; {self.scrapes} scrapes"
+            f"{self.dropped} dropped by the kernel; {len(self.both.wordless())} connections to "
+            f"endpoints begun once more; {self.scrapes} scrapes"
         ]
         for what, course in (("deeds", self.times), ("longest wait for an answer", self.waits)):
             if course:

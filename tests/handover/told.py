@@ -16,7 +16,8 @@ class Fault(NamedTuple):
         flow: its number.
         direction: what it concerns.
         place: byte of a stream, number of a datagram.
-        what: in words; ``lost``, and nothing else, is a datagram that did not come.
+        what: in words; ``lost``, and nothing else, is a datagram that did not come, and
+            ``WORDLESS`` a connection that an endpoint saw end before its first byte.
 
     """
 
@@ -35,6 +36,9 @@ class Fault(NamedTuple):
 
 
 LOST = "lost"
+
+WORDLESS = "reset before the first byte"
+"""The client of a flow that was connecting is served by the next worker, by another connection."""
 
 
 def text(address: tuple[str, int]) -> str:

@@ -20,8 +20,9 @@ PART: Final = 0.2
 
 @dataclass(frozen=True)
 class Sample:
-    """Of one process: resident memory in KiB, open descriptors, CPU seconds."""
+    """Of one process: its id, resident memory in KiB, open descriptors, CPU seconds."""
 
+    pid: int
     memory: int
     descriptors: int
     cpu: float
@@ -31,8 +32,11 @@ async def look(sockpair: Sockpair) -> dict[str, Sample]:
     """A sample of each process, by its part; without those that are just beginning or ending."""
     workers = (await sockpair.status())["workers"]
     pids = {"sockpair": sockpair.pid}
-    if len(workers) > 1:
-        pids |= {f"worker {index}": row["pid"] for index, row in enumerate(workers)}
+    pids |= {
+        f"worker {index}": row["pid"]
+        for index, row in enumerate(workers)
+        if row["pid"] != sockpair.pid
+    }
     found = {name: sample(pid) for name, pid in pids.items()}
     return {name: each for name, each in found.items() if each is not None}
 
@@ -45,7 +49,7 @@ def sample(pid: int) -> Sample | None:
         descriptors = len(list((folder / "fd").iterdir()))
     except (FileNotFoundError, ProcessLookupError):
         return None
-    return Sample(pages * 4, descriptors, sum(map(int, times)) / 100)
+    return Sample(pid, pages * 4, descriptors, sum(map(int, times)) / 100)
 
 
 class Watch:
