@@ -137,7 +137,10 @@ class DatagramListener:
         self._local_key = self._local_reader()
         self.kind = kind
         self.relay.pump.hand_over(self.fd, self._reader())
-        # Others, orders and headers look at each datagram.
+        # Others, orders and headers look at each datagram. Limits could let a client's train pass
+        # whole while its leases cover it; but answers are read many at a time before their sizes
+        # are known, so those would need a megabyte at each level, which only a ceiling of several
+        # hundred Mbit/s lends: and a train for some is a second way through every limit.
         each = self.relay.orders or terms.proxied is not None or terms.style is not None
         self.trains = kind is DatagramFlow and can_segment() and not each
         ask_for_trains(self.socket, wanted=self.trains)
