@@ -16,6 +16,7 @@ from trio.socket import SocketType
 
 from proxy.config.load import parse
 from proxy.control import house as house_module
+from proxy.control import opening
 from proxy.control.crew import Crew
 from proxy.control.house import House
 from proxy.control.opening import open_house
@@ -60,7 +61,8 @@ async def wait_gone(remote: RemoteWorker) -> None:
 @pytest.fixture
 def shelf(monkeypatch: pytest.MonkeyPatch) -> Shelf:
     kept = Shelf()
-    monkeypatch.setattr(house_module, "ChannelStore", lambda _: kept)
+    for module in (house_module, opening):
+        monkeypatch.setattr(module, "ChannelStore", lambda _: kept)
     return kept
 
 
