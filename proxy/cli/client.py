@@ -3,7 +3,7 @@
 Strategy: the standard library's HTTP client with another way to connect; a command asks a question
 or two and ends, so there is no need for Trio, nor for the server's HTTP.
 
-Invariants: every wait is bounded by ``TIMEOUT``; whatever goes wrong becomes one message that names
+Invariants: every wait is bounded; whatever goes wrong becomes one message that names
 the socket and says what to start or do (exit code 1), or, when the question itself was wrong, how
 to ask it (exit code 2).
 """
@@ -71,11 +71,13 @@ class AdminClient:
 
     Args:
         path: of the Unix socket.
+        timeout: seconds until an answer has to come.
 
     """
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, timeout: float = TIMEOUT) -> None:
         self.path = path
+        self._timeout = timeout
 
     def get(self, path: str, params: Mapping[str, object] | None = None) -> Any:
         """Ask for something; parameters that are None are left out.
@@ -120,29 +122,47 @@ class AdminClient:
     ) -> Iterator[HTTPResponse]:
         """Ask, and translate what goes wrong until the answer has been read."""
         query = urlencode({name: value for name, value in params.items() if value is not None})
-        connection = _UnixConnection(self.path)
+        connection = _UnixConnection(self.path, self._timeout)
         try:
             connection.request(method, f"{path}?{query}" if query else path)
             yield connection.getresponse()
         except OSError as exc:
-            raise click.ClickException(_advice(self.path, exc)) from exc
+            raise click.ClickException(self._advice(exc)) from exc
         except (HTTPException, ValueError) as exc:
             message = f"{self.path} does not speak like sockpair's admin socket: {exc!r}"
             raise click.ClickException(message) from exc
         finally:
             connection.close()
 
+    def _advice(self, exc: OSError) -> str:
+        """What went wrong with the socket, and what to do."""
+        elsewhere = "name its socket with --admin PATH or SOCKPAIR_ADMIN=PATH"
+        start = 'start it with "sockpair run -c FILE"'
+        if isinstance(exc, FileNotFoundError):
+            nobody = "sockpair is not running here"
+            return f"{self.path} does not exist: {nobody}; {start}, or {elsewhere}"
+        if isinstance(exc, ConnectionRefusedError) and not Path(self.path).is_socket():
+            return f"{self.path} is not a socket: {elsewhere}"
+        if isinstance(exc, ConnectionRefusedError):
+            return f"{self.path} is left over, nobody listens there: {start}, or {elsewhere}"
+        if isinstance(exc, PermissionError):
+            return f"{self.path} may not be opened by this user: be root, or of the socket's group"
+        if isinstance(exc, TimeoutError):
+            late = f"no answer within {self._timeout:g} s"
+            return f"{self.path}: {late}; the log of sockpair may tell why"
+        return f"{self.path}: {exc.strerror or exc}"
+
 
 class _UnixConnection(HTTPConnection):
     """HTTP whose connection is a Unix socket."""
 
-    def __init__(self, path: str) -> None:
-        super().__init__("localhost", timeout=TIMEOUT)
+    def __init__(self, path: str, timeout: float) -> None:
+        super().__init__("localhost", timeout=timeout)
         self._path = path
 
     def connect(self) -> None:
         self.sock = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-        self.sock.settimeout(TIMEOUT)
+        self.sock.settimeout(self.timeout)
         self.sock.connect(self._path)
 
 
@@ -163,20 +183,3 @@ def _wrong_question(answer: Any, message: str) -> click.UsageError:
     name = answer["parameter"]
     hint = ARGUMENTS.get(name, f"'--{name.replace('_', '-')}'")
     return click.BadParameter(answer["reason"], param_hint=hint)
-
-
-def _advice(path: str, exc: OSError) -> str:
-    """What went wrong with the socket, and what to do."""
-    elsewhere = "name its socket with --admin PATH or SOCKPAIR_ADMIN=PATH"
-    start = 'start it with "sockpair run -c FILE"'
-    if isinstance(exc, FileNotFoundError):
-        return f"{path} does not exist: sockpair is not running here; {start}, or {elsewhere}"
-    if isinstance(exc, ConnectionRefusedError) and not Path(path).is_socket():
-        return f"{path} is not a socket: {elsewhere}"
-    if isinstance(exc, ConnectionRefusedError):
-        return f"{path} is left over, nobody listens there: {start}, or {elsewhere}"
-    if isinstance(exc, PermissionError):
-        return f"{path} may not be opened by this user: be root, or of the socket's group"
-    if isinstance(exc, TimeoutError):
-        return f"{path}: no answer within {TIMEOUT:g} s; the log of sockpair may tell why"
-    return f"{path}: {exc.strerror or exc}"

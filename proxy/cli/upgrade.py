@@ -8,12 +8,16 @@ from __future__ import annotations
 
 import json
 import sys
+from typing import Final
 
 import click
 
 from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.table import output_option
 from proxy.core.printable import printable
+
+TIMEOUT: Final = 200.0
+"""Seconds for the answer; each step of an upgrade has a bound, and these come to ten less."""
 
 
 @click.command()
@@ -30,7 +34,7 @@ def upgrade(admin: str, output: str, dry_run: bool) -> None:
     come up everything goes on as it was, and the exit code is 1.
     """
     params = {"dry_run": "true"} if dry_run else {}
-    answer = AdminClient(admin).post("/api/v1/upgrade", params)
+    answer = AdminClient(admin, TIMEOUT).post("/api/v1/upgrade", params)
     if output == "json":
         click.echo(json.dumps(answer))
     for line in answer["problems"]:

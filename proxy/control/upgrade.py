@@ -48,8 +48,9 @@ if TYPE_CHECKING:
     from proxy.control.house import House
     from proxy.engine.port import UpgradeAnswer
 
-READY: Final = 20.0
-"""Seconds until the new process has to be ready; less than the admin waits for an answer."""
+READY: Final = 60.0
+"""Seconds until the new process has to be ready, which costs nobody anything: so many that it comes
+up on a machine that is busy with the flows themselves."""
 
 DONE: Final = 120.0
 """Seconds for it to take everything over; each step of that has bounds of its own."""
