@@ -26,7 +26,7 @@ from proxy.core.steering import Instruction, steering_program
 from tests.control.binding import bind_for_workers, bind_listeners
 from tests.engine.udp_network import Network, require_namespaces
 
-PATIENCE = 10.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
+PATIENCE = 30.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
 WORKERS = 4
 LOOPBACK = [f"127.1.{number}.{number + 7}" for number in range(24)]
 PREFIXES = [f"fd01:{number}::2" for number in range(1, 25)]

@@ -1,4 +1,4 @@
-"""Clients that talk without a pause, and origins that answer: nothing may be lost, nor come twice.
+"""Clients that talk on and on, and origins that answer: nothing may be lost, nor come twice.
 
 One word at a time: the next is said when the answer has come, and it must be the answer to that
 word. Origins tell by which address of ours each conversation comes, so that it can be seen that it
@@ -22,6 +22,9 @@ HOST = "127.0.0.1"
 
 TALKERS = 6
 """Of each kind, each with an address of its own."""
+
+BREATH = 0.005
+"""Seconds between two words of one of them: what is tested needs the processor, too."""
 
 
 @dataclass
@@ -75,6 +78,7 @@ class Chatter:
                     assert await _receive(client, kind, len(word)) == word
                 if name in self.words:
                     self.words[name] += 1
+                await trio.sleep(BREATH)
 
     async def serve_streams(self, listening: SocketType) -> None:
         while True:

@@ -11,7 +11,7 @@ import trio
 
 SLOWNESS: Final = float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
 
-PATIENCE: Final = 10 * SLOWNESS
+PATIENCE: Final = 30 * SLOWNESS
 """Seconds until a condition that comes true in milliseconds is given up."""
 
 LOOK_AGAIN: Final = 0.01

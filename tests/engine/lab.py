@@ -45,7 +45,7 @@ from proxy.engine.worker import Worker
 opened: list[SocketType] = []
 """Every socket the peers of a test opened; the fixture in conftest.py closes them."""
 
-PATIENCE = 10.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
+PATIENCE = 30.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
 
 
 PACE = Pace(timeout=30.0, rate=1000.0, spread=10.0)
