@@ -170,6 +170,7 @@ class Arriving:
             while (batch := await heir.take_next()).kind != NOTHING_MORE:
                 if batch.kind == STREAMS:
                     self._revive(batch.flows, monotonic())
+                    await heir.be_ready()
                 elif batch.kind == CLIENTS:
                     self._clients += batch.clients
                     self._know_all(heir)

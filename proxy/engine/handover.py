@@ -10,8 +10,8 @@ The predecessor says, in this order, each a message of a kind and a body:
 * ``R`` states of flows that ended;
 * ``Z``: nothing more will come.
 
-Before ``D`` and before the first ``S`` it waits until the heir says that it is ready (``G``),
-because what is to be given stands still from then on.
+Before ``D`` and before each ``S`` it waits until the heir says that it is ready (``G``), because
+what is to be given stands still from then on. So it knows, too, when what it gave before is served.
 
 The heir acknowledges (``A``) what came with ``E``, ``S`` or ``W`` when it has all of it in its
 hands: it can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and
@@ -290,7 +290,7 @@ class Heir:
         return Bequest(flows, papers)
 
     async def be_ready(self) -> None:
-        """Say that streams may come.
+        """Say that what came is served, and streams may come.
 
         Raises:
             HandOverError: the predecessor is gone; the wire is closed.

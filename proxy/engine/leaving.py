@@ -50,7 +50,7 @@ class Left:
 
     Attributes:
         handed: how many have gone.
-        longest: seconds that one of them stood still at most.
+        longest: seconds that one of them stood still at most, until its heir served it.
         failure: why no more could go; "" if nothing failed.
 
     """
@@ -90,6 +90,7 @@ class Leaving:
         self._offset = offset
         self._served = served
         self._left = Left()
+        self._began = 0.0
         self._held: list[Held] = []
 
     async def give_datagrams(self) -> None:
@@ -102,7 +103,7 @@ class Leaving:
         async with self._or_back(self._heirs):
             for heir in self._heirs:
                 await heir.wait_ready()
-        began = monotonic()
+        self._began = monotonic()
         self._doors.pause()
         next_id = self._relay.table.id_after(self._doors.count_waiting())
         papers = Papers(next_id, self._offset, self._doors.counted_drops())
@@ -116,7 +117,7 @@ class Leaving:
                 await heir.give_datagrams(moving, papers)
         for heir, part in zip(self._heirs, parts, strict=True):
             await heir.commit()
-            self._let_go(part, began)
+            self._let_go(part)
         self._held = self._doors.take_waiting(self._order)
         self._doors.part(monotonic(), self._served)
 
@@ -125,7 +126,7 @@ class Leaving:
         until = monotonic() + patience
         try:
             for heir in self._heirs:
-                await heir.wait_ready()
+                await self._wait_served(heir, self._began)
             await self._give_ready()
             for number, heir in enumerate(self._heirs):
                 await self._give_clients(number, heir)
@@ -204,8 +205,14 @@ class Leaving:
         async with self._or_back([heir], part):
             await heir.give_streams([(each.state, each.files) for each in part])
         await heir.commit()
-        self._let_go(part, began)
-        await trio.lowlevel.checkpoint()
+        self._let_go(part)
+        await self._wait_served(heir, began)
+
+    async def _wait_served(self, heir: Bequeather, began: float) -> None:
+        """Wait until an heir serves what it was given, if anything, and can take more."""
+        await heir.wait_ready()
+        if self._left.handed:
+            self._left.longest = max(self._left.longest, monotonic() - began)
 
     def _is_awaited(self) -> bool:
         """Whether any flow may yet go."""
@@ -235,13 +242,12 @@ class Leaving:
             if each.flow.close_reason is None:
                 thaw(each.flow, self._roster, now)
 
-    def _let_go(self, part: Sequence[Frozen], began: float) -> None:
+    def _let_go(self, part: Sequence[Frozen]) -> None:
         now = monotonic()
         for each in part:
             if each.flow.close_reason is None:  # by an order that came meanwhile
                 depart(each, now)
         self._left.handed += len(part)
-        self._left.longest = max(self._left.longest, now - began)
 
 
 def _peer(client: Address, identity: Identity | None) -> str:

@@ -8,7 +8,7 @@ from socket import socketpair
 import pytest
 import trio
 
-from proxy.engine.handover import NOTHING_MORE, Heir
+from proxy.engine.handover import NOTHING_MORE, STREAMS, Heir
 from proxy.engine.wire import wire_on
 from tests.engine.heirs import TO_ONE
 from tests.engine.lab import accept, connect, listening
@@ -44,5 +44,7 @@ async def test_who_says_its_header_meanwhile_has_no_id_of_the_heirs(late: int) -
                 ids.append(state.id)
                 for fd in files:
                     os.close(fd)
+            if batch.kind == STREAMS:
+                await heir.be_ready()
         assert len(ids) == late
         assert max(ids) < papers.next_id
