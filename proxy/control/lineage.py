@@ -2,8 +2,8 @@
 
 A worker that is killed has a successor already, which shares its descriptors (``engine.standby``).
 Here the supervisor hears of each standby, takes the next worker from the line in place of starting
-a process, and notices a standby that ends before its worker: then the line is broken, and the next
-worker begins anew, without flows.
+a process, and notices a standby that ends before its worker: then the worker is told to have
+another. If it ends before that, the line is broken, and the next worker begins anew, without flows.
 
 All processes of a line are children of ours, which only we can see off.
 """
@@ -16,6 +16,7 @@ import signal
 import socket as stdlib
 from collections import deque
 from contextlib import ExitStack, suppress
+from math import inf
 from socket import AF_UNIX, MSG_CMSG_CLOEXEC, SOCK_SEQPACKET
 from socket import socket as Socket
 from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
@@ -35,6 +36,9 @@ SHORT_LIFE: Final = 1.0
 
 SHORT_LIVES: Final = 5
 """So many in a row, and what is inherited is given up: the next worker begins without flows."""
+
+RENEWAL: Final = 1.0
+"""Seconds between two standbys of one worker, if they end at once, or none can be had."""
 
 log = structlog.get_logger()
 
@@ -91,6 +95,10 @@ class Begun(Protocol):
 
     async def wait_started(self) -> None:
         """Wait until it can be told what to do."""
+        ...
+
+    async def renew_standby(self) -> bool:
+        """Have it make a standby in place of one that has ended; false if it cannot now."""
         ...
 
 
@@ -166,6 +174,7 @@ class Lineage:
         self._standbys: deque[Standby] = deque()  # a standby that begins has one of its own at once
         self._short = 0
         self._began = 0.0
+        self._renewed = -inf
 
     @property
     def has_standby(self) -> bool:
@@ -198,7 +207,7 @@ class Lineage:
         return await self._start_first()
 
     async def watch(self, worker: Begun) -> None:
-        """Notice a standby that ends while its worker lives; until cancelled."""
+        """Have a standby that ends while its worker lives be replaced; until cancelled."""
         await worker.wait_started()
         while self._line is not None:
             if not self._standbys:
@@ -208,11 +217,21 @@ class Lineage:
                     return
             standby = self._standbys[0]
             code = await standby.process.wait()
-            if code:
-                log.error("standby_lost", worker=self._index, pid=standby.process.pid, exit=code)
             if standby in self._standbys:
                 self._standbys.remove(standby)
                 standby.wire.close()
+            if code:
+                log.error("standby_lost", worker=self._index, pid=standby.process.pid, exit=code)
+                await self._renew(worker)
+
+    async def _renew(self, worker: Begun) -> None:
+        """Have a worker make another standby, as soon as it can."""
+        is_there = False
+        while not is_there:
+            await trio.sleep_until(self._renewed + RENEWAL)
+            self._renewed = trio.current_time()
+            is_there = await worker.renew_standby()
+        log.info("standby_renewed", worker=self._index)
 
     async def end(self) -> None:
         """Want no other worker of this line."""

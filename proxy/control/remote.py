@@ -287,6 +287,14 @@ class RemoteWorker:
         """Have it know what a successor gets from us, which can be written as JSON."""
         await self._call("entrust", estate)
 
+    async def renew_standby(self) -> bool:
+        """Have it make a standby in place of one that has ended; false if it cannot now."""
+        try:
+            await self._call("renew_standby")
+        except (WorkerLostError, OrderError):
+            return False
+        return True
+
     async def finish(self) -> int:
         """End every flow; return how many there were. Their lines have come by then."""
         return int(await self._call("finish"))

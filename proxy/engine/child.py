@@ -7,7 +7,8 @@ signals but those that cannot be refused: the supervisor decides when to stop.
 Down come orders, pickled: a number, the name of a ``RelayPort`` method, its arguments. Sockets of
 an ``apply`` come beside it, in the order of the listeners they belong to, and so do those of an
 ``expect``. Two more orders are about its being left behind: ``entrust`` is what the supervisor
-leaves to its successor, and ``part`` is the last word before it goes. Up go, as JSON objects:
+leaves to its successor, and ``part`` is the last word before it goes. And ``renew_standby`` is for
+a worker that had one. Up go, as JSON objects:
 
 * ``{"answer": NUMBER, "value": ..., "serving": [COOKIE, ...]}`` or ``{"answer": NUMBER, "error":
   TEXT}``; ``serving`` are the listening sockets that are still in use, so that the supervisor can
@@ -26,7 +27,7 @@ import os
 import pickle
 import signal
 import sys
-from collections.abc import Mapping, MutableMapping, Sequence
+from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from socket import socket as Socket
@@ -131,16 +132,23 @@ class Child:
         worker: the relay.
         succession: how a successor comes.
         orphan_log: where lines go when nobody is there who writes them.
+        renew: makes a standby, in place of one that has ended.
 
     """
 
     def __init__(
-        self, wire: Wire, worker: Worker, succession: Succession, orphan_log: OrphanLog
+        self,
+        wire: Wire,
+        worker: Worker,
+        succession: Succession,
+        orphan_log: OrphanLog,
+        renew: Callable[[], None],
     ) -> None:
         self._wire = wire
         self._worker = worker
         self._succession = succession
         self._log = orphan_log
+        self._renew = renew
         self._logging = trio.Event()
         self._orphaned = False
         self._finishing = False
@@ -190,6 +198,9 @@ class Child:
         match method:
             case "entrust":
                 (self._succession.estate,) = arguments
+                return None
+            case "renew_standby":
+                self._renew()
                 return None
             case "part":
                 await self._tell_last_flows()
@@ -269,7 +280,13 @@ def prepare() -> None:
     spare_collector()
 
 
-def serve(fd: int, channel: int, will: Will | None = None, legacy: Legacy | None = None) -> None:
+def serve(
+    fd: int,
+    channel: int,
+    will: Will | None = None,
+    legacy: Legacy | None = None,
+    renew: Callable[[], None] = lambda: None,
+) -> None:
     """Serve likewise, in a process that is prepared.
 
     Args:
@@ -277,12 +294,15 @@ def serve(fd: int, channel: int, will: Will | None = None, legacy: Legacy | None
         channel: by which a successor comes.
         will: where flows are left behind, should this process be killed; see ``standby``.
         legacy: what was left behind to us.
+        renew: makes a standby, in place of one that has ended.
 
     """
-    trio.run(_main, fd, channel, will, legacy)
+    trio.run(_main, fd, channel, will, legacy, renew)
 
 
-async def _main(fd: int, channel: int, will: Will | None, legacy: Legacy | None) -> None:
+async def _main(
+    fd: int, channel: int, will: Will | None, legacy: Legacy | None, renew: Callable[[], None]
+) -> None:
     events = EventQueue()
     structlog.configure(processors=[structlog.processors.format_exc_info, events.put])
     socket = Socket(fileno=fd)
@@ -300,7 +320,7 @@ async def _main(fd: int, channel: int, will: Will | None, legacy: Legacy | None)
         worker.inherit(legacy)
     place = ((hello.first_id - 1) % hello.step, hello.step)
     succession = Succession(Socket(fileno=channel), worker, place)
-    await Child(wire, worker, succession, OrphanLog(place[0])).serve(events.out)
+    await Child(wire, worker, succession, OrphanLog(place[0]), renew).serve(events.out)
 
 
 immortal: Final[list[Worker]] = []

@@ -13,6 +13,9 @@ is killed, so the supervisor goes by the end of the process, and not by that of 
 whose wire ends is not wanted any more, and ends. One whose worker ended in order says nothing and
 ends: the worker has said so in the will.
 
+A standby that ends before its worker is missed by the supervisor, which has the worker clone
+another one.
+
 Descriptors are numbers here, not objects: an object that is collected in one process would close
 what the other one needs. And a worker that fails ends at once, before anything of it is collected.
 
@@ -36,12 +39,13 @@ import sys
 import traceback
 from contextlib import suppress
 from socket import AF_UNIX, SOCK_STREAM, socketpair
+from threading import Thread
 from typing import Final, NoReturn
 
 from proxy.engine import child
 from proxy.engine.borrowed import borrowed
-from proxy.engine.executor import Legacy, execute
-from proxy.engine.will import Will
+from proxy.engine.executor import execute
+from proxy.engine.will import NO_FILE, Will
 from proxy.engine.wire import WireError, rights
 
 CLONE_FILES: Final = 0x400
@@ -62,26 +66,108 @@ FAILED: Final = 1
 def main(wire: int, channel: int, line: int) -> NoReturn:
     """Be the worker at the end of a wire, and then each next one of the line, as standby."""
     child.prepare()
-    wills: list[Will] = []
-    number = 0
-    while True:
-        wills.append(Will(number))
-        number += 1
+    Line(channel, line).run(wire)
+
+
+class Line:
+    """What the processes of a line have in common, by descriptors and shared memory.
+
+    Args:
+        channel: by which a successor comes.
+        line: where the supervisor hears of standbys.
+
+    """
+
+    def __init__(self, channel: int, line: int) -> None:
+        self._channel = channel
+        self._line = line
+        self._wills: list[Will] = []
+        self._number = 0
+        self._worker = NO_FILE  # of its process
+        self._next_wire = NO_FILE  # of the standby
+
+    def run(self, wire: int) -> NoReturn:
+        """Be the worker at the end of a wire, and then each next one, as standby."""
+        while True:
+            self._wills.append(Will(self._number))
+            self._number += 1
+            self._worker = os.pidfd_open(os.getpid())
+            if not self._clone_standby():
+                self._work(wire)
+            wire = self._wait_for_turn()
+
+    def renew(self) -> None:
+        """Have another standby in place of one that has ended, while the worker works.
+
+        The new one has all of the worker in its memory, and leaves it alone: a thread of its own
+        knows nothing of what runs here, Trio least of all.
+
+        Raises:
+            OSError: there is no process to be had.
+
+        """
+        if self._next_wire != NO_FILE:
+            os.close(self._next_wire)
+            self._next_wire = NO_FILE
+        if self._clone_standby():
+            signal.set_wakeup_fd(-1)
+            thread = Thread(target=self._stand_by)
+            thread.start()
+            thread.join()
+            os._exit(FAILED)
+
+    def _stand_by(self) -> NoReturn:
+        self.run(self._wait_for_turn())
+
+    def _clone_standby(self) -> bool:
+        """Clone this process; return whether we are the standby. What is there is never collected.
+
+        Raises:
+            OSError: there is no process to be had.
+
+        """
         ours, theirs = (end.detach() for end in socketpair(AF_UNIX, SOCK_STREAM))
-        myself = os.pidfd_open(os.getpid())
-        gc.freeze()
-        pid = clone()
-        if pid:
-            announce(line, pid, theirs)
+        gc.disable()
+        try:
+            pid = clone()
+            if not pid:
+                gc.freeze()
+        except OSError:
+            os.close(ours)
             os.close(theirs)
-            keep = {*STANDARD, wire, channel, line, ours, myself}
-            legacy = execute(wills[:-1], keep) if len(wills) > 1 else None
-            work(wire, channel, wills[-1], legacy)
-        if not wait_for_end(myself, ours) or wills[-1].is_over:
+            raise
+        finally:
+            gc.enable()
+        self._next_wire = ours
+        if pid:
+            announce(self._line, pid, theirs)
+            os.close(theirs)
+        return not pid
+
+    def _wait_for_turn(self) -> int:
+        """Wait, as the standby, until the worker has ended; return the wire of the next one."""
+        if not wait_for_end(self._worker, self._next_wire) or self._wills[-1].is_over:
             os._exit(ENDED)
-        os.close(myself)
-        wire = ours
-        wills = [will for will in wills if will.is_in_force or will is wills[-1]]
+        os.close(self._worker)
+        self._wills = [will for will in self._wills if will.is_in_force or will is self._wills[-1]]
+        return self._next_wire
+
+    def _work(self, wire: int) -> NoReturn:
+        """Be a worker to its end; that is in order only when it says so."""
+        code = FAILED
+        *former, will = self._wills
+        try:
+            keep = {wire, self._channel, self._line, self._worker, self._next_wire}
+            legacy = execute(former, {*STANDARD, *keep}) if former else None
+            child.serve(wire, self._channel, will, legacy, self.renew)
+            will.say_over()
+            code = ENDED
+        except WireError:  # the supervisor has ended, too
+            pass
+        except BaseException:  # nothing may be collected: that would close what the standby needs
+            traceback.print_exc()
+            sys.stderr.flush()
+        os._exit(code)
 
 
 def clone() -> int:
@@ -122,21 +208,6 @@ def wait_for_end(worker: int, wire: int) -> bool:
     events.register(wire, 0)  # POLLHUP is always told
     ready = dict(events.poll())
     return wire not in ready
-
-
-def work(wire: int, channel: int, will: Will, legacy: Legacy | None) -> NoReturn:
-    """Be a worker to its end; that is in order only when it says so."""
-    code = FAILED
-    try:
-        child.serve(wire, channel, will, legacy)
-        will.say_over()
-        code = ENDED
-    except WireError:  # the supervisor has ended, too
-        pass
-    except BaseException:  # nothing may be collected: that would close what the standby needs
-        traceback.print_exc()
-        sys.stderr.flush()
-    os._exit(code)
 
 
 if __name__ == "__main__":
