@@ -18,6 +18,8 @@ another one.
 
 Descriptors are numbers here, not objects: an object that is collected in one process would close
 what the other one needs. And a worker that fails ends at once, before anything of it is collected.
+But not before its tasks have ended, which close what they hold: so the channel that a worker has is
+a duplicate.
 
 Rejected: to send every descriptor to another process as it is opened, which costs 5 microseconds
 for each and keeps it open after the flow has ended; and fork(2), which copies the table.
@@ -159,7 +161,7 @@ class Line:
         try:
             keep = {wire, self._channel, self._line, self._worker, self._next_wire}
             legacy = execute(former, {*STANDARD, *keep}) if former else None
-            child.serve(wire, self._channel, will, legacy, self.renew)
+            child.serve(wire, os.dup(self._channel), will, legacy, self.renew)
             will.say_over()
             code = ENDED
         except WireError:  # the supervisor has ended, too
