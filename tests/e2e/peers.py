@@ -119,14 +119,20 @@ async def nsd(
     folder: Path, host: str = HOST, port: int = 0, records: str | None = None
 ) -> AsyncIterator[Origin]:
     """Serve one zone over UDP and TCP, on IPv4 and IPv6; or at this address alone."""
-    others = "" if port else f"ip-address: ::1@{(port := free_port())}"
+    addresses = [f"{host}@{port}"] if port else [f"{host}@{(port := free_port())}", f"::1@{port}"]
     (folder / "zone").write_text(zone_text(records or many_records()))
     file = folder / "nsd.conf"
-    file.write_text(
-        f"""server:
-    ip-address: {host}@{port}
-    {others}
-    server-count: 1
+    file.write_text(nsd_settings(str(folder), *addresses))
+    command: Command = [peer("nsd"), "-d", "-c", file]
+    async with program(command, folder, lambda: answers(port, host), name="nsd") as started:
+        yield Origin(started, port, folder)
+
+
+def nsd_settings(folder: str, *addresses: str) -> str:
+    """The configuration of a server that has one zone, with all its files in a folder."""
+    places = "".join(f"    ip-address: {address}\n" for address in addresses)
+    return f"""server:
+{places}    server-count: 1
     username: ""
     chroot: ""
     database: ""
@@ -144,10 +150,6 @@ zone:
     name: {ZONE}
     zonefile: zone
 """
-    )
-    command: Command = [peer("nsd"), "-d", "-c", file]
-    async with program(command, folder, lambda: answers(port, host), name="nsd") as started:
-        yield Origin(started, port, folder)
 
 
 def zone_text(records: str, serial: int = 1) -> str:

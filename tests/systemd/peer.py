@@ -6,6 +6,9 @@
 * ``knock PORT SECONDS``: connect and say something again and again; print the outcomes, counted.
 * ``stay PORT SECONDS``: the same over one connection, or until SIGTERM; print the answers, counted.
 * ``query PORT SECONDS``: the same by datagrams of one socket, each of which must be answered.
+* ``converse SECONDS PREFIX COMMAND...``: say a line of random words after a prefix to a program
+  that is to say these words back, again and again; print the bytes that came back right. In the
+  end the program is told that there is no more, and its exit status is ours.
 * ``hoard PORT COUNT``: open flows, one after the other, send all that they take, read nothing, and
   hold them until something is cut, or all are open; print which.
 """
@@ -13,8 +16,10 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,6 +27,9 @@ from collections import Counter
 
 HOST = "127.0.0.1"
 PATIENCE = 30
+
+LONGEST = 1 << 13
+"""Bytes of a line, before they are written as digits; pipes take it whole."""
 
 OVER = threading.Event()
 """SIGTERM has come."""
@@ -124,6 +132,24 @@ def query(port: str, seconds: str) -> None:
             answers += 1
             threading.Event().wait(0.02)
     print(f"answers={answers}")
+
+
+def converse(seconds: str, prefix: str, *command: str) -> None:
+    end = time.monotonic() + float(seconds)
+    carried = 0
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, bufsize=1) as program:
+        assert program.stdin is not None
+        assert program.stdout is not None
+        while time.monotonic() < end:
+            words = random.randbytes(random.randrange(1, LONGEST)).hex()
+            program.stdin.write(f"{prefix}{words}\n")
+            answer = program.stdout.readline()
+            assert answer == f"{words}\n", f"{len(answer)} for {len(words)}: {answer[:80]!r}"
+            carried += len(answer)
+            threading.Event().wait(0.005)
+    print(f"carried={carried}")
+    sys.exit(program.returncode)
 
 
 def look(client: socket.socket) -> None:
