@@ -6,8 +6,10 @@ The order of things, so that at every step either the predecessors go on, or we 
 2. Our workers are started. Each *expects* flows, by a socket from each predecessor, before it is
    told for the first time what to be; see ``Crew`` and ``House.begin``.
 3. When all of them do, and whoever started us agrees, the predecessors are told to *leave*. They
-   stop accepting, hand over, and drain what cannot go.
-4. Predecessors that drain are watched until they end. What they count is added to what we do.
+   stop accepting, and hand over.
+4. When all that is done, they are told that we are *settled*. Until then they take back what an
+   heir of ours leaves that ends; from then on they drain what could not go.
+5. Predecessors that drain are watched until they end. What they count is added to what we do.
 
 A worker of ours that ends between 2 and 3 takes nothing along: a predecessor whose heir fails keeps
 its flows, and drains them when nobody else comes.
@@ -168,6 +170,12 @@ class Heritage:
         _tell(reports, monotonic() - began)
         return reports
 
+    async def settle(self) -> None:
+        """Have the predecessors know that what they gave us is safe; from then on they drain."""
+        async with trio.open_nursery() as nursery:
+            for each in self._predecessors:
+                nursery.start_soon(_settle, each)
+
     async def _send_away(self) -> None:
         """Have those that we do not understand drain."""
         strangers, self._strangers = self._strangers, []
@@ -258,6 +266,11 @@ class Heritage:
         if not self._predecessors:
             self._alone.set()
         self._store.forget(each.name)
+
+
+async def _settle(each: Predecessor) -> None:
+    with suppress(PredecessorError):  # it is gone, or hangs: then it is missed when it is watched
+        await each.settle()
 
 
 def _tell(reports: Sequence[Report], seconds: float) -> None:

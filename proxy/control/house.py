@@ -268,6 +268,7 @@ class House:
             order, served = self.leave_order(self._adopted), self._served()
             reports = await self.heritage.take_over(order, served)
             await self._order_again()
+            await self.heritage.settle()
         self.heritage.remember(self.worker.forebears)
         if self._newcomer is not None:
             await self._newcomer.tell_done(reports)
@@ -377,12 +378,16 @@ class House:
         """Serve again, after somebody who was to take over has failed.
 
         Args:
-            sockets: of all listeners, ours from now on.
+            sockets: of all listeners, ours from now on; those still open here need none.
 
         """
         self.is_stopping = False
         self._become(Tenure.OURS)
-        await self.put_to_work(self.config, self._upstreams, sockets)
+        kept = {name for name, each in self._bound.items() if each.is_open}
+        for socket in (socket for name in kept & sockets.keys() for socket in sockets[name]):
+            socket.close()
+        missing = {name: group for name, group in sockets.items() if name not in kept}
+        await self.put_to_work(self.config, self._upstreams, missing)
         self.steer()
 
     async def stop_changing(self) -> None:

@@ -162,6 +162,10 @@ class Predecessor:
         self._read(answer)
         return report
 
+    async def settle(self) -> None:
+        """Have it know that what it gave us is safe; it drains then, if it has left."""
+        self._read(await self._ask({"ask": "settle"}))
+
     async def drain(self) -> None:
         """Have it accept no more, and end when its last flow has."""
         await self._ask({"ask": "drain"})

@@ -11,7 +11,8 @@ ordered and counted. When it has, we let nobody in any more by the admin's socke
 wire; only then it does. So nobody is told by the one what the other knows better, and no order is
 given to one that does not stay.
 
-If it dies in the middle of that we serve again, with whatever has not gone.
+If it dies in the middle of that we serve again, and our workers take back what it had got; see
+``engine.custody``.
 
 What cannot go drains here, and we end when it has.
 
@@ -257,7 +258,7 @@ class Upgrader:
             house.notifier.main_process(os.getpid())
             await house.open_again(kept)
             raise UpgradeError(
-                f"the new process ended while it took over: {error}; what it had not yet is here"
+                f"the new process ended while it took over: {error}; its flows are taken back"
             ) from error
         for socket in (socket for group in kept.values() for socket in group):
             socket.close()

@@ -72,6 +72,18 @@ class DirectionCounters:
         self.buffered -= size
         self.moved -= size
 
+    def returned(self, received: int, waited: int, waits: int) -> None:
+        """Count a flow that went to a worker which has died, and arrives here again.
+
+        Args:
+            received: bytes that the other had received of it.
+            waited: bytes that waited when it went.
+            waits: bytes that wait now.
+
+        """
+        self.received += received
+        self.moved += waited - waits
+
     def snapshot(self) -> DirectionSnapshot:
         """Return a copy as plain values."""
         return {
@@ -210,6 +222,11 @@ class ListenerCounters:
         """Count the end of a flow that should have arrived, and could not live here."""
         self.lost += 1
         self.closed[CloseReason.INTERNAL] += 1
+        self.first[BY_PROXY] += 1
+
+    def flow_finished(self) -> None:
+        """Count the end of a flow that has finished in a worker which could not count it."""
+        self.closed[CloseReason.FINISHED] += 1
         self.first[BY_PROXY] += 1
 
     def flow_moved(self, old: State, new: State) -> None:

@@ -28,6 +28,8 @@ from __future__ import annotations
 from enum import Enum, IntEnum
 from typing import Final, NamedTuple
 
+from proxy.core.flow import State
+
 
 class TcpState(IntEnum):
     """tcpi_state (include/net/tcp_states.h)."""
@@ -63,6 +65,15 @@ PEER_ENDED: Final = frozenset(
 
 KNOWN: Final = WE_ENDED | PEER_ENDED | {TcpState.ESTABLISHED}
 """States in which the counters mean what is said here."""
+
+
+STATES: Final = {
+    (False, False): State.ESTABLISHED,
+    (True, False): State.CLIENT_CLOSED,
+    (False, True): State.ENDPOINT_CLOSED,
+    (True, True): State.CLOSING,
+}
+"""Of a flow, by which directions have ended, the original first; with both it has finished."""
 
 
 class Urgent(Enum):

@@ -147,6 +147,7 @@ class FlowState(NamedTuple):
         datagrams: what only a flow of datagrams has.
         end: how it ended; None of one that lives.
         sample: what the kernel last told of its sockets, packed; see ``core.sample``.
+        headed: whether a header may have gone before its first byte, either way.
 
     """
 
@@ -170,6 +171,7 @@ class FlowState(NamedTuple):
     datagrams: DatagramState | None = None
     end: EndState | None = None
     sample: bytes | None = None
+    headed: bool = False
 
 
 class ClientState(NamedTuple):
@@ -259,6 +261,7 @@ def _write(state: FlowState) -> list[Any]:
         fields[18] = [*state.end[:-1], _write_responders(state.end.responders)]
     if state.sample is not None:
         fields[19] = _text(state.sample)
+    fields[20] = int(state.headed)
     return fields
 
 
@@ -271,12 +274,13 @@ def _read(fields: list[Any]) -> FlowState:
     fields[12], fields[13] = _read_leg(fields[12]), _read_leg(fields[13])
     for index in ADDRESSES:
         fields[index] = _read_address(fields[index])
-    identity, credentials, datagrams, end, sample = fields[15:]
+    identity, credentials, datagrams, end, sample, headed = fields[15:]
     fields[15] = None if identity is None else _read_identity(identity)
     fields[16] = None if credentials is None else Credentials(*credentials)
     fields[17] = None if datagrams is None else _read_datagrams(datagrams)
     fields[18] = None if end is None else _read_end(end)
     fields[19] = None if sample is None else _bytes(sample)
+    fields[20] = bool(headed)
     return FlowState(*fields)
 
 

@@ -40,7 +40,7 @@ from proxy.engine.tcp import reset_on_close
 from proxy.engine.unserved import serve_unserved
 
 if TYPE_CHECKING:
-    from proxy.core.flow_state import ClientState, FlowState
+    from proxy.core.flow_state import FlowState
     from proxy.engine.executor import Legacy
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
@@ -198,16 +198,8 @@ class Arriving:
         """Take in who waited, and then whoever comes."""
         clients, self._clients = self._clients, []
         for state, (fd,) in clients:
-            self._let_in(state, Socket(fileno=fd), monotonic())
+            self._doors.take_in(state, Socket(fileno=fd), monotonic())
         self._doors.let_in()
-
-    def _let_in(self, state: ClientState, client: Socket, now: float) -> None:
-        """Have a client be where it would be if it had connected to us."""
-        listener = self._roster.stream_listener(state.listener, state.transport)
-        if listener is None:
-            self._doors.refuse([(state, client)])
-        else:
-            listener.receive(client, state.remote, state.local, now, state.identity)
 
     def _revive(self, flows: Sequence[Moving], now: float) -> None:
         for state, files in flows:

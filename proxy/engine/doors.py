@@ -1,8 +1,9 @@
 """The doors of a worker: what becomes of its listening sockets while flows change their worker.
 
-One that leaves shuts them first, so that who comes waits in the kernel, and leaves them to its
-heirs when those have what belongs to them. One that arrives keeps those shut behind which there may
-be no place. Who has connected and waits to be admitted goes along; see ``leaving``, ``arriving``.
+One that leaves shuts them first, so that who comes waits in the kernel, and lends them to its
+heirs when those have what belongs to them, until it is sure that they stay. One that arrives keeps
+those shut behind which there may be no place. Who has connected and waits to be admitted goes
+along; see ``leaving``, ``arriving``.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from proxy.engine.tcp import reset_on_close
 
 if TYPE_CHECKING:
     from proxy.core.counters import ListenerCounters
-    from proxy.engine.roster import Roster
+    from proxy.engine.roster import Listener, Roster
 
 Held: TypeAlias = tuple[ClientState, Socket]
 """A client that waited to be admitted, and its socket."""
@@ -37,34 +38,53 @@ class Doors:
 
     def __init__(self, roster: Roster) -> None:
         self._roster = roster
+        self._shut: list[Listener] = []
 
     def pause(self) -> None:
         """Take neither clients nor datagrams, until ``resume``: they wait in the kernel."""
-        for listener in self._roster.accepting():
+        self._shut = list(self._roster.accepting())
+        for listener in self._shut:
             listener.pause()
 
     def resume(self) -> None:
-        """Take clients and datagrams again."""
-        for listener in self._roster.accepting():
-            listener.resume()
+        """Take clients and datagrams again, where others were to."""
+        shut, self._shut = self._shut, []
+        for listener in shut:
+            if listener.is_open:
+                if isinstance(listener, DatagramListener):
+                    listener.is_counted = True
+                listener.resume()
 
-    def part(self, now: float, served: Container[int] | None = None) -> None:
-        """Leave the listening sockets to others, after a ``pause``.
+    def lend(self, now: float, served: Container[int] | None = None) -> None:
+        """Leave the sockets to others, after a ``pause``; ``leave`` or ``resume`` follows.
 
-        One of datagrams stays open for the answers of flows that stay; and they get what comes by
-        it, if nobody else reads it.
+        Those that nobody else has are left for good.
 
         Args:
             now: monotonic seconds.
             served: the sockets that others have, by their cookies; None: all.
 
         """
-        for listener in list(self._roster.accepting()):
-            if isinstance(listener, DatagramListener):
-                if served is None or cookie_of(listener.socket) in served:
+        shut, self._shut = self._shut, []
+        for listener in shut:
+            if served is None or cookie_of(listener.socket) in served:
+                self._shut.append(listener)
+                if isinstance(listener, DatagramListener):
                     listener.is_counted = False
-                else:
-                    listener.resume()
+            elif isinstance(listener, DatagramListener):
+                listener.resume()
+                listener.retire(now)
+            else:
+                listener.close()
+
+    def leave(self, now: float) -> None:
+        """Leave for good what was lent.
+
+        A socket of datagrams stays open for the answers of flows that stay.
+        """
+        shut, self._shut = self._shut, []
+        for listener in shut:
+            if isinstance(listener, DatagramListener):
                 listener.retire(now)
             else:
                 listener.close()
@@ -114,6 +134,14 @@ class Doors:
             counters.refused[Refusal.DRAINING] += 1
             reset_on_close(socket)
             socket.close()
+
+    def take_in(self, state: ClientState, client: Socket, now: float) -> None:
+        """Have a client be where it would be if it had connected just now; the socket is taken."""
+        listener = self._roster.stream_listener(state.listener, state.transport)
+        if listener is None:
+            self.refuse([(state, client)])
+        else:
+            listener.receive(client, state.remote, state.local, now, state.identity)
 
     def counted_drops(self) -> dict[int, int]:
         """Count what the kernel has dropped so far, and tell it by the sockets' cookies."""

@@ -37,7 +37,7 @@ from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeAlias
 
 from proxy.core.address import Transport
-from proxy.core.crossing import Crossing, Keeping, Reading, Store, find_crossing
+from proxy.core.crossing import STATES, Crossing, Keeping, Reading, Store, find_crossing
 from proxy.core.flow import State
 from proxy.core.flow_state import FlowState, LegState, read_states
 from proxy.engine.borrowed import borrowed
@@ -61,13 +61,6 @@ NO_SUSPECT: Final = Suspect(0, 0, 0.0)
 
 Place: TypeAlias = tuple[str, str]
 """The name and the transport of a listener."""
-
-STATES: Final = {
-    (False, False): State.ESTABLISHED,
-    (True, False): State.CLIENT_CLOSED,
-    (False, True): State.ENDPOINT_CLOSED,
-}
-"""By which direction has ended."""
 
 
 @dataclass(slots=True)
@@ -236,7 +229,7 @@ def _stream_state(
     reply = _leg_state(record, mark, 1, target, source, endpoint)
     if original is None or reply is None:
         return None
-    state = STATES.get((original.ended, reply.ended), State.CLOSING)
+    state = STATES[original.ended, reply.ended]
     whole = _bare_state(record, client, endpoint, now)
     is_half_closed = state in {State.CLIENT_CLOSED, State.ENDPOINT_CLOSED}
     return whole._replace(
@@ -267,6 +260,7 @@ def _bare_state(record: Record, client: Socket, endpoint: Socket, now: float) ->
         now,
         LegState(0),
         LegState(0),
+        headed=record.offsets != (0, 0),
     )
 
 

@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Final, NamedTuple, TypeAlias
 from proxy.core.flow_state import DatagramState, EndState, FlowState, LegState
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.headed import HeadedSocket, HeadedUnixSocket
+from proxy.engine.identified import Identified
 from proxy.engine.leg import BLOCKED, StreamLeg
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.tcp import CLOSED
@@ -147,6 +148,7 @@ def state_of(flow: Flow, limits: str = "") -> FlowState:
         flow.credentials,
         end=end,
         sample=flow.sample if isinstance(flow, StreamFlow) else None,
+        headed=isinstance(flow, Identified),
     )
 
 

@@ -12,6 +12,9 @@ The predecessor says, in this order, each a message of a kind and a body:
 
 Before ``D`` and before each ``S`` it waits until the heir says that it is ready (``G``), because
 what is to be given stands still from then on. So it knows, too, when what it gave before is served.
+With its first ``G`` the heir sends a descriptor of its process (pidfd_open(2)), so that the
+predecessor sees it die, and takes back what it had, see ``custody``; unless it has somebody who
+takes that over, see ``standby``.
 
 The heir acknowledges (``A``) what came with ``E``, ``S`` or ``W`` when it has all of it in its
 hands: it can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and
@@ -47,6 +50,7 @@ from proxy.core.flow_state import (
     write_clients,
     write_states,
 )
+from proxy.engine.process_file import ProcessFile
 from proxy.engine.wire import Wire, WireError
 
 DATAGRAMS: Final = b"D"
@@ -153,13 +157,31 @@ class Bequeather:
     Args:
         wire: to the heir.
 
+    Attributes:
+        stands_still: whether the heir has not answered in time.
+
     """
 
     def __init__(self, wire: Wire) -> None:
         self._wire = wire
+        self.stands_still = False
+
+    async def meet(self) -> ProcessFile | None:
+        """Wait until the heir can take datagrams; return its process, if it is to be watched.
+
+        Raises:
+            HandOverError: it cannot; the wire is to be closed.
+
+        """
+        files = await self._hear(READY, files=1)
+        try:
+            return ProcessFile(files[0]) if files else None
+        except ValueError as error:
+            os.close(files[0])
+            raise HandOverError(str(error)) from error
 
     async def wait_ready(self) -> None:
-        """Wait until the heir can take what comes next.
+        """Wait until the heir can take streams.
 
         Raises:
             HandOverError: it cannot; the wire is to be closed.
@@ -240,19 +262,23 @@ class Bequeather:
             with trio.fail_after(PATIENCE):
                 await self._wire.send(body, files, whole=False)
         except (WireError, trio.TooSlowError) as error:
+            self.stands_still = isinstance(error, trio.TooSlowError)
             self._wire.close()
             raise HandOverError("the heir takes nothing") from error
 
-    async def _hear(self, word: bytes) -> None:
+    async def _hear(self, word: bytes, files: int = 0) -> tuple[int, ...]:
+        """Hear a word; return what came with it, which is the caller's: so many at most."""
         try:
             with trio.fail_after(PATIENCE):
                 message = await self._wire.receive()
         except (WireError, trio.TooSlowError) as error:
+            self.stands_still = isinstance(error, trio.TooSlowError)
             raise HandOverError(f"the heir does not say {word!r}") from error
-        if message.body != word or message.files:
+        if message.body != word or len(message.files) > files:
             for fd in message.files:
                 os.close(fd)
             raise HandOverError(f"the heir should say {word!r}, not {message.body[:9]!r}")
+        return message.files
 
 
 class Heir:
@@ -260,11 +286,13 @@ class Heir:
 
     Args:
         wire: to the predecessor.
+        is_alone: whether nobody would go on with what we have, if we died.
 
     """
 
-    def __init__(self, wire: Wire) -> None:
+    def __init__(self, wire: Wire, *, is_alone: bool = True) -> None:
         self._wire = wire
+        self._is_alone = is_alone
 
     async def take_datagrams(self) -> Bequest:
         """Receive all flows of datagrams.
@@ -277,7 +305,7 @@ class Heir:
         clients: list[Waiting] = []  # there are to be none
         try:
             with trio.fail_after(PATIENCE):
-                await self._wire.send(READY, whole=False)
+                await self._introduce()
                 while (kind := await self._receive(flows, clients))[:1] == DATAGRAMS:
                     pass
             if kind[:1] != NO_MORE_DATAGRAMS:
@@ -324,6 +352,15 @@ class Heir:
             self._refuse([*flows, *clients])
             raise HandOverError(f"the predecessor gives no more: {error}") from error
         return Batch(kind, flows, clients)
+
+    async def _introduce(self) -> None:
+        """Say that datagrams may come, and who we are."""
+        files = [os.pidfd_open(os.getpid())] if self._is_alone else []
+        try:
+            await self._wire.send(READY, files, whole=False)
+        finally:
+            for fd in files:
+                os.close(fd)
 
     async def _receive(self, flows: list[Moving], clients: list[Waiting]) -> bytes:
         """Receive a message, and add what is in it; return its kind, and what is of no flow."""

@@ -2,10 +2,11 @@
 
 First it takes no more clients and datagrams; they wait in the kernel. Then all flows of datagrams
 go, or none: if an heir fails, everything is as if nobody had asked. From then on the listening
-sockets are the heirs' alone, and streams follow. Then come those who are no flows yet: clients
-whose PROXY header is awaited, which is still in their sockets, and clients who wait for a place;
-the heir takes them in as if it had accepted them. Flows that are connecting, or have yet to say
-where they want to go, are waited for. What is left at the end stays, and is for others to drain.
+sockets are the heirs' alone, and streams follow. What has gone stays in ``custody`` for a while.
+Then come those who are no flows yet: clients whose PROXY header is awaited, which is still in their
+sockets, and clients who wait for a place; the heir takes them in as if it had accepted them. Flows
+that are connecting, or have yet to say where they want to go, are waited for. What is left at the
+end stays, and is for others to drain.
 """
 
 from __future__ import annotations
@@ -13,12 +14,14 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from itertools import repeat
 from time import monotonic
 from typing import TYPE_CHECKING, Final, TypeVar
 
 import structlog
 import trio
 
+from proxy.engine.custody import NO_HEADERS, consumed_of, offsets_of
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.doors import Doors
 from proxy.engine.frozen import AnyFlow, Frozen, can_freeze, depart, freeze
@@ -31,7 +34,9 @@ if TYPE_CHECKING:
     from proxy.core.flow import Flow
     from proxy.core.flow_state import ClientState, FlowState
     from proxy.core.identity import Identity
+    from proxy.engine.custody import Custody, Offsets
     from proxy.engine.doors import Held
+    from proxy.engine.process_file import ProcessFile
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
     from proxy.engine.specs import LeaveOrder
@@ -69,6 +74,7 @@ class Leaving:
         order: who gets which.
         heirs: the ends of the wires to them, by their numbers.
         offset: Unix time less monotonic time.
+        custody: has what is handed over until that is over.
         served: the listening sockets that heirs have, by their cookies; None: all.
 
     """
@@ -80,6 +86,7 @@ class Leaving:
         order: LeaveOrder,
         heirs: Sequence[Bequeather],
         offset: float,
+        custody: Custody,
         served: Container[int] | None = None,
     ) -> None:
         self._relay = relay
@@ -88,7 +95,9 @@ class Leaving:
         self._order = order
         self._heirs = heirs
         self._offset = offset
+        self._custody = custody
         self._served = served
+        self._are_lent = False
         self._left = Left()
         self._began = 0.0
         self._held: list[Held] = []
@@ -100,9 +109,16 @@ class Leaving:
             HandOverError: an heir has failed; everything is as it was before.
 
         """
+        processes: list[ProcessFile | None] = []
         async with self._or_back(self._heirs):
-            for heir in self._heirs:
-                await heir.wait_ready()
+            try:
+                for heir in self._heirs:
+                    processes.append(await heir.meet())  # noqa: PERF401 - those met are closed
+            except BaseException:
+                for process in filter(None, processes):
+                    process.close()
+                raise
+        self._custody.begin(processes)
         self._began = monotonic()
         self._doors.pause()
         next_id = self._relay.table.id_after(self._doors.count_waiting())
@@ -115,11 +131,13 @@ class Leaving:
             for heir, part in zip(self._heirs, parts, strict=True):
                 moving = [(each.state, each.files) for each in part]
                 await heir.give_datagrams(moving, papers)
-        for heir, part in zip(self._heirs, parts, strict=True):
-            await heir.commit()
-            self._let_go(part)
+        for number, part in enumerate(parts):
+            await self._heirs[number].commit()
+            self._let_go(number, part)
         self._held = self._doors.take_waiting(self._order)
-        self._doors.part(monotonic(), self._served)
+        self._doors.lend(monotonic(), self._served)
+        self._are_lent = True
+        self._custody.hold(self._doors)
 
     async def give_streams(self, patience: float) -> None:
         """Hand over streams, those too that can go within so many seconds."""
@@ -136,8 +154,19 @@ class Leaving:
         except HandOverError as error:
             self._left.failure = str(error)
             log.warning("hand_over_failed", error=str(error), left=len(self._relay.table))
+            for number, heir in enumerate(self._heirs):
+                self._left.handed -= await self._custody.end(number, kill=heir.stands_still)
         finally:
-            self._doors.refuse(self._held)
+            self._take_leave_of_held()
+
+    def _take_leave_of_held(self) -> None:
+        """Let those in again who still wait, if everybody is; else they can wait nowhere."""
+        held, self._held = self._held, []
+        if not self._custody.has_all_back:
+            self._doors.refuse(held)
+            return
+        for state, client in held:
+            self._doors.take_in(state, client, monotonic())
 
     async def finish(self, ended: Sequence[FlowState]) -> Left:
         """Hand over what is known of flows that ended, and say that this is all."""
@@ -174,38 +203,43 @@ class Leaving:
                 self._keep(part)
             if doors:
                 self._doors.resume()
+                self._custody.release()
             raise
 
     async def _give_ready(self) -> None:
         """Hand over all streams that can go now."""
-        for number, heir in enumerate(self._heirs):
+        for number in range(len(self._heirs)):
             ready = self._ready(number, StreamFlow)
             for start in range(0, len(ready), BATCH):
                 part = ready[start : start + BATCH]
-                await self._give_batch(heir, [flow for flow in part if can_freeze(flow)])
+                await self._give_batch(number, [flow for flow in part if can_freeze(flow)])
 
     async def _give_clients(self, number: int, heir: Bequeather) -> None:
         """Hand over the clients that wait; they are held while all streams are on their way."""
         part = [each for each in self._held if self._heir_of(each[0]) == number]
+        consumed = [consumed_of(each[1]) for each in part]
         async with self._or_back([heir]):
             await heir.give_clients([(state, (socket.fileno(),)) for state, socket in part])
         await heir.commit()
-        for each in part:
-            self._held.remove(each)
-            each[1].close()
+        if not self._custody.has_all_back:
+            for each, before in zip(part, consumed, strict=True):
+                self._held.remove(each)
+                self._custody.keep_client(number, each, before)
 
     def _heir_of(self, client: ClientState) -> int:
         return self._order[client.listener].heir_of(_peer(client.remote, client.identity))
 
-    async def _give_batch(self, heir: Bequeather, flows: Sequence[AnyFlow]) -> None:
+    async def _give_batch(self, number: int, flows: Sequence[AnyFlow]) -> None:
         if not flows:  # they have ended meanwhile
             return
+        heir = self._heirs[number]
         began = monotonic()
         part = [freeze(flow) for flow in flows]
+        offsets = [offsets_of(each) for each in part]
         async with self._or_back([heir], part):
             await heir.give_streams([(each.state, each.files) for each in part])
         await heir.commit()
-        self._let_go(part)
+        self._let_go(number, part, offsets)
         await self._wait_served(heir, began)
 
     async def _wait_served(self, heir: Bequeather, began: float) -> None:
@@ -232,8 +266,8 @@ class Leaving:
         steered = self._order.get(counters.listener)
         if steered is None or self._roster.spec_of(counters.listener, counters.transport) is None:
             return None
-        if isinstance(flow, DatagramFlow) and flow.listener.draining:
-            return None  # clients send to a socket that the heirs do not have
+        if isinstance(flow, DatagramFlow) and (self._are_lent or flow.listener.draining):
+            return None  # clients send to a socket that the heirs do not have; or they had it all
         return steered.heir_of(_peer(flow.client_remote, flow.identity))
 
     def _keep(self, part: Sequence[Frozen]) -> None:
@@ -242,11 +276,13 @@ class Leaving:
             if each.flow.close_reason is None:
                 thaw(each.flow, self._roster, now)
 
-    def _let_go(self, part: Sequence[Frozen]) -> None:
+    def _let_go(self, heir: int, part: Sequence[Frozen], offsets: Sequence[Offsets] = ()) -> None:
         now = monotonic()
-        for each in part:
+        for each, before in zip(part, offsets or repeat(NO_HEADERS), strict=False):
             if each.flow.close_reason is None:  # by an order that came meanwhile
+                self._custody.keep(heir, each, before)
                 depart(each, now)
+        self._custody.look_again(heir)
         self._left.handed += len(part)
 
 

@@ -129,7 +129,7 @@ def _revive_stream(
 
 
 def _kind_of(state: FlowState) -> type[StreamFlow]:
-    identified = state.identity is not None
+    identified = state.headed or state.identity is not None
     if state.transport.is_unix:
         return IdentifiedUnixFlow if identified else UnixFlow
     return IdentifiedFlow if identified else StreamFlow

@@ -15,7 +15,8 @@ and ``drain`` are to be relied upon.
 
 ==========  ======================================================================================
 greet       who we are, and what the successor goes on from
-leave       hand over flows, by the sockets that come beside it, see ``handover``; then drain
+leave       hand over flows, by the sockets that come beside it, see ``handover``
+settle      know that they stay there, whatever comes, see ``custody``; and drain, if all could go
 counters    the latest reading, and how many flows there are
 drain       accept no more, and end when the last flow has
 end         end now, with every flow
@@ -98,6 +99,10 @@ class Ancestor(Protocol):
         """Say how the relay is."""
         ...
 
+    async def settle(self) -> None:
+        """Know that the heirs have settled."""
+        ...
+
     async def drain(self, order: DrainOrder) -> bool:
         """Begin to drain."""
         ...
@@ -134,6 +139,7 @@ class Succession:
         self._decided = trio.Event()
         self._draining = False
         self._leaving = trio.Lock()
+        self._has_left = False
         self._ended = trio.Event()
         self.pace = AT_ONCE
         self.estate: Answer = {}
@@ -207,6 +213,11 @@ class Succession:
                 return await self._greeting()
             case "leave":
                 return await self._leave(question, sockets)
+            case "settle":
+                await self._worker.settle()
+                if self._has_left:
+                    await self._drain()
+                return await self._reading()
             case "counters":
                 return await self._reading()
             case "drain":
@@ -226,8 +237,7 @@ class Succession:
                 left = await self._worker.leave(order, sockets, served=served)
         except (ValueError, HandOverError) as error:  # everything is as it was
             return {"error": str(error)}
-        if not left.failure:
-            await self._drain()
+        self._has_left = not left.failure
         report = {"handed": left.handed, "longest": left.longest, "failure": left.failure}
         return {**report, **await self._reading()}
 

@@ -18,6 +18,9 @@ SIOCATMARK: Final = 0x8905  # asm-generic/sockios.h
 RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 """struct linger: on, for no time; close then sends RST and forgets what is unsent (socket(7))."""
 
+CLOSE_IN_ORDER: Final = struct.pack("ii", 0, 0)
+"""The default: close sends what is unsent, and FIN."""
+
 CLOSED: Final = Socket()
 """Stands for the socket of a flow that has ended; any call on it fails with EBADF."""
 CLOSED.close()

@@ -21,6 +21,7 @@ from proxy import __version__
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow
 from proxy.engine.arriving import Arriving
+from proxy.engine.custody import Custody
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.explain import Explainer
@@ -108,6 +109,7 @@ class Worker:
         self._rows = FlowRows(self._relay, self._started)
         self._watch = Watch(self._rows.json)
         self._arriving = Arriving(self._relay, self._roster)
+        self._custody = Custody(self._relay, self._roster)
         self.forebears = Forebears()
         self._tally = Tally()
         self._tallying = trio.Lock()
@@ -121,6 +123,7 @@ class Worker:
                 nursery.start_soon(self._drains.run)
                 nursery.start_soon(self._sampler.run)
                 nursery.start_soon(self._arriving.run)
+                nursery.start_soon(self._custody.run)
                 if self._relay.commons is not None:
                     nursery.start_soon(self._look_around)
                 task_status.started()
@@ -154,7 +157,9 @@ class Worker:
 
         """
         await trio.lowlevel.checkpoint()
-        self._arriving.expect([Heir(wire_on(socket)) for socket in predecessors])
+        is_alone = self._relay.will is None
+        wires = map(wire_on, predecessors)
+        self._arriving.expect([Heir(wire, is_alone=is_alone) for wire in wires])
 
     def inherit(self, legacy: Legacy) -> None:
         """Have flows of a worker that was killed live on here, from the first ``apply`` on."""
@@ -182,12 +187,24 @@ class Worker:
 
         """
         bequeathers = [Bequeather(wire_on(socket)) for socket in heirs]
-        offset = self._rows.offset
-        leaving = Leaving(self._relay, self._roster, order, bequeathers, offset, served)
+        leaving = Leaving(
+            self._relay,
+            self._roster,
+            order,
+            bequeathers,
+            self._rows.offset,
+            self._custody,
+            served,
+        )
         with self._relay.pump.short_rounds():
             await leaving.give_datagrams()
             await leaving.give_streams(patience)
         return await leaving.finish(self._rows.ended(self._relay.table.recent))
+
+    async def settle(self) -> None:
+        """Know that the heirs have settled: what has gone to them never comes back."""
+        await trio.lowlevel.checkpoint()
+        self._custody.release()
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         """Have these upstreams other endpoints from now on; flows that live go on."""
@@ -199,6 +216,7 @@ class Worker:
         await trio.lowlevel.checkpoint()
         now, target, roster = monotonic(), order.target, self._roster
         if target == EVERYTHING:
+            self._custody.release()
             roster.retire_all(now)
             self._relay.draining = True
         elif not roster.knows(target):
@@ -249,6 +267,7 @@ class Worker:
 
     def stop(self) -> int:
         """Accept no more, and end every flow as ``drained``; return how many there were."""
+        self._custody.release()
         self._relay.draining = True
         self._roster.close()
         return self._end(list(self._relay.table), CloseReason.DRAINED)

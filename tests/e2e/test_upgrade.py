@@ -309,6 +309,8 @@ if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
             newcomer.Newcomer.announce = die
         case "dies half-way":
             Heritage.take_over = die
+        case "dies with all":
+            Heritage.settle = die
         case "stranger":
             from proxy.control import predecessor
             predecessor.VERSION = 99
@@ -329,7 +331,7 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("mode", ["dies", "dies half-way"])
+@pytest.mark.parametrize("mode", ["dies", "dies half-way", "dies with all"])
 async def test_a_successor_that_dies_takes_nothing_along(
     stage: Stage, mode: str, workers: int
 ) -> None:

@@ -70,6 +70,7 @@ async def successor_of(
                 nursery.start_soon(leave)
                 await worker.apply(same_as(lab, upstreams, bounds or {}, **parts))
             await worker._arriving.wait_over()
+            await lab.worker.settle()
             yield Lab(worker, lab.address, lab.transport), left[0]
         finally:
             worker.stop()

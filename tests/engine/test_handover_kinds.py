@@ -277,7 +277,7 @@ async def test_a_predecessor_that_says_nothing_keeps_nobody_waiting(
                 nursery.cancel_scope.cancel()
 
         nursery.start_soon(take_over)
-        while lab.worker._roster._listeners["lab"][0].is_open:
+        while lab.worker._custody._doors is None:
             await trio.sleep(0.002)
         nursery.start_soon(come)
 
