@@ -61,7 +61,13 @@ class Column:
 
 
 def flow_columns(
-    *, recent: bool, exact: bool, now: float, evictable: bool = False, wide: bool = False
+    *,
+    recent: bool,
+    exact: bool,
+    now: float,
+    evictable: bool = False,
+    stays: bool = False,
+    wide: bool = False,
 ) -> list[Column]:
     """The columns of flows, live or recently closed.
 
@@ -70,6 +76,7 @@ def flow_columns(
         exact: write bytes as plain numbers.
         now: Unix seconds.
         evictable: show the class by which a flow would be evicted.
+        stays: show why a flow would not go along with an upgrade.
         wide: show more of who the client is, and how the flow got on, as the kernel tells.
 
     """
@@ -89,6 +96,7 @@ def flow_columns(
         *(_end_columns() if recent else _age_columns(now)),
         *(_farewell_columns(size) if wide and recent else []),
         *(INSIGHT if wide else []),
+        *([STAYS] if stays else []),
         *([CLASS] if evictable else []),
     ]
 
@@ -154,6 +162,8 @@ INSIGHT: Final = [
     Column("HELD", lambda row: _stalled(row, "held"), number=True),
     Column("SLOWED BY", lambda row: row["slowed_by"] or "-"),
 ]
+
+STAYS: Final = Column("STAYS", lambda row: row.get("stays") or "-")
 
 CLASS: Final = Column("CLASS", lambda row: class_of(State(row["state"])))
 

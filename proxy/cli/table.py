@@ -133,6 +133,7 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
     """Show the flow table: every flow with both its socket pairs.
 
     CLIENT and LOCAL are the client's socket pair, OUTBOUND and ENDPOINT that of the upstream side.
+    STAYS, where there are such flows, is why one would not go along with a restart or an upgrade.
     """
     client = AdminClient(admin)
     recent, evictable = params["recent"], params["evictable"]
@@ -145,10 +146,16 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
     if recent and params["sort"] is None:
         params["sort"] = "active"  # so that --limit does not leave the oldest that are kept
     answer = client.get(FLOWS, params)
+    rows = answer["flows"]
     columns = flow_columns(
-        recent=recent, exact=exact, now=time.time(), evictable=evictable, wide=wide
+        recent=recent,
+        exact=exact,
+        now=time.time(),
+        evictable=evictable,
+        stays=_any_stays(rows),
+        wide=wide,
     )
-    _write(answer["flows"], output, columns)
+    _write(rows, output, columns)
     _note_cut(answer)
 
 
@@ -275,7 +282,13 @@ def _write_found(rows: list[Any], *, exact: bool) -> None:
 
 
 def _write_flows(rows: list[Any], *, recent: bool, exact: bool) -> None:
-    write_table(flow_columns(recent=recent, exact=exact, now=time.time()), rows)
+    now, stays = time.time(), _any_stays(rows)
+    write_table(flow_columns(recent=recent, exact=exact, now=now, stays=stays), rows)
+
+
+def _any_stays(rows: Iterable[Any]) -> bool:
+    """Whether any flow would stay behind in its process."""
+    return any(row.get("stays") for row in rows)
 
 
 def _write(rows: Iterable[Any], output: str, columns: Iterable[Column]) -> None:

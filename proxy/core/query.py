@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from proxy.core.identity import Identity, TlvRow
     from proxy.core.responders import ResponderRow
     from proxy.core.sample_row import LegsRow, StalledRow
+    from proxy.core.survive import Stay
     from proxy.core.unix import Credentials
 
 SortKey: TypeAlias = Literal["id", "bytes", "original", "reply", "opened", "active"]
@@ -204,6 +205,7 @@ class FlowRow(HelloRow):
     half_closed: float | None
     unsent: UnsentRow | None
     limits: dict[str, float]
+    stays: str | None
     source: str
     credentials: CredentialsRow | None
     responders: list[ResponderRow] | None
@@ -213,7 +215,9 @@ class FlowRow(HelloRow):
     stalled: StalledRow | None
 
 
-def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRow:
+def flow_row(
+    flow: Flow, wall_offset: float, limits: dict[str, float], stays: Stay | None = None
+) -> FlowRow:
     """Describe a flow. Where there are many, ``row_json`` writes the same more quickly.
 
     The enums' members are their words, and stay what they are: asking for a value is slow.
@@ -222,6 +226,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         flow: live or ended.
         wall_offset: Unix time less monotonic time, in seconds.
         limits: the limits in force for it, in seconds and bytes.
+        stays: why it would not change its process; None if it would.
 
     """
     counters = flow.counters
@@ -252,6 +257,7 @@ def flow_row(flow: Flow, wall_offset: float, limits: dict[str, float]) -> FlowRo
         "half_closed": _moment(flow.half_closed, wall_offset),
         "unsent": _unsent(flow),
         "limits": limits,
+        "stays": stays,
         "source": source_of(flow),
         "credentials": None if flow.credentials is None else credentials_row(flow.credentials),
         "responders": None if flow.responders is None else flow.responders.rows(),

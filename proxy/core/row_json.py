@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
     from proxy.core.identity import Identity
+    from proxy.core.survive import Stay
 
 LAYOUTS: Final = 1024
 """Of listeners, ways to end and so on, those that rows were written of lately; 500 KiB."""
@@ -88,13 +89,14 @@ def closed_flow(flow: Flow, wall_offset: float, limits: str) -> ClosedFlow:
     return tuple.__new__(ClosedFlow, fields)  # which is what its own constructor does, and slower
 
 
-def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
+def row_json(flow: Flow, wall_offset: float, limits: str, stays: Stay | None = None) -> str:
     """Write what ``flow_row`` describes.
 
     Args:
         flow: live or ended.
         wall_offset: Unix time less monotonic time, in seconds.
         limits: the limits in force for it, as JSON.
+        stays: why it would not change its process; None if it would, or has ended.
 
     """
     if flow.is_plain and (row := _plain_row(flow, wall_offset, limits)):
@@ -115,6 +117,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str) -> str:
         reason,
         flow.close_side,
         limits,
+        stays,
     )
     return (
         f"{a}{flow.id}{b}{_shared_end(flow.client_local)}{c}{_end(flow.client_remote)}"
@@ -201,6 +204,7 @@ def _layout(
     reason: CloseReason | None,
     side: CloseSide | None,
     limits: str,
+    stays: Stay | None,
 ) -> list[str]:
     """What rows have in common that differ in nothing but numbers and addresses: the pieces.
 
@@ -215,7 +219,7 @@ def _layout(
         ',"original":{"bytes":\0,"packets":\0},"reply":{"bytes":\0,"packets":\0}'
         f',"close_reason":{_word(reason)},"close_side":{_word(side)}'
         f',"close_kind":{_word(None if reason is None else KINDS[reason])}'
-        f',"half_closed":\0,"unsent":\0,"limits":{limits}'
+        f',"half_closed":\0,"unsent":\0,"limits":{limits},"stays":{_word(stays)}'
         ',"source":\0,"credentials":\0,"responders":\0\0}'
     )
     return row.split("\0")
@@ -234,7 +238,7 @@ def _plain_layout(
     endpoint_remote: Address | None,
 ) -> list[str]:
     """The pieces of a plain row: what it has in common with others is in its places already."""
-    first, *pieces = _layout(listener, upstream, transport, state, reason, side, limits)
+    first, *pieces = _layout(listener, upstream, transport, state, reason, side, limits, None)
     filled = {
         "client_local": _end(client_local),
         "via": NULL,

@@ -18,13 +18,16 @@ from proxy.core.query import FlowRow, flow_row
 from proxy.core.row_json import closed_flow, counts_json, row_json
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.frozen import state_of
+from proxy.engine.staying import why_stays
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
     from proxy.core.flow import Flow
     from proxy.core.flow_state import FlowState
     from proxy.core.row_json import ClosedFlow
+    from proxy.core.survive import Stay
     from proxy.engine.relay import Relay
+    from proxy.engine.roster import Roster
 
 CLOCK_SET: Final = 0.1
 """Seconds; a larger jump of the wall clock is followed in the times shown."""
@@ -35,12 +38,14 @@ class FlowRows:
 
     Args:
         relay: where they live.
+        roster: their listeners.
         started: when the worker began, in Unix seconds.
 
     """
 
-    def __init__(self, relay: Relay, started: float) -> None:
+    def __init__(self, relay: Relay, roster: Roster, started: float) -> None:
         self._relay = relay
+        self._roster = roster
         self._offset = started - monotonic()
 
     @property
@@ -63,11 +68,11 @@ class FlowRows:
         offset = self.offset
         for flow in flows:
             self._remember(flow)
-        return [flow_row(flow, offset, _limits_row(flow)) for flow in flows]
+        return [flow_row(flow, offset, _limits_row(flow), self._stays(flow)) for flow in flows]
 
     def json(self, flow: Flow) -> str:
         """Describe a flow to who watches it."""
-        return row_json(flow, self.offset, _limits_json(flow))
+        return row_json(flow, self.offset, _limits_json(flow), self._stays(flow))
 
     def shown(self, flows: Iterable[Flow | None]) -> list[str | None]:
         """Describe flows to who has asked for them; None stays None."""
@@ -90,7 +95,10 @@ class FlowRows:
 
     def _shown(self, flow: Flow, offset: float) -> str:
         self._remember(flow)
-        return row_json(flow, offset, _limits_json(flow))
+        return row_json(flow, offset, _limits_json(flow), self._stays(flow))
+
+    def _stays(self, flow: Flow) -> Stay | None:
+        return None if flow.close_reason is not None else why_stays(flow, self._roster)
 
     def _remember(self, flow: Flow) -> None:
         """Have what is shown of a flow not go back, should this worker be killed.

@@ -106,7 +106,7 @@ class Worker:
         self._pulse = Pulse(self._relay.pump)
         self._flow_log = FlowLog()
         self._started = time()
-        self._rows = FlowRows(self._relay, self._started)
+        self._rows = FlowRows(self._relay, self._roster, self._started)
         self._watch = Watch(self._rows.json)
         self._arriving = Arriving(self._relay, self._roster)
         self._custody = Custody(self._relay, self._roster)

@@ -20,6 +20,7 @@ from proxy.cli import client, main
 from proxy.cli.columns import flow_columns, table_lines
 from proxy.config.model import Admin
 from proxy.core.flow import CloseReason
+from proxy.core.survive import Stay
 from proxy.observe.server import serve_admin
 from tests.e2e.patience import PATIENCE
 from tests.observe.admin import unix_listener
@@ -101,6 +102,18 @@ def test_flows_in_a_pipe_is_plain(house: House, options: list[str]) -> None:
     text = house.run("flows", *options).stdout
     assert "\x1b" not in text
     assert " \n" not in text
+
+
+def test_flows_that_would_stay_behind_say_why(house: House) -> None:
+    house.relay.stays[house.relay.live[1].id] = Stay.MULTICAST
+    head, tcp, udp = house.run("flows").stdout.splitlines()
+    assert [line.split()[-1] for line in (head, tcp, udp)] == ["STAYS", "-", "multicast"]
+    head, udp = house.run("find", "[2001:db8::7]:5353").stdout.splitlines()
+    assert [line.split()[-1] for line in (head, udp)] == ["STAYS", "multicast"]
+    assert [row["stays"] for row in json.loads(house.run("flows", "-o", "json").stdout)] == [
+        None,
+        "multicast",
+    ]
 
 
 def test_flows_exact_bytes(house: House) -> None:

@@ -17,6 +17,7 @@ from proxy.core.query import flow_row
 from proxy.core.responders import Responders
 from proxy.core.row_json import closed_flow, row_json
 from proxy.core.sample import Insight
+from proxy.core.survive import Stay
 from proxy.core.unix import Credentials, UnixAddress
 from tests.core.test_sample import samples, stalls
 
@@ -109,12 +110,14 @@ def flows(draw: st.DrawFn) -> KnownFlow:
     return flow
 
 
-@given(flows())
-def test_it_is_the_same_row(flow: KnownFlow) -> None:
+@given(flows(), st.none() | st.sampled_from(Stay))
+def test_it_is_the_same_row(flow: KnownFlow, stays: Stay | None) -> None:
     limits = {"idle": 7440.0}
-    text = row_json(flow, WALL, json.dumps(limits))
-    assert json.loads(text) == flow_row(flow, WALL, limits)
-    assert list(json.loads(text)) == list(flow_row(flow, WALL, limits))
+    if flow.close_reason is not None:
+        stays = None
+    text = row_json(flow, WALL, json.dumps(limits), stays)
+    assert json.loads(text) == flow_row(flow, WALL, limits, stays)
+    assert list(json.loads(text)) == list(flow_row(flow, WALL, limits, stays))
     assert text.isascii()
     assert text.isprintable()
 

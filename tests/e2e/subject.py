@@ -271,6 +271,7 @@ ROW_KEYS: Final = (
     "half_closed",
     "unsent",
     "limits",
+    "stays",
     "source",
     "credentials",
     "responders",

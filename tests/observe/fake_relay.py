@@ -13,10 +13,11 @@ from proxy.core.counters import AddressSnapshot, EndpointCounters, ListenerCount
 from proxy.core.events import EventKind, FlowEvent
 from proxy.core.flow import CloseReason, CloseSide, Direction, Flow, State
 from proxy.core.live_limit import Books, LimitValues, LiveLimit, OrderRow, order_row
-from proxy.core.query import SORTS, FlowQuery, flow_row
+from proxy.core.query import SORTS, FlowQuery, FlowRow, flow_row
 from proxy.core.queue_counters import QueueCounters
 from proxy.core.route_counters import RouteCounters
 from proxy.core.row_json import ClosedFlow, closed_flow, counts_json, row_json
+from proxy.core.survive import Stay
 from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.watch import Pending, Told
 
@@ -59,6 +60,7 @@ class FakeRelay:
         self.routes = [RouteCounters("web", "www.example.org")]
         self.live: list[Flow] = []
         self.closed: list[Flow] = []
+        self.stays: dict[int, Stay] = {}
         self.draining = False
         self.not_ready: list[str] = []
         self.failure: Exception | None = None
@@ -134,7 +136,10 @@ class FakeRelay:
         if query.evictable:
             found = self._evictable(found, query.newcomer)
         shown = found[: query.limit] if query.limit else found
-        return {"rows": [flow_row(flow, WALL, {}) for flow in shown], "matched": len(found)}
+        return {"rows": [self._row(flow) for flow in shown], "matched": len(found)}
+
+    def _row(self, flow: Flow) -> FlowRow:
+        return flow_row(flow, WALL, {}, self.stays.get(flow.id))
 
     def _evictable(self, found: list[Flow], newcomer: Transport) -> list[Flow]:
         """Those that are unreplied, and then for TCP all the others."""
@@ -149,7 +154,8 @@ class FakeRelay:
     async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
         await self._answer()
         by_id = {flow.id: flow for flow in (self.closed if recent else self.live)}
-        return [row_json(by_id[id], WALL, "{}") for id in ids if id in by_id]
+        found = [by_id[id] for id in ids if id in by_id]
+        return [row_json(flow, WALL, "{}", self.stays.get(flow.id)) for flow in found]
 
     async def kill(self, query: FlowQuery) -> int:
         await self._answer()
