@@ -55,6 +55,9 @@ if TYPE_CHECKING:
 LAST_WORDS: Final = 5.0
 """Seconds a process has to end by itself when its wire is closed; it has only to end its flows."""
 
+UNANSWERED: Final = 0
+"""The number of an order that has no answer."""
+
 LEVELS: Final = {"debug", "info", "warning", "error", "critical"}
 
 log = structlog.get_logger()
@@ -323,6 +326,9 @@ class RemoteWorker:
             message = json.loads(body)
             if "log" in message:
                 self._relog(message["log"])
+                continue
+            if "ask" in message:  # whether it shall open without what it expected
+                await wire.send(*order(UNANSWERED, "open", (), {}))
                 continue
             if "serving" in message and self._is_told:
                 self._watcher.serves(self.index, set(message["serving"]))

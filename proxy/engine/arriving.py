@@ -11,7 +11,7 @@ not happen, for the predecessor gives only what it was asked for.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from itertools import islice
 from socket import SocketType as Socket
 from time import monotonic
@@ -57,6 +57,7 @@ class Arriving:
 
     Attributes:
         offset: Unix time less monotonic time, as a predecessor saw it; None if there was none.
+        bereaved: awaited when a predecessor gives nothing, before anything is done without that.
 
     """
 
@@ -71,6 +72,7 @@ class Arriving:
         self._begun = trio.Event()
         self._over = trio.Event()
         self.offset: float | None = None
+        self.bereaved: Callable[[], Awaitable[None]] = trio.lowlevel.checkpoint
         self._flows = 0
         self._lost = 0
         self._legacy: Legacy | None = None
@@ -92,6 +94,8 @@ class Arriving:
         async with trio.open_nursery() as nursery:
             for heir in heirs:
                 nursery.start_soon(self._take_datagrams, heir)
+        if len(self._heirs) < len(heirs):
+            await self.bereaved()
 
     def revive_datagrams(self, now: float) -> None:
         """Bring to life what has come, now that the listeners are open."""

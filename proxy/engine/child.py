@@ -13,6 +13,9 @@ a worker that had one. Up go, as JSON objects:
 * ``{"answer": NUMBER, "value": ..., "serving": [COOKIE, ...]}`` or ``{"answer": NUMBER, "error":
   TEXT}``; ``serving`` are the listening sockets that are still in use, so that the supervisor can
   close its duplicates of the others;
+* ``{"ask": "open"}``: a predecessor gives nothing. Shall what was applied be opened without? Only a
+  supervisor that lives says so (``open``, an order without an answer). If it has died, the wires to
+  the predecessors may have ended with it, and these have their flows and their clients yet;
 * ``{"log": {...}}``, an event for the log.
 
 And up go, without being asked for one by one, finished log lines of flows that ended, once it has
@@ -150,6 +153,7 @@ class Child:
         self._log = orphan_log
         self._renew = renew
         self._logging = trio.Event()
+        self._opening = trio.Event()
         self._orphaned = False
         self._finishing = False
 
@@ -160,6 +164,7 @@ class Child:
             events: what is logged meanwhile.
 
         """
+        self._worker.when_bereaved(self._ask_to_open)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._worker.run)
             nursery.start_soon(self._tell_events, events)
@@ -181,9 +186,16 @@ class Child:
                 while True:
                     await self._log.event(events.receive_nowait())
 
+    async def _ask_to_open(self) -> None:
+        await self._tell({"ask": "open"})
+        await self._opening.wait()
+
     async def _obey(
         self, number: int, method: str, arguments: tuple[Any, ...], options: dict[str, Any]
     ) -> None:
+        if method == "open":
+            self._opening.set()
+            return
         try:
             value = await self._do(method, arguments, options)
         except Exception as error:

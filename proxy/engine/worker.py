@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Container, Mapping, Sequence
 from itertools import count
 from pathlib import Path
 from time import monotonic, time
@@ -148,6 +148,10 @@ class Worker:
                 self._drains.start(DrainOrder(target, change.pace), now, stays=False)
         if changed:
             await self._look_again(changed)
+
+    def when_bereaved(self, ask: Callable[[], Awaitable[None]]) -> None:
+        """Have this awaited before we open without what a predecessor should have given."""
+        self._arriving.bereaved = ask
 
     async def expect(self, predecessors: Sequence[Socket]) -> None:
         """Have flows of these predecessors come; said before the first ``apply``.

@@ -8,7 +8,7 @@ import signal
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
-from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM
+from socket import AF_UNIX, SOCK_DGRAM, SOCK_STREAM, socketpair
 
 import pytest
 import structlog.testing
@@ -16,7 +16,7 @@ import trio
 
 from proxy.config.load import parse
 from proxy.control import crew as crew_module
-from proxy.control.crew import Crew
+from proxy.control.crew import Crew, Expect
 from proxy.control.house import House
 from proxy.control.opening import open_house
 from proxy.control.remote import RemoteWorker
@@ -721,3 +721,32 @@ async def test_a_worker_that_dies_is_a_gap_and_the_next_one_is_watched_too(tmp_p
             some, _ = await house.worker.wait_flow_events()
             workers |= {json.loads(event.row)["id"] % 2 for event in some}
         nursery.cancel_scope.cancel()
+
+
+async def test_workers_serve_though_a_predecessor_gives_nothing() -> None:
+    """They ask whether they may, which only a supervisor that lives can answer."""
+    endpoint = listening()
+    house = await open_house(
+        parse(
+            "[engine]\nworkers = 2\n"
+            + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname()),
+            "f",
+        )
+    )
+    assert isinstance(house.worker, Crew)
+
+    async def introduce(_index: int, expect: Expect) -> bool:
+        ours, theirs = socketpair()
+        ours.close()
+        with theirs:
+            await expect([theirs])
+        return True
+
+    house.worker.inherits = introduce
+    with house, structlog.testing.capture_logs() as logs, trio.fail_after(3 * PATIENCE):
+        async with trio.open_nursery() as nursery:
+            await nursery.start(house.worker.run)
+            assert (await house.worker.status())["listening"]
+            assert [row["event"] for row in logs].count("hand_over_failed") == 2
+            await house.worker.finish()
+            nursery.cancel_scope.cancel()

@@ -348,3 +348,29 @@ async def test_a_predecessor_that_died_keeps_nobody_waiting() -> None:
         listener = bind_socket(ListenAddress(Transport.TCP, "127.0.0.1", 0))
         await open_listener(lab.worker, "more", listener, [endpoint.getsockname()])
         await talk(*await pair(lab, endpoint))
+
+
+async def test_nothing_is_opened_without_what_was_expected_until_somebody_says_so() -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        asked, answered = trio.Event(), trio.Event()
+
+        async def ask() -> None:
+            asked.set()
+            await answered.wait()
+
+        lab.worker.when_bereaved(ask)
+        ours, theirs = socketpair()
+        ours.close()
+        await lab.worker.expect([theirs])
+        listener = bind_socket(ListenAddress(Transport.TCP, "127.0.0.1", 0))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(
+                open_listener, lab.worker, "more", listener, [endpoint.getsockname()]
+            )
+            await asked.wait()
+            for _ in range(10):
+                await trio.lowlevel.checkpoint()
+            assert len(lab.worker.serving()) == 1
+            answered.set()
+        assert len(lab.worker.serving()) == 2
