@@ -148,24 +148,57 @@ def test_out_of_memory_it_is_started_again_with_its_sockets(lab: Lab) -> None:
     assert lab.show("sockpair.service", "NRestarts") == "1"
 
 
+CREW = CONFIG.replace("[engine]", "[engine]\nworkers = 2")
+
+
+def workers_of(lab: Lab) -> list[dict[str, int]]:
+    rows: list[dict[str, int]] = json.loads(lab.run("sockpair", "status", "-o", "json"))["workers"]
+    return rows
+
+
+def busy_of(workers: list[dict[str, int]]) -> int:
+    """The process of the worker that has flows: that of all clients at 127.0.0.1."""
+    (busy,) = [row["pid"] for row in workers if row["flows"]]
+    return busy
+
+
 def test_a_worker_out_of_memory_takes_nobody_along(lab: Lab) -> None:
-    lab.write(FILE, CONFIG.replace("[engine]", "[engine]\nworkers = 2"))
+    lab.write(FILE, CREW)
     lab.start()
     assert lab.show("sockpair.service", "OOMPolicy") == "continue"
     pid = pid_of(lab)
     stay(lab, 1)
-    workers = json.loads(lab.run("sockpair", "status", "-o", "json"))["workers"]
-    (victim,) = [row["pid"] for row in workers if row["flows"]]  # that of all clients at 127.0.0.1
+    workers = workers_of(lab)
+    victim = busy_of(workers)
     with little_memory(lab, victim):
         hoard(lab)
         lab.until_told('"event":"worker_lost"')
         assert "ConnectionResetError" in hoarded(lab)
     lab.until(lambda: "not running" not in lab.run("sockpair", "status"), "the next worker")
     assert says(lab, "tcp", 80) == "hello"
-    now = json.loads(lab.run("sockpair", "status", "-o", "json"))["workers"]
+    now = workers_of(lab)
     assert {row["pid"] for row in now} & {row["pid"] for row in workers} == {
         row["pid"] for row in workers if row["pid"] != victim
     }
     assert pid_of(lab) == pid
     assert lab.show("sockpair.service", "NRestarts") == "0"
     assert metric(lab, "sockpair_worker_restarts_total") == 1
+
+
+def test_flows_outlive_a_worker_that_is_out_of_memory(lab: Lab) -> None:
+    """Those of the client that is to blame, too: it is not cut off."""
+    lab.write(FILE, CREW.replace("[listener.web]", '[listener.web]\nsurvive = "crash"'))
+    lab.start()
+    lab.run("systemd-run", "--unit=staying", *PEER, "stay", "80", "600")
+    lab.until(lambda: metric(lab, "sockpair_table_entries") == 1, "the client")
+    victim = busy_of(workers_of(lab))
+    with little_memory(lab, victim):
+        hoard(lab)
+        lab.until_told('"event":"survived"')
+    lab.until(lambda: busy_of(workers_of(lab)) != victim, "the next worker")
+    assert metric(lab, "sockpair_flows_taken_over_total") > 10
+    assert metric(lab, "sockpair_flows_lost_total") == 0
+    assert lab.show("hoarding.service", "SubState") == "running"
+    lab.run("systemctl", "stop", "staying")
+    lab.until_told("answers=", "staying.service")
+    assert lab.show("sockpair.service", "NRestarts") == "0"
