@@ -122,6 +122,7 @@ class Crew:
         self._commons = make_commons(size)
         self._slots = Slots(Commons(self._commons, size))
         self._remotes: list[RemoteWorker | None] = [None] * size
+        self._joined = trio.lowlevel.ParkingLot()
         self._wanted: Change | None = None
         self._orders: tuple[LiveLimit, ...] = ()
         self._drains: dict[DrainTarget, DrainOrder] = {}
@@ -303,6 +304,11 @@ class Crew:
             self._estate = estate
             await self._all(lambda remote: remote.entrust(estate))
 
+    async def wait_whole(self) -> None:
+        """Wait until every worker is at work."""
+        while None in self._remotes:
+            await self._joined.park()
+
     def channels(self) -> list[tuple[int, Socket]]:
         """Our ends of the workers' channels, by their process ids; they stay ours."""
         remotes = [remote for remote in self._remotes if remote is not None]
@@ -437,6 +443,7 @@ class Crew:
                 if self._queries:
                     await remote.watch(self._queries)
                 self._remotes[remote.index] = remote
+                self._joined.unpark_all()
             if self._lineages[remote.index] is not None:  # at once, for it may be killed again
                 await self._read(remote)
             log.info("worker_started", worker=remote.index, pid=remote.pid)

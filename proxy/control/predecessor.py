@@ -208,10 +208,8 @@ class Predecessor:
     ) -> dict[str, Any]:
         try:
             with trio.fail_after(patience):
-                if self._wire is None:
-                    self._wire = knock(self._end)
-                await self._wire.send(json.dumps(question).encode(), files, whole=False)
-                message = await self._wire.receive()
+                wire = await self._send(json.dumps(question).encode(), files)
+                message = await wire.receive()
             answer = json.loads(message.body)
         except trio.TooSlowError as error:
             self._hang_up()
@@ -222,6 +220,17 @@ class Predecessor:
         if not isinstance(answer, dict) or "error" in answer:
             raise PredecessorError(str(answer["error"] if isinstance(answer, dict) else answer))
         return answer
+
+    async def _send(self, body: bytes, files: Sequence[int]) -> Wire:
+        """Send a question; by another conversation if the last is over, and a standby is there."""
+        if self._wire is not None:
+            with suppress(WireError):
+                await self._wire.send(body, files, whole=False)
+                return self._wire
+            self._hang_up()
+        self._wire = knock(self._end)
+        await self._wire.send(body, files, whole=False)
+        return self._wire
 
     def _hang_up(self) -> None:
         """End a conversation in which nothing more can be understood; there may be another."""

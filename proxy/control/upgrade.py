@@ -3,7 +3,8 @@
 The new process gets one end of a wire (``engine.wire``) in the environment, see ``newcomer``; by it
 go all listening sockets, those of the admin too, and a channel to each worker (``succession``).
 Until it says that it is ready nothing has been given away: whatever it dies of, everything here
-goes on. It is given ``READY`` seconds.
+goes on. It is given ``READY`` seconds. It knows only the workers that were there when it began: so
+all must be then, and still be there when it is ready, themselves or their standbys.
 
 Then we stand down: nothing is changed here any more, nor ordered, and the service manager hears
 whose the service is. It is told to go on, and takes the flows over from our workers, and what was
@@ -46,6 +47,7 @@ if TYPE_CHECKING:
     from socket import SocketType
     from socket import socket as Socket
 
+    from proxy.control.crew import Crew
     from proxy.control.house import House
     from proxy.engine.port import UpgradeAnswer
 
@@ -55,6 +57,9 @@ up on a machine that is busy with the flows themselves."""
 
 DONE: Final = 120.0
 """Seconds for it to take everything over; each step of that has bounds of its own."""
+
+REPLACED: Final = 20.0
+"""Seconds for a worker to be there again; one that hangs is replaced within ``crew.HUNG``."""
 
 CHECK: Final = 10.0
 """Seconds for the new version to read the file."""
@@ -108,6 +113,7 @@ class Upgrader:
         self._turn = trio.Lock()
         self._nursery: trio.Nursery | None = None
         self._succession: Succession | None = None  # of the worker in this process
+        self._known = frozenset[int]()  # channels of workers that the new process knows
 
     async def run(self) -> None:
         """Keep what goes on after an upgrade going, until cancelled."""
@@ -185,6 +191,7 @@ class Upgrader:
     ) -> dict[str, Any]:
         """Give the new process everything that it may need, and wait until it is ready."""
         await self._house.entrust()
+        await self._wait_for_workers()
         sockets = self._bequest(ours)
         notifier = self._house.notifier
         bequest = {
@@ -203,6 +210,16 @@ class Upgrader:
             raise UpgradeError(f"{text}; its log may tell why") from error
         except WireError as error:
             raise UpgradeError("the new process takes nothing; is it an older version") from error
+
+    async def _wait_for_workers(self) -> None:
+        """Wait until all are there: of one that is just replaced the new process would not know."""
+        worker = self._house.worker
+        if not isinstance(worker, Worker):
+            with trio.move_on_after(REPLACED) as waiting:
+                await worker.wait_whole()
+            if waiting.cancelled_caught:
+                raise UpgradeError("a worker is not running, and its log may tell why")
+            self._known = _channels_of(worker)
 
     def _bequest(self, ours: ExitStack) -> list[tuple[str, SocketType]]:
         """All that goes to a successor, by the names that it knows it by."""
@@ -244,6 +261,9 @@ class Upgrader:
         if house.is_stopping:
             await _end(process)
             raise UpgradeError("sockpair was told to stop meanwhile, and does")
+        if not isinstance(house.worker, Worker) and _channels_of(house.worker) != self._known:
+            await _end(process)
+            raise UpgradeError("a worker has ended meanwhile; ask for the upgrade again")
         await house.stand_down()
         if self._succession is not None:
             self._succession.estate = await house.estate()
@@ -263,6 +283,11 @@ class Upgrader:
         for socket in (socket for group in kept.values() for socket in group):
             socket.close()
         return report
+
+
+def _channels_of(crew: Crew) -> frozenset[int]:
+    """The channels of workers, by their inodes: a standby has that of its worker, another pid."""
+    return frozenset(os.fstat(end.fileno()).st_ino for _, end in crew.channels())
 
 
 def _duplicate(socket: Socket) -> Socket:

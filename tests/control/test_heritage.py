@@ -40,6 +40,10 @@ GREETING = {
 REPORT = {**GREETING, "handed": 3, "flows": 0, "longest": 0.01, "failure": ""}
 
 
+DEATH = object()
+"""In place of an answer: the conversation ends, and another may begin."""
+
+
 class Puppet:
     """A predecessor that answers what it is told to, and notes what it is asked.
 
@@ -76,6 +80,9 @@ class Puppet:
             answer = self.answers.pop(0)
             if answer is not None:
                 await wire.send(json.dumps(answer).encode())
+            if self.answers[:1] == [DEATH]:
+                self.answers.pop(0)
+                raise WireError("over")
 
     @property
     def asks(self) -> list[str]:
@@ -184,6 +191,19 @@ async def test_flows_are_asked_for_when_all_workers_are_there() -> None:
     }
     assert len(puppet.files) == 2
     assert (logs[-1]["event"], logs[-1]["flows"], logs[-1]["pause"]) == ("handed_over", 3, 0.01)
+
+
+async def test_one_whose_standby_is_in_its_place_is_asked_by_another_conversation() -> None:
+    """It was killed since it was greeted; what it was told before it knows no more."""
+    puppet = Puppet(GREETING, DEATH, REPORT)
+    async with heritage(puppet) as taking:
+        await taking.greet()
+        taking.prepare(1)
+        await taking.introduce(0, expect_nothing)
+        await trio.testing.wait_all_tasks_blocked()
+        (found,) = await taking.take_over({}, [])
+    assert (found.handed, found.failure) == (3, "")
+    assert puppet.asks == ["greet", "leave"]
 
 
 async def test_one_that_refuses_to_hand_over_drains() -> None:
