@@ -163,19 +163,15 @@ async def test_many_flows_of_one_source_have_together_what_one_of_another_has() 
         limited(endpoint, bandwidth=both(listener=QUICK)) as lab,
         trio.open_nursery() as nursery,
     ):
-        sinks = []
         for source in ["127.0.0.1"] * 10 + ["127.0.0.2"]:
             client = await connect(lab.address, source)
-            sinks.append(Sink(await accept(endpoint)))
-            nursery.start_soon(sinks[-1].run)
+            nursery.start_soon(Sink(await accept(endpoint)).run)
             nursery.start_soon(pour, client)
-        while min(sink.bytes for sink in sinks) < 1 << 16:
-            await trio.sleep(0.005)
-        before = [sink.bytes for sink in sinks]
-        while sinks[-1].bytes - before[-1] < 2 << 20:
-            await trio.sleep(0.005)
-        *each, one = (sink.bytes - start for sink, start in zip(sinks, before, strict=True))
-        assert 0.9 < one / sum(each) < 1.1
+        await shares(lab, 1 << 19)
+        many = [flow for flow in lab.worker._relay.table if flow.client_remote[0] == "127.0.0.1"]
+        before = [flow.original.bytes for flow in many]
+        assert 0.9 < await shares(lab, 2 << 20) < 1.1
+        each = [flow.original.bytes - start for flow, start in zip(many, before, strict=True)]
         assert max(each) < 1.3 * min(each)
         nursery.cancel_scope.cancel()
 
