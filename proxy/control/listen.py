@@ -90,11 +90,18 @@ DIRECTORY_MODE: Final = 0o750
 
 
 class BindError(Exception):
-    """A socket could not be bound. Its text is one line for people: place, value, remedy."""
+    """A socket could not be bound. Its text is one line for people: place, value, remedy.
+
+    Attributes:
+        place: in the file.
+        value: what is said there.
+
+    """
 
     def __init__(
         self, place: str, value: str, error: OSError, deed: str = "cannot listen on"
     ) -> None:
+        self.place, self.value = place, value
         remedy = _remedy(value, error.errno or 0)
         reason = f"{error.strerror}; {remedy}" if remedy else f"{error.strerror}"
         super().__init__(f"{place}: {deed} {value}: {reason}")

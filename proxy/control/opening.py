@@ -17,6 +17,7 @@ from proxy.config.values import AUTO
 from proxy.control.admin_sockets import admin_users, open_admin
 from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
+from proxy.control.holder import explained
 from proxy.control.house import NOBODY, NOTHING, House
 from proxy.control.listen import BindError
 from proxy.control.store import ChannelStore
@@ -67,7 +68,8 @@ async def open_house(
             await house.put_to_work(config, upstreams, given)
         except BindError as error:
             if newcomer is not None or house.heritage.is_empty:
-                raise
+                drain = (row["pid"] for row in house.heritage.rows() if row["draining"])
+                raise explained(error, drain) from error
             log.error(
                 "predecessors_in_the_way", reason=str(error), remedy="they and their flows end"
             )

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -243,6 +243,11 @@ async def test_flows_of_a_datagram_socket_that_the_next_life_has_not_go_on_in_th
             answer = await running.upgraded()
             assert (answer["flows"], answer["stayed"]) == (0, 1)
             await chatter.wait_words()
+            settings.file.write_text(toml)  # back to the port, which that flow has yet
+            code, errors, _ = await running.upgrade()
+            assert code == 1
+            assert f"process {running.first.pid}, of an earlier life" in errors
+            await chatter.wait_words()
             chatter.nursery.cancel_scope.cancel()
 
 
@@ -289,8 +294,11 @@ async def test_a_successor_that_cannot_bind_says_why_and_nothing_changes(
             chatter.nursery.cancel_scope.cancel()
 
 
+FEW = 100
+"""Descriptors that a process may have: enough to begin."""
+
 PROGRAM = """
-import json, os, runpy, sys, time
+import json, os, resource, runpy, sys, time
 import trio
 from proxy.control import newcomer
 from proxy.control.heritage import Heritage
@@ -311,6 +319,11 @@ if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
             Heritage.take_over = die
         case "dies with all":
             Heritage.settle = die
+        case "few files":
+            from proxy.control import opening
+            hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
+            few = ({few}, hard)  # the next life can have more
+            opening.raise_file_limit = lambda: resource.setrlimit(resource.RLIMIT_NOFILE, few)
         case "stranger":
             from proxy.control import predecessor
             predecessor.VERSION = 99
@@ -325,7 +338,7 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
     mode = settings.folder / "mode"
     mode.write_text("")
     script = settings.folder / "faulty.py"
-    script.write_text(PROGRAM.format(mode=str(mode)))
+    script.write_text(PROGRAM.format(mode=str(mode), few=FEW))
     async with lives(settings, [sys.executable, script, "run", "-c", settings.file]) as running:
         yield running, mode
 
@@ -349,6 +362,38 @@ async def test_a_successor_that_dies_takes_nothing_along(
             fault.write_text("")
             assert (await running.upgraded())["flows"] == 4 * TALKERS
             await chatter.wait_words()
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_flows_that_a_successor_has_no_descriptors_for_stay_until_one_has(
+    stage: Stage, workers: int
+) -> None:
+    async with chatting() as chatter, AsyncExitStack() as idle:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        settings = stage.settings(web, dns, workers=workers)
+        async with faulty(settings) as (running, fault):
+            talk(chatter, web, dns, "first")
+            streams = [
+                await idle.enter_async_context(await trio.open_tcp_stream(*web.address))
+                for _ in range(FEW)
+            ]
+            await chatter.wait_words()
+            fault.write_text("few files")
+            answer = await running.upgraded()
+            assert answer["stayed"] >= FEW
+            assert answer["flows"] >= TALKERS, "datagrams"
+            assert '"hand_over_failed"' in running.first.story()
+            await chatter.wait_words()
+            for stream in streams:
+                await stream.send_all(b"?")
+                assert await stream.receive_some(1) == b"?"
+            fault.write_text("")
+            assert (await running.upgraded())["stayed"] == 0
+            await chatter.wait_words()
+            for stream in streams:
+                await stream.send_all(b"!")
+                assert await stream.receive_some(1) == b"!"
             chatter.nursery.cancel_scope.cancel()
 
 
