@@ -38,7 +38,7 @@ from tests.systemd.test_service import PEER
 SECONDS: Final = int(int(os.environ.get("SOCKPAIR_CLIENT_SECONDS", "40")) * SLOWNESS)
 """How long each client runs, but redis-benchmark, which runs by number."""
 
-REQUESTS: Final = os.environ.get("SOCKPAIR_CLIENT_REQUESTS", "1000000")
+REQUESTS: Final = os.environ.get("SOCKPAIR_CLIENT_REQUESTS", "2000000")
 PACE_OF_BULK: Final = ("--bitrate", "1G")
 PACE_OF_DNS: Final = ("-Q", "3000")
 PACE: Final = ("--bitrate", "1M", "--length", "500")
