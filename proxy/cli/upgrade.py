@@ -16,8 +16,8 @@ from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.table import output_option
 from proxy.core.printable import printable
 
-TIMEOUT: Final = 200.0
-"""Seconds for the answer; each step of an upgrade has a bound, and these come to ten less."""
+TIMEOUT: Final = 240.0
+"""Seconds for the answer; each step of an upgrade has a bound, and all of them come to less."""
 
 
 @click.command()

@@ -61,7 +61,7 @@ DONE: Final = 120.0
 REPLACED: Final = 20.0
 """Seconds for a worker to be there again; one that hangs is replaced within ``crew.HUNG``."""
 
-CHECK: Final = 10.0
+CHECK: Final = 30.0
 """Seconds for the new version to read the file."""
 
 LOGGED: Final[tuple[Literal["pid", "version", "flows", "stayed", "pause"], ...]] = (
