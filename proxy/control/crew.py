@@ -33,7 +33,7 @@ from proxy.control.slots import Slots
 from proxy.core.condition import Administration
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
-from proxy.engine.forebears import Forebears
+from proxy.engine.handover.forebears import Forebears
 from proxy.engine.merge import (
     merge_counters,
     merge_ids,

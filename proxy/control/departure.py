@@ -1,9 +1,9 @@
 """Leaving for a successor that comes when we are gone: a restart by the service manager.
 
 Worker processes are simply left: each is an orphan, with a channel in the service manager's store,
-and relays and accepts on; see ``engine.succession``. Where flows live in our own process they go to
-an *interim worker* first: a process like any other worker, made for the occasion. What cannot go
-there (it is connecting, or its listener has ``survive = "off"``) drains here, while the interim
+and relays and accepts on; see ``handover.succession``. Where flows live in our own process they
+go to an *interim worker* first: a process like any other worker, made for the occasion. What cannot
+go there (it is connecting, or its listener has ``survive = "off"``) drains here, while the interim
 worker serves everybody else.
 """
 
@@ -19,7 +19,7 @@ import trio
 
 from proxy.control.crew import Crew
 from proxy.control.store import ChannelStore
-from proxy.engine.handover import HandOverError
+from proxy.engine.handover.transfer import HandOverError
 from proxy.engine.specs import EVERYTHING, Change, OpenListener
 from proxy.engine.worker import Worker
 

@@ -34,7 +34,7 @@ if TYPE_CHECKING:
 
     from proxy.control.inherited import Channel
     from proxy.control.store import ChannelStore
-    from proxy.engine.forebears import Forebears
+    from proxy.engine.handover.forebears import Forebears
     from proxy.engine.port import PredecessorRow
     from proxy.engine.specs import LeaveOrder
 

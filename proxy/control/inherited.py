@@ -4,7 +4,7 @@ They come from two places. A socket unit has made them for us (socket activation
 that an operator chose. Or an earlier life of ours had them stored, under a name of our own with
 ``STORED`` before it, which no listener's name can contain.
 
-Ends of succession channels, see ``engine.succession``, come from the store, too.
+Ends of succession channels, see ``engine.handover.succession``, come from the store, too.
 
 Whoever starts a process may hand it anything, so nothing here is believed: what is not a listening
 socket of a kind we know is closed, and told. It never keeps us from starting.

@@ -1,6 +1,6 @@
 """The line of one worker: its process, the standby behind it, and the one behind that.
 
-A worker that is killed has a successor already, which shares its descriptors (``engine.standby``).
+A worker that is killed has a successor already, which shares its descriptors: ``survival.standby``.
 Here the supervisor hears of each standby, takes the next worker from the line in place of starting
 a process, and notices a standby that ends before its worker: then the worker is told to have
 another. If it ends before that, the line is broken, and the next worker begins anew, without flows.
@@ -24,8 +24,8 @@ from typing import TYPE_CHECKING, Final, NamedTuple, Protocol
 import structlog
 import trio
 
-from proxy.engine.standby import ANNOUNCEMENT
-from proxy.engine.succession import channel
+from proxy.engine.handover.succession import channel
+from proxy.engine.survival.standby import ANNOUNCEMENT
 from proxy.engine.wire import Wire, files_in, room_for, wire_pair
 
 if TYPE_CHECKING:

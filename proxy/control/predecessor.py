@@ -1,6 +1,6 @@
 """A predecessor, seen from its successor: a worker that another supervisor left behind.
 
-See ``engine.succession`` for what is said. What it says is only data: it has read what strangers
+See ``handover.succession`` for what is said. What it says is only data: it has read what strangers
 send. Every word is bounded in time; who does not answer is left alone, and drains by itself in the
 end, which loses nothing that a drain would not.
 """
@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 import trio
 
 from proxy.core.flow_state import STATE_VERSION
-from proxy.engine.succession import VERSION, knock, write_leave_order
+from proxy.engine.handover.succession import VERSION, knock, write_leave_order
 from proxy.engine.wire import Wire, WireError
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ import proxy
 from proxy.control.lineage import Born
 from proxy.core.events import EventKind, FlowEvent
 from proxy.engine.child import Hello, hello, order, read_lines
-from proxy.engine.succession import channel
+from proxy.engine.handover.succession import channel
 from proxy.engine.watch import Told
 from proxy.engine.wire import Wire, WireError, wire_pair
 
@@ -396,7 +396,7 @@ class NewProcess:
 
 async def start_line(files: Sequence[int]) -> trio.Process:
     """Start a worker that has a standby."""
-    return await start("standby", files)
+    return await start("survival.standby", files)
 
 
 async def start(module: str, files: Sequence[int]) -> trio.Process:

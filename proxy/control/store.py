@@ -5,8 +5,8 @@ A listener's one socket is stored under its name, those of workers under its nam
 Each is stored as soon as it listens, not at the end: so a crash keeps it, too. While nobody serves
 it, clients wait in its backlog, and datagrams in its buffer.
 
-So is our end of the succession channel of each worker process, see ``engine.succession``: by it our
-next life speaks to workers that this one has left behind.
+So is our end of the succession channel of each worker process, see ``handover.succession``: by it
+our next life speaks to workers that this one has left behind.
 """
 
 from __future__ import annotations

@@ -13,7 +13,7 @@ wire; only then it does. So nobody is told by the one what the other knows bette
 given to one that does not stay.
 
 If it dies in the middle of that we serve again, and our workers take back what it had got; see
-``engine.custody``.
+``engine.handover.custody``.
 
 What cannot go drains here, and we end when it has.
 
@@ -39,7 +39,7 @@ from proxy.control.newcomer import PREDECESSOR, VERSION
 from proxy.control.predecessor import Total
 from proxy.control.store import channel_label, labels
 from proxy.control.unix import UnixListenSocket
-from proxy.engine.succession import Succession, channel
+from proxy.engine.handover.succession import Succession, channel
 from proxy.engine.wire import Wire, WireError, wire_pair
 from proxy.engine.worker import Worker
 

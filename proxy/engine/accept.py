@@ -28,7 +28,7 @@ from proxy.engine.original import is_circle, original_destination
 from proxy.engine.routed import RoutedFlow
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
-from proxy.engine.surviving import SURVIVING
+from proxy.engine.survival.surviving import SURVIVING
 from proxy.engine.tcp import reset_on_close
 from proxy.engine.waiting import WaitingClient
 

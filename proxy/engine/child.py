@@ -42,16 +42,16 @@ import trio
 from proxy.engine.commons import Commons
 from proxy.engine.flow_lines import Lines
 from proxy.engine.garbage import spare_collector
+from proxy.engine.handover.succession import Succession
 from proxy.engine.orphan_log import OrphanLog
 from proxy.engine.specs import OpenListener
-from proxy.engine.succession import Succession
 from proxy.engine.unix import BoundUnixSocket
 from proxy.engine.wire import Message, Wire, WireError
 from proxy.engine.worker import Worker
 
 if TYPE_CHECKING:
-    from proxy.engine.executor import Legacy
-    from proxy.engine.will import Will
+    from proxy.engine.survival.executor import Legacy
+    from proxy.engine.survival.will import Will
 
 Event: TypeAlias = "dict[str, Any]"
 

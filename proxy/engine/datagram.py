@@ -34,10 +34,10 @@ from proxy.engine.headed import unix_with_header, with_header
 from proxy.engine.icmp import ask_for_errors, take_errors
 from proxy.engine.passive import ended, missed
 from proxy.engine.sockaddr import canonical
+from proxy.engine.survival.will import ASSURED
 from proxy.engine.tcp import CLOSED
 from proxy.engine.trains import TrainReader
 from proxy.engine.unix import UnixDatagramSocket
-from proxy.engine.will import ASSURED
 
 if TYPE_CHECKING:
     from proxy.core.address import Address

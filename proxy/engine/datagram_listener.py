@@ -22,7 +22,6 @@ from proxy.engine.datagram import FILES_PER_FLOW, DatagramFlow
 from proxy.engine.datagram_options import ORDINARY, DatagramOptions, set_pmtu
 from proxy.engine.declared import DeclaredFlow, DeclaredReader
 from proxy.engine.drops import kernel_drops
-from proxy.engine.leave_behind import leave_behind
 from proxy.engine.mmsg import CONTROL_LENGTH, LARGEST_DATAGRAM, LENGTH, DatagramBatch
 from proxy.engine.outbound import PLAIN
 from proxy.engine.runs import can_segment, serve_runs
@@ -37,6 +36,7 @@ from proxy.engine.sockaddr import (
     spare_local_address,
     unmapped,
 )
+from proxy.engine.survival.leave_behind import leave_behind
 from proxy.engine.trains import ask_for_trains, pass_train
 
 if TYPE_CHECKING:

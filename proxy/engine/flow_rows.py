@@ -17,8 +17,8 @@ from proxy.core.past_flow import PastFlow
 from proxy.core.query import FlowRow, flow_row
 from proxy.core.row_json import closed_flow, counts_json, row_json
 from proxy.engine.datagram import DatagramFlow
-from proxy.engine.frozen import state_of
-from proxy.engine.staying import why_stays
+from proxy.engine.handover.frozen import state_of
+from proxy.engine.handover.staying import why_stays
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:

@@ -39,8 +39,8 @@ from proxy.core.flow import Direction
 from proxy.core.lease import BUDGET_ROOM
 from proxy.core.share import lend_budget
 from proxy.core.stalls import Stalls
-from proxy.engine.shared import BUFFER, BUFFER_SIZE
 from proxy.engine.splice import PIPE_SIZE, Pipe, make_nonblocking
+from proxy.engine.survival.shared import BUFFER, BUFFER_SIZE
 from proxy.engine.tcp import at_urgent_mark, send_urgent, take_error
 
 if TYPE_CHECKING:

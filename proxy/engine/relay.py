@@ -28,8 +28,8 @@ if TYPE_CHECKING:
     from proxy.core.address import Address, Transport
     from proxy.core.sources import SourceKey
     from proxy.engine.commons import Commons
+    from proxy.engine.survival.will import Will
     from proxy.engine.watch import Watch
-    from proxy.engine.will import Will
 
 OUTBOX: Final = 65536
 """Ended flows that wait to be logged; beyond it records are dropped and counted, not held."""

@@ -13,9 +13,9 @@ if TYPE_CHECKING:
     from proxy.engine.limited import Policing
     from proxy.engine.preface import PrefaceRoom, ProxyTerms
     from proxy.engine.routed import Routes
+    from proxy.engine.survival.will import Will
     from proxy.engine.throttle import Bandwidth
     from proxy.engine.waiting import WaitingRoom
-    from proxy.engine.will import Will
 
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)

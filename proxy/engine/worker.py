@@ -20,16 +20,16 @@ import trio
 from proxy import __version__
 from proxy.core.flow import CloseReason, CloseSide, Flow
 from proxy.core.query import SORTS, FlowQuery, FlowRow
-from proxy.engine.arriving import Arriving
-from proxy.engine.custody import Custody
 from proxy.engine.datagram import DatagramFlow
 from proxy.engine.drains import SLICE, Drains, slices
 from proxy.engine.explain import Explainer
 from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.flow_rows import FlowRows
-from proxy.engine.forebears import Forebears
-from proxy.engine.handover import PATIENCE, Bequeather, Heir
-from proxy.engine.leaving import Leaving, Left
+from proxy.engine.handover.arriving import Arriving
+from proxy.engine.handover.custody import Custody
+from proxy.engine.handover.forebears import Forebears
+from proxy.engine.handover.leaving import Leaving, Left
+from proxy.engine.handover.transfer import PATIENCE, Bequeather, Heir
 from proxy.engine.limited import limit_live
 from proxy.engine.pulse import Pulse
 from proxy.engine.readiness import not_ready
@@ -57,7 +57,6 @@ if TYPE_CHECKING:
     from proxy.core.explanation import Explanation, FlowQuestion
     from proxy.core.live_limit import LiveLimit
     from proxy.engine.commons import Commons
-    from proxy.engine.executor import Legacy
     from proxy.engine.port import (
         FlowIds,
         FlowPage,
@@ -67,8 +66,9 @@ if TYPE_CHECKING:
         RelayStatus,
     )
     from proxy.engine.specs import LeaveOrder, UpstreamSpec
+    from proxy.engine.survival.executor import Legacy
+    from proxy.engine.survival.will import Will
     from proxy.engine.terms import Terms
-    from proxy.engine.will import Will
 
 
 class Worker:

@@ -17,7 +17,7 @@ from proxy.control.crew import Crew
 from proxy.control.house import House
 from proxy.core.counters import ListenerSnapshot
 from proxy.core.query import FlowQuery
-from proxy.engine.executor import SUSPECT_TIMES
+from proxy.engine.survival.executor import SUSPECT_TIMES
 from tests.control.test_crew import crewed, listener, settings
 from tests.engine import lab
 from tests.engine.lab import _noted, listening, receive_all, receive_exactly, send_all

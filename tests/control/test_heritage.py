@@ -20,10 +20,10 @@ from proxy.control.notify import Notifier
 from proxy.control.predecessor import Predecessor
 from proxy.control.store import ChannelStore
 from proxy.core.flow_state import STATE_VERSION
-from proxy.engine.forebears import Forebears
+from proxy.engine.handover.forebears import Forebears
+from proxy.engine.handover.succession import VERSION, _next, channel
 from proxy.engine.merge import merge_counters
 from proxy.engine.specs import Steered
-from proxy.engine.succession import VERSION, _next, channel
 from proxy.engine.wire import Wire, WireError
 from tests.engine.lab import PATIENCE
 

@@ -22,7 +22,7 @@ from proxy.control.unix import socket_files
 from proxy.core.address import Transport
 from proxy.engine.datagram_options import IP_MTU_DISCOVER, Pmtu, set_pmtu
 from proxy.engine.drops import kernel_drops
-from proxy.engine.succession import channel
+from proxy.engine.handover.succession import channel
 from proxy.engine.worker import Worker
 from tests.control.binding import bind_for_workers
 from tests.control.manager import Manager

@@ -22,7 +22,7 @@ from proxy.control.house import House
 from proxy.control.opening import open_house
 from proxy.control.remote import RemoteWorker
 from proxy.engine.flow_lines import FlowLog
-from proxy.engine.succession import knock
+from proxy.engine.handover.succession import knock
 from proxy.engine.wire import Wire
 from tests.engine.lab import PATIENCE, accept, connect, is_reset, listening, receive_exactly
 

@@ -36,7 +36,7 @@ def break_pump(number, frame):
     from proxy.engine.pump import Pump
     Pump._round = fail
 
-if "proxy.engine.standby" in sys.orig_argv:
+if "proxy.engine.survival.standby" in sys.orig_argv:
     signal.signal(signal.SIGUSR1, break_pump)
 """
 

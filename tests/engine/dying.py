@@ -1,6 +1,6 @@
 """An heir that is a process of its own, and is killed where a test says, whatever it holds.
 
-It is forked, and says what ``proxy.engine.handover`` wants to hear without Trio: so it begins
+It is forked, and says what ``handover.transfer`` wants to hear without Trio: so it begins
 within milliseconds. What it does with streams that it has got is a test's affair.
 """
 
@@ -14,7 +14,7 @@ from socket import MSG_WAITALL, socketpair
 from socket import socket as Socket
 from typing import NoReturn, TypeAlias
 
-from proxy.engine.handover import (
+from proxy.engine.handover.transfer import (
     ACKNOWLEDGED,
     CLIENTS,
     COMMITTED,

@@ -15,7 +15,7 @@ import trio
 
 from proxy.core.flow import CloseReason
 from proxy.core.live_limit import LiveLimit
-from proxy.engine.leaving import Left
+from proxy.engine.handover.leaving import Left
 from proxy.engine.sampler import Sampler
 from proxy.engine.specs import Change, LeaveOrder, OpenListener, Steered, UpstreamSpec
 from proxy.engine.worker import Worker

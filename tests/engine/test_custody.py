@@ -22,10 +22,10 @@ from proxy.core.flow import CloseReason
 from proxy.core.flow_state import LegState
 from proxy.core.proxy_protocol import HeaderStyle
 from proxy.core.waiting import WaitLimits
-from proxy.engine.custody import NO_HEADERS, returned_leg
-from proxy.engine.handover import Bequeather, HandOverError
-from proxy.engine.leaving import Left
-from proxy.engine.process_file import ProcessFile
+from proxy.engine.handover.custody import NO_HEADERS, returned_leg
+from proxy.engine.handover.leaving import Left
+from proxy.engine.handover.process_file import ProcessFile
+from proxy.engine.handover.transfer import Bequeather, HandOverError
 from proxy.engine.worker import open_files
 from tests.engine.dying import Deed, Dying, Step, nothing
 from tests.engine.heirs import TO_ONE
@@ -306,7 +306,7 @@ async def test_headers_are_no_bytes_of_a_flow(
 async def test_an_heir_that_stands_still_is_ended_before_its_flows_are_taken_back(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.engine.handover.PATIENCE", 0.3)
+    monkeypatch.setattr("proxy.engine.handover.transfer.PATIENCE", 0.3)
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         pairs = [await pair(lab, endpoint) for _ in range(FLOWS)]
@@ -320,7 +320,7 @@ async def test_an_heir_that_stands_still_is_ended_before_its_flows_are_taken_bac
 async def test_one_that_stands_still_with_nothing_of_ours_is_left_alone(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.engine.handover.PATIENCE", 0.3)
+    monkeypatch.setattr("proxy.engine.handover.transfer.PATIENCE", 0.3)
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         ends = await pair(lab, endpoint)

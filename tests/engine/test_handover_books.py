@@ -16,7 +16,7 @@ from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
 from proxy.core.query import FlowQuery
-from proxy.engine.leaving import Left
+from proxy.engine.handover.leaving import Left
 from tests.engine.heirs import nothing_left, successor_of
 from tests.engine.lab import (
     Lab,

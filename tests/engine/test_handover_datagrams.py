@@ -18,7 +18,7 @@ from proxy.core.expiry import FlowLimits
 from proxy.core.proxy_protocol import HeaderStyle
 from proxy.engine.datagram_options import DatagramOptions
 from proxy.engine.drops import kernel_drops
-from proxy.engine.handover import Bequeather, Moving, Papers
+from proxy.engine.handover.transfer import Bequeather, Moving, Papers
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.specs import LeaveOrder, OpenListener
 from proxy.engine.trains import TrainReader

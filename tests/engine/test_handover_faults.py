@@ -17,8 +17,8 @@ from proxy.control.listen import bind_socket
 from proxy.core.address import Transport
 from proxy.core.flow import CloseReason, State
 from proxy.core.flow_state import ClientState, FlowState, LegState, write_clients, write_states
-from proxy.engine.frozen import Frozen, depart, freeze
-from proxy.engine.handover import (
+from proxy.engine.handover.frozen import Frozen, depart, freeze
+from proxy.engine.handover.transfer import (
     ABANDONED,
     ACKNOWLEDGED,
     CLIENTS,

@@ -8,7 +8,7 @@ from socket import socketpair
 import pytest
 import trio
 
-from proxy.engine.handover import NOTHING_MORE, STREAMS, Heir
+from proxy.engine.handover.transfer import NOTHING_MORE, STREAMS, Heir
 from proxy.engine.wire import wire_on
 from tests.engine.heirs import TO_ONE
 from tests.engine.lab import accept, connect, listening

@@ -21,8 +21,8 @@ from proxy.core.proxy_protocol import HeaderStyle
 from proxy.core.query import FlowQuery, FlowRow
 from proxy.core.waiting import WaitLimits
 from proxy.engine import identified, leg
-from proxy.engine.frozen import AnyFlow, Frozen, depart, freeze
-from proxy.engine.handover import Bequeather
+from proxy.engine.handover.frozen import AnyFlow, Frozen, depart, freeze
+from proxy.engine.handover.transfer import Bequeather
 from proxy.engine.leg import HELD_BACK, IN_PIPE
 from proxy.engine.specs import EndpointSpec, UpstreamSpec
 from proxy.engine.stream import StreamFlow
@@ -250,7 +250,7 @@ async def test_nobody_takes_a_place_that_a_flow_under_way_has(
 async def test_a_predecessor_that_says_nothing_keeps_nobody_waiting(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.engine.arriving.PATIENCE", 0.1)
+    monkeypatch.setattr("proxy.engine.handover.arriving.PATIENCE", 0.1)
     endpoint = listening()
     parts = {"admission": AdmissionLimits(flows=2)}
     async with relaying([endpoint.getsockname()], **parts) as lab, trio.open_nursery() as nursery:
@@ -611,7 +611,7 @@ async def test_a_reset_at_the_moment_of_leaving_is_a_reset(
             reset(first)
             return frozen
 
-        monkeypatch.setattr("proxy.engine.leaving.freeze", freeze_and_reset)
+        monkeypatch.setattr("proxy.engine.handover.leaving.freeze", freeze_and_reset)
         async with successor_of(lab) as (heir, left):
             assert left.handed == 1
             assert await receive_exactly(second, 10) == b"last words"
@@ -714,7 +714,7 @@ async def test_an_endpoint_at_its_ceiling_stays_there_and_others_wait_for_it() -
 async def test_batches_of_which_nothing_is_left_are_no_end(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr("proxy.engine.leaving.BATCH", 1)
+    monkeypatch.setattr("proxy.engine.handover.leaving.BATCH", 1)
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         pairs = [await pair(lab, endpoint) for _ in range(3)]
@@ -726,7 +726,7 @@ async def test_batches_of_which_nothing_is_left_are_no_end(
             depart(frozen, now)
             doomed.abort(CloseReason.KILLED, CloseSide.PROXY, now)
 
-        monkeypatch.setattr("proxy.engine.leaving.depart", depart_and_kill)
+        monkeypatch.setattr("proxy.engine.handover.leaving.depart", depart_and_kill)
         async with successor_of(lab) as (heir, left):
             assert (left.handed, left.failure) == (2, "")
             await talk(*pairs[0])

@@ -6,8 +6,8 @@ import pytest
 import trio
 
 from proxy.core.address import Transport
-from proxy.engine import handover
-from proxy.engine.handover import Heir
+from proxy.engine.handover import transfer
+from proxy.engine.handover.transfer import Heir
 from tests.engine.heirs import successor_of
 from tests.engine.lab import datagram_socket, listening, pair, relaying
 
@@ -56,7 +56,7 @@ async def test_an_heir_that_is_slow_with_nothing_holds_up_no_flow(
 
 
 async def test_flows_of_datagrams_go_in_several_messages(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(handover, "DATAGRAM_BATCH", 2)
+    monkeypatch.setattr(transfer, "DATAGRAM_BATCH", 2)
     endpoint = datagram_socket()
     async with relaying([endpoint.getsockname()], Transport.UDP) as lab:
         clients = [datagram_socket() for _ in range(5)]

@@ -31,9 +31,9 @@ from proxy.core.crossing import (
     Urgent,
     find_crossing,
 )
-from proxy.engine import reading
-from proxy.engine.reading import has_failed, peer_of, read_socket
 from proxy.engine.splice import FLAGS
+from proxy.engine.survival import reading
+from proxy.engine.survival.reading import has_failed, peer_of, read_socket
 from proxy.engine.tcp import RESET_ON_CLOSE, bytes_to_read
 from tests.engine.lab import PATIENCE
 

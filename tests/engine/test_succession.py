@@ -19,11 +19,8 @@ import trio
 import trio.testing
 
 from proxy.core.pace import Pace
-from proxy.engine import succession
-from proxy.engine.handover import HandOverError
-from proxy.engine.leaving import Left
-from proxy.engine.specs import EVERYTHING, DrainOrder, LeaveOrder, Steered
-from proxy.engine.succession import (
+from proxy.engine.handover.leaving import Left
+from proxy.engine.handover.succession import (
     KNOCK,
     VERSION,
     Succession,
@@ -31,6 +28,8 @@ from proxy.engine.succession import (
     knock,
     write_leave_order,
 )
+from proxy.engine.handover.transfer import HandOverError, succession
+from proxy.engine.specs import EVERYTHING, DrainOrder, LeaveOrder, Steered
 from proxy.engine.wire import Wire, WireError
 from proxy.engine.worker import open_files
 from tests.engine.lab import PATIENCE

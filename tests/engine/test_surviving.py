@@ -27,14 +27,14 @@ from proxy.core.counters import ListenerCounters
 from proxy.core.endpoint import Endpoint
 from proxy.core.expiry import FlowLimits
 from proxy.core.flow_state import FlowState
-from proxy.engine.executor import NOBODY, _stream_state
 from proxy.engine.leg import WATCH, WATCH_BOTH
-from proxy.engine.reading import read_socket
 from proxy.engine.relay import Relay
-from proxy.engine.shared import BUFFER, read_mark, take_mark
-from proxy.engine.surviving import Surviving
+from proxy.engine.survival.executor import NOBODY, _stream_state
+from proxy.engine.survival.reading import read_socket
+from proxy.engine.survival.shared import BUFFER, read_mark, take_mark
+from proxy.engine.survival.surviving import Surviving
+from proxy.engine.survival.will import STREAM, Will
 from proxy.engine.tcp import at_urgent_mark
-from proxy.engine.will import STREAM, Will
 from tests.engine.lab import PATIENCE
 
 FOLDER: Final = Path(proxy.engine.__file__).parent

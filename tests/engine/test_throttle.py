@@ -26,9 +26,9 @@ from proxy.core.expiry import FlowLimits
 from proxy.core.longest import LongestMatch
 from proxy.core.query import FlowQuery
 from proxy.engine import leg
-from proxy.engine.frozen import freeze
+from proxy.engine.handover.frozen import freeze
+from proxy.engine.handover.revive import thaw
 from proxy.engine.leg import StreamLeg
-from proxy.engine.revive import thaw
 from proxy.engine.specs import BandwidthLimits
 from proxy.engine.splice import PipePool
 from proxy.engine.stream import StreamFlow

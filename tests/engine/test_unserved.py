@@ -8,12 +8,12 @@ from socket import socket as Socket
 
 import pytest
 
-from proxy.engine import executor
-from proxy.engine.executor import Legacy, execute
+from proxy.engine.survival import executor
+from proxy.engine.survival.executor import Legacy, execute
+from proxy.engine.survival.unserved import find_untouched
+from proxy.engine.survival.ways import Way
+from proxy.engine.survival.will import FINISHED, LEAVING, Will
 from proxy.engine.tcp import reset_on_close
-from proxy.engine.unserved import find_untouched
-from proxy.engine.ways import Way
-from proxy.engine.will import FINISHED, LEAVING, Will
 
 WAY = Way("web", "tcp", "web", "e")
 

@@ -8,12 +8,20 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.engine import deposit as deposit_module
-from proxy.engine import ways as ways_module
-from proxy.engine import will as will_module
-from proxy.engine.shared import BUFFER_SIZE, LOW, MARK, Mark, place_of, read_mark, take_mark
-from proxy.engine.ways import Way
-from proxy.engine.will import (
+from proxy.engine.survival import deposit as deposit_module
+from proxy.engine.survival import ways as ways_module
+from proxy.engine.survival import will as will_module
+from proxy.engine.survival.shared import (
+    BUFFER_SIZE,
+    LOW,
+    MARK,
+    Mark,
+    place_of,
+    read_mark,
+    take_mark,
+)
+from proxy.engine.survival.ways import Way
+from proxy.engine.survival.will import (
     DATAGRAMS,
     FINISHED,
     FREE,

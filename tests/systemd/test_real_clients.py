@@ -16,7 +16,7 @@ from typing import Final
 
 import pytest
 
-from proxy.engine.executor import SHORT_LIFE
+from proxy.engine.survival.executor import SHORT_LIFE
 from tests.systemd.clients import PEERS, Clients, servers, settings
 from tests.systemd.lab import Lab
 from tests.systemd.test_faults import metric

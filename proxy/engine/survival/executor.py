@@ -40,17 +40,17 @@ from proxy.core.address import Transport
 from proxy.core.crossing import STATES, Crossing, Keeping, Reading, Store, find_crossing
 from proxy.core.flow import State
 from proxy.core.flow_state import FlowState, LegState, read_states
-from proxy.engine.borrowed import borrowed
-from proxy.engine.handover import Moving
-from proxy.engine.reading import has_failed, peer_of, read_socket
-from proxy.engine.shared import BUFFER, Mark, read_mark
+from proxy.engine.handover.transfer import Moving
 from proxy.engine.sockaddr import canonical
+from proxy.engine.survival.borrowed import borrowed
+from proxy.engine.survival.reading import has_failed, peer_of, read_socket
+from proxy.engine.survival.shared import BUFFER, Mark, read_mark
+from proxy.engine.survival.unserved import find_untouched
+from proxy.engine.survival.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
 from proxy.engine.tcp import bytes_to_read, reset_on_close
-from proxy.engine.unserved import find_untouched
-from proxy.engine.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
 
 if TYPE_CHECKING:
-    from proxy.engine.will import LegRecord, Record, Will
+    from proxy.engine.survival.will import LegRecord, Record, Will
 
 SUSPECT_TIMES: Final = 3
 SHORT_LIFE: Final = 1.0

@@ -24,9 +24,9 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.address import WILDCARDS
 from proxy.engine.accept import StreamListener
-from proxy.engine.borrowed import borrowed
-from proxy.engine.reading import peer_of, read_socket
 from proxy.engine.sockaddr import canonical
+from proxy.engine.survival.borrowed import borrowed
+from proxy.engine.survival.reading import peer_of, read_socket
 from proxy.engine.tcp import RESET_ON_CLOSE, reset_on_close
 
 if TYPE_CHECKING:

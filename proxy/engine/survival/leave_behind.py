@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING
 
 from proxy.core.flow import State
 from proxy.core.flow_state import write_states
-from proxy.engine.frozen import datagrams_of
-from proxy.engine.ways import Way
-from proxy.engine.will import ASSURED, DATAGRAMS, NO_FILE
+from proxy.engine.handover.frozen import datagrams_of
+from proxy.engine.survival.ways import Way
+from proxy.engine.survival.will import ASSURED, DATAGRAMS, NO_FILE
 
 if TYPE_CHECKING:
     from proxy.engine.datagram import DatagramFlow
-    from proxy.engine.will import Will
+    from proxy.engine.survival.will import Will
 
 
 def leave_behind(will: Will, flow: DatagramFlow) -> None:

@@ -21,13 +21,13 @@ from proxy.engine.declared import DeclaredFlow
 from proxy.engine.group import Answers
 from proxy.engine.headed import HeadedUnixSocket, with_header
 from proxy.engine.identified import IdentifiedFlow, IdentifiedUnixFlow
-from proxy.engine.leave_behind import leave_behind
 from proxy.engine.leg import WATCH, WATCH_BOTH
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import UDP_GRO
 from proxy.engine.sources import user_key
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
-from proxy.engine.surviving import SURVIVING, Surviving
+from proxy.engine.survival.leave_behind import leave_behind
+from proxy.engine.survival.surviving import SURVIVING, Surviving
 from proxy.engine.trains import TrainReader, ask_for_trains
 from proxy.engine.unix import UnixDatagramSocket, serve_unix_leg
 from proxy.engine.unix_flow import UnixFlow
@@ -40,7 +40,7 @@ if TYPE_CHECKING:
     from proxy.core.sources import SourceKey
     from proxy.core.unix import UnixAddress
     from proxy.engine.datagram_listener import DatagramListener
-    from proxy.engine.frozen import AnyFlow
+    from proxy.engine.handover.frozen import AnyFlow
     from proxy.engine.leg import StreamLeg
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster

@@ -23,8 +23,8 @@ from proxy.engine.headed import HeadedSocket, HeadedUnixSocket
 from proxy.engine.identified import Identified
 from proxy.engine.leg import BLOCKED, StreamLeg
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
+from proxy.engine.survival.will import LEAVING
 from proxy.engine.tcp import CLOSED
-from proxy.engine.will import LEAVING
 
 if TYPE_CHECKING:
     from proxy.core.flow import Direction, Flow

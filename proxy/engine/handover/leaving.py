@@ -21,12 +21,12 @@ from typing import TYPE_CHECKING, Final, TypeVar
 import structlog
 import trio
 
-from proxy.engine.custody import NO_HEADERS, consumed_of, offsets_of
 from proxy.engine.datagram import DatagramFlow
-from proxy.engine.doors import Doors
-from proxy.engine.frozen import AnyFlow, Frozen, can_freeze, depart, freeze
-from proxy.engine.handover import BATCH, Bequeather, HandOverError, Papers
-from proxy.engine.revive import thaw
+from proxy.engine.handover.custody import NO_HEADERS, consumed_of, offsets_of
+from proxy.engine.handover.doors import Doors
+from proxy.engine.handover.frozen import AnyFlow, Frozen, can_freeze, depart, freeze
+from proxy.engine.handover.revive import thaw
+from proxy.engine.handover.transfer import BATCH, Bequeather, HandOverError, Papers
 from proxy.engine.stream import StreamFlow
 
 if TYPE_CHECKING:
@@ -34,9 +34,9 @@ if TYPE_CHECKING:
     from proxy.core.flow import Flow
     from proxy.core.flow_state import ClientState, FlowState
     from proxy.core.identity import Identity
-    from proxy.engine.custody import Custody, Offsets
-    from proxy.engine.doors import Held
-    from proxy.engine.process_file import ProcessFile
+    from proxy.engine.handover.custody import Custody, Offsets
+    from proxy.engine.handover.doors import Held
+    from proxy.engine.handover.process_file import ProcessFile
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
     from proxy.engine.specs import LeaveOrder

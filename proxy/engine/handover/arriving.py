@@ -22,8 +22,9 @@ import trio
 
 from proxy.core.address import Transport
 from proxy.core.past_flow import PastFlow
-from proxy.engine.doors import Doors
-from proxy.engine.handover import (
+from proxy.engine.handover.doors import Doors
+from proxy.engine.handover.revive import ReviveError, revive
+from proxy.engine.handover.transfer import (
     CLIENTS,
     NOTHING_MORE,
     PATIENCE,
@@ -34,16 +35,15 @@ from proxy.engine.handover import (
     Moving,
     Waiting,
 )
-from proxy.engine.revive import ReviveError, revive
-from proxy.engine.shared import take_mark
+from proxy.engine.survival.shared import take_mark
+from proxy.engine.survival.unserved import serve_unserved
 from proxy.engine.tcp import reset_on_close
-from proxy.engine.unserved import serve_unserved
 
 if TYPE_CHECKING:
     from proxy.core.flow_state import FlowState
-    from proxy.engine.executor import Legacy
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
+    from proxy.engine.survival.executor import Legacy
 
 log = structlog.get_logger()
 

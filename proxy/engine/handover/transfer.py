@@ -50,7 +50,7 @@ from proxy.core.flow_state import (
     write_clients,
     write_states,
 )
-from proxy.engine.process_file import ProcessFile
+from proxy.engine.handover.process_file import ProcessFile
 from proxy.engine.wire import Wire, WireError
 
 DATAGRAMS: Final = b"D"

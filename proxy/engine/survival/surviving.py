@@ -18,19 +18,19 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.flow import CloseReason, CloseSide
 from proxy.core.flow_state import write_states
-from proxy.engine.frozen import state_of
+from proxy.engine.handover.frozen import state_of
 from proxy.engine.identified import IdentifiedFlow
 from proxy.engine.leg import DONTWAIT, IN_PIPE, READS_PER_TURN, StreamLeg
-from proxy.engine.reading import read_socket
 from proxy.engine.routed import RoutedFlow
-from proxy.engine.shared import LOW, MARK, place_of
 from proxy.engine.stream import StreamFlow
-from proxy.engine.will import FINISHED, FREE, LEAVING, STREAM
+from proxy.engine.survival.reading import read_socket
+from proxy.engine.survival.shared import LOW, MARK, place_of
+from proxy.engine.survival.will import FINISHED, FREE, LEAVING, STREAM
 
 if TYPE_CHECKING:
     from proxy.core.counters import DirectionCounters
     from proxy.core.endpoint import Endpoint
-    from proxy.engine.will import Will
+    from proxy.engine.survival.will import Will
 
 OFFSET_MAX: Final = 1 << 20
 """Bytes of headers before a flow; more than any header has."""

@@ -46,7 +46,7 @@ from proxy import __version__
 from proxy.core.flow_state import STATE_VERSION
 from proxy.core.pace import Pace
 from proxy.core.steering import BITS_V4, BITS_V6
-from proxy.engine.handover import HandOverError
+from proxy.engine.handover.transfer import HandOverError
 from proxy.engine.specs import EVERYTHING, DrainOrder, Steered
 from proxy.engine.wire import Wire, WireError, files_in, rights, room_for
 
@@ -55,7 +55,7 @@ if TYPE_CHECKING:
 
     from trio.socket import SocketType
 
-    from proxy.engine.leaving import Left
+    from proxy.engine.handover.leaving import Left
     from proxy.engine.port import RelayCounters, RelayStatus
     from proxy.engine.specs import LeaveOrder
 

@@ -1,4 +1,6 @@
-"""A worker in a process of its own, with a standby: ``proxy.engine.standby FD CHANNEL LINE``.
+"""A worker in a process of its own, with a standby.
+
+    python -m proxy.engine.survival.standby FD CHANNEL LINE
 
 The worker is what ``child`` is. The standby is a second process, cloned before the worker begins,
 that shares its table of descriptors (CLONE_FILES, clone(2)): whatever the worker opens later is
@@ -45,9 +47,9 @@ from threading import Thread
 from typing import Final, NoReturn
 
 from proxy.engine import child
-from proxy.engine.borrowed import borrowed
-from proxy.engine.executor import execute
-from proxy.engine.will import NO_FILE, Will
+from proxy.engine.survival.borrowed import borrowed
+from proxy.engine.survival.executor import execute
+from proxy.engine.survival.will import NO_FILE, Will
 from proxy.engine.wire import WireError, rights
 
 CLONE_FILES: Final = 0x400

@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from struct import Struct
 from typing import TYPE_CHECKING, Final, NamedTuple
 
-from proxy.engine.deposit import AREA, Deposits
-from proxy.engine.ways import SIZE_OF_WAYS, Way, Ways
+from proxy.engine.survival.deposit import AREA, Deposits
+from proxy.engine.survival.ways import SIZE_OF_WAYS, Way, Ways
 
 if TYPE_CHECKING:
     from proxy.core.flow import Direction

@@ -36,17 +36,17 @@ import trio
 
 from proxy.core.crossing import STATES, Crossing, Keeping, Reading, find_crossing
 from proxy.core.flow import State
-from proxy.engine.handover import BATCH
+from proxy.engine.handover.revive import ReviveError, revive
+from proxy.engine.handover.transfer import BATCH
 from proxy.engine.identified import Identified
-from proxy.engine.reading import has_failed, read_socket
-from proxy.engine.revive import ReviveError, revive
+from proxy.engine.survival.reading import has_failed, read_socket
 from proxy.engine.tcp import CLOSE_IN_ORDER, reset_on_close
 
 if TYPE_CHECKING:
     from proxy.core.flow_state import FlowState, LegState
-    from proxy.engine.doors import Doors, Held
-    from proxy.engine.frozen import Frozen
-    from proxy.engine.process_file import ProcessFile
+    from proxy.engine.handover.doors import Doors, Held
+    from proxy.engine.handover.frozen import Frozen
+    from proxy.engine.handover.process_file import ProcessFile
     from proxy.engine.relay import Relay
     from proxy.engine.roster import Roster
 
