@@ -19,6 +19,7 @@ import trio
 import trio.testing
 
 from proxy.core.pace import Pace
+from proxy.engine.handover import succession
 from proxy.engine.handover.leaving import Left
 from proxy.engine.handover.succession import (
     KNOCK,
@@ -28,7 +29,7 @@ from proxy.engine.handover.succession import (
     knock,
     write_leave_order,
 )
-from proxy.engine.handover.transfer import HandOverError, succession
+from proxy.engine.handover.transfer import HandOverError
 from proxy.engine.specs import EVERYTHING, DrainOrder, LeaveOrder, Steered
 from proxy.engine.wire import Wire, WireError
 from proxy.engine.worker import open_files
