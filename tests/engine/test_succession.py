@@ -44,6 +44,7 @@ class FakeWorker:
         self.drained = trio.Event()
         self.left: list[tuple[LeaveOrder, int]] = []
         self.outcome: Left | HandOverError = Left(3, 0.01)
+        self.settled = 0
 
     async def leave(
         self,
@@ -63,6 +64,10 @@ class FakeWorker:
 
     async def status(self) -> Any:
         return {"flows": 3}
+
+    async def settle(self) -> None:
+        assert not self.drains, "what may come back is not drained before"
+        self.settled += 1
 
     async def drain(self, order: DrainOrder) -> bool:
         self.drains.append(order)
@@ -261,11 +266,20 @@ async def leave(left: LeftBehind, order: object, heirs: int = 1) -> Any:
         return answer
 
 
+async def settle(left: LeftBehind) -> Any:
+    """Say that the heirs stay."""
+    with closing(knock(left.end)) as wire:
+        return await ask(wire, {"ask": "settle"})
+
+
 async def test_flows_are_handed_over_as_the_successor_says_and_the_rest_drains() -> None:
     order = {"web": Steered(2, 0, 24, 56), "alone": Steered(1, 1)}
     async with left_behind() as left:
         answer = await leave(left, write_leave_order(order), heirs=2)
         assert left.worker.left == [(order, 2)]
+        assert left.worker.drains == [], "the heirs may yet die"
+        assert "counters" in await settle(left)
+        assert left.worker.settled == 1
         assert [each.target for each in left.worker.drains] == [EVERYTHING]
         with closing(knock(left.end)) as wire:
             assert (await ask(wire, {"ask": "greet"}))["draining"] is True
@@ -279,9 +293,11 @@ async def test_who_could_not_hand_over_all_waits_for_the_next_one() -> None:
         assert (await leave(left, {}))["failure"] == "the heir is gone"
         left.worker.outcome = HandOverError("the heir does not acknowledge")
         assert await leave(left, {}) == {"error": "the heir does not acknowledge"}
+        await settle(left)
         assert left.worker.drains == []
         left.worker.outcome = Left(2)
         await leave(left, {})
+        await settle(left)
         assert len(left.worker.drains) == 1
 
 
