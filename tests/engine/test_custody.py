@@ -69,7 +69,7 @@ async def leave_to_dying(
 @pytest.fixture(autouse=True)
 def _small_batches(monkeypatch: pytest.MonkeyPatch) -> None:
     for module in ("leaving", "custody"):
-        monkeypatch.setattr(f"proxy.engine.{module}.BATCH", 2)
+        monkeypatch.setattr(f"proxy.engine.handover.{module}.BATCH", 2)
 
 
 @pytest.mark.parametrize("step", Step)
