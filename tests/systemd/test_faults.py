@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -112,7 +113,7 @@ def little_memory(lab: Lab, pid: int) -> Iterator[None]:
     mounted = lab.ask("mount", "-t", "cgroup", "-o", "memory", "memory", "/run/memory")
     if mounted.returncode != 0:
         pytest.skip(f"no cgroup bounds memory here: {mounted.stderr}")
-    group = "/run/memory/sockpair-test"
+    group = f"/run/memory/sockpair-test-{os.getpid()}"  # the kernel's, not the container's
     try:
         lab.run("mkdir", group)
         lab.run("sh", "-c", f"echo {ROOM}M >{group}/memory.limit_in_bytes")
