@@ -30,6 +30,8 @@ class Identified(StreamFlow):
 
     __slots__ = ()
 
+    tells_more = True
+
     identity: Identity | None
     style: HeaderStyle | None
 

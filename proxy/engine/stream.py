@@ -101,6 +101,7 @@ class StreamFlow(Flow):
     )
 
     leg_type: ClassVar[type[StreamLeg]] = StreamLeg
+    tells_more: ClassVar[bool] = False  # of its client or endpoint, than their addresses
 
     original: StreamLeg
     reply: StreamLeg
@@ -156,7 +157,7 @@ class StreamFlow(Flow):
         """Whether there is nothing to tell but what there is of every flow that reached its end."""
         original, reply = self.original, self.reply
         return not (
-            type(self) is not StreamFlow  # of the others more is known
+            self.tells_more
             or original.unsent
             or reply.unsent
             or self.sample is not None

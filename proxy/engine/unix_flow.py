@@ -15,4 +15,6 @@ class UnixFlow(StreamFlow):
 
     __slots__ = ("credentials",)
 
+    tells_more = True
+
     credentials: Credentials | None

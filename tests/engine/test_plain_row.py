@@ -10,7 +10,11 @@ from trio.socket import SHUT_WR
 from proxy.core.query import flow_row
 from proxy.core.row_json import row_json
 from proxy.core.stalls import Stalls
+from proxy.engine.identified import IdentifiedFlow
+from proxy.engine.routed import RoutedFlow
 from proxy.engine.stream import StreamFlow
+from proxy.engine.survival.surviving import Surviving, SurvivingIdentified
+from proxy.engine.unix_flow import UnixFlow
 from tests.engine.lab import connect, listening, relaying
 
 
@@ -44,6 +48,21 @@ async def test_most_flows_are_plain() -> None:
     assert (row["original"]["bytes"], row["reply"]["bytes"]) == (8, 2)
 
 
+async def test_a_flow_that_leaves_a_will_is_as_plain() -> None:
+    flow = await ended_flow()
+    flow.__class__ = Surviving
+
+    row = json.loads(row_json(flow, 0.0, "{}"))
+
+    assert flow.is_plain
+    assert row == flow_row(flow, 0.0, {})
+
+
+@pytest.mark.parametrize("kind", [IdentifiedFlow, RoutedFlow, UnixFlow, SurvivingIdentified])
+async def test_of_whom_more_is_told_is_not_plain(kind: type[StreamFlow]) -> None:
+    assert kind.tells_more
+
+
 @pytest.mark.parametrize("way", ["original", "reply"])
 async def test_what_was_unsent_is_told(way: str) -> None:
     flow = await ended_flow()
@@ -71,6 +90,7 @@ async def test_whoever_lives_or_is_known_better_is_not_plain() -> None:
         """A flow of which more is known."""
 
         __slots__ = ()
+        tells_more = True
 
     flow = await ended_flow()
     flow.sample = b"told by the kernel"
