@@ -60,6 +60,9 @@ IN_HANDS: Final = 64
 LISTED_MOST: Final = 300
 """Flows whose rows are all looked at after each deed; of more each time two groups."""
 
+TOLD: Final = 6 * PATIENCE
+"""Seconds until sockpair tells of all flows after a deed, or has lost them."""
+
 LOOKING: Final = 0.2
 """Seconds between two looks at a table of thousands of flows."""
 
@@ -189,7 +192,7 @@ class Drive:
     async def _wait_all(self) -> None:
         """Wait until sockpair tells of all flows, or should have long ago."""
         wanted = sum(self.both.places[name]["count"] for name in self._lasting)
-        with trio.move_on_after(6 * PATIENCE):
+        with trio.move_on_after(TOLD):
             while await self._told() < wanted:
                 await trio.sleep(LOOKING)
 
