@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import os
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from signal import SIGKILL
 from socket import SHUT_WR, SO_SNDBUF, SOL_SOCKET
 from socket import socket as Socket
@@ -136,6 +137,16 @@ async def test_who_has_settled_gives_nothing_back() -> None:
         assert not await lab.live()
 
 
+@asynccontextmanager
+async def gone_to_dying(lab: Lab, deed: Deed) -> AsyncIterator[None]:
+    """An heir has got the flows, does something with them, and dies; its end is waited for."""
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(leave_to_dying, lab, Step.OWNED_STREAMS, deed)
+        while lab.worker._relay.table:
+            await trio.sleep(0.001)
+        yield
+
+
 async def leave_with(
     lab: Lab,
     ends: tuple[SocketType, SocketType],
@@ -144,14 +155,7 @@ async def leave_with(
     reply: bytes = b"",
 ) -> None:
     """Have an heir get a flow, and then these bytes, with which it does something, and dies."""
-
-    async def leave() -> None:
-        await leave_to_dying(lab, Step.OWNED_STREAMS, deed)
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(leave)
-        while lab.worker._relay.table:
-            await trio.sleep(0.001)
+    async with gone_to_dying(lab, deed):
         for end, data in zip(ends, (original, reply), strict=True):
             await send_all(end, data)
 
@@ -217,13 +221,7 @@ async def test_a_stream_is_whole_or_it_is_reset(
         client, accepted = await pair(lab, endpoint)
         await lab.wait_live("established")
 
-        async def leave() -> None:
-            await leave_to_dying(lab, Step.OWNED_STREAMS, deed)
-
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(leave)
-            while lab.worker._relay.table:
-                await trio.sleep(0.001)
+        async with gone_to_dying(lab, deed):
             for end, size, is_last in zip((client, accepted), sizes, ends, strict=True):
                 await (send_and_end if is_last else send_all)(end, DATA[:size])
         counters = lab.worker._roster.counters_called("lab", Transport.TCP)

@@ -12,7 +12,7 @@ end stays, and is for others to drain.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Container, Sequence
-from contextlib import asynccontextmanager
+from contextlib import ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import repeat
 from time import monotonic
@@ -111,13 +111,13 @@ class Leaving:
         """
         processes: list[ProcessFile | None] = []
         async with self._or_back(self._heirs):
-            try:
+            with ExitStack() as met:
                 for heir in self._heirs:
-                    processes.append(await heir.meet())  # noqa: PERF401 - those met are closed
-            except BaseException:
-                for process in filter(None, processes):
-                    process.close()
-                raise
+                    process = await heir.meet()
+                    if process is not None:
+                        met.callback(process.close)
+                    processes.append(process)
+                met.pop_all()
         self._custody.begin(processes)
         self._began = monotonic()
         self._doors.pause()
