@@ -47,6 +47,7 @@ def at_rest(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[None]:
     rest(machine)
     machine.write(FILE, CONFIG)
     yield
+    print(machine.journal())  # pytest shows it of a test that failed
     rest(machine)
 
 
