@@ -28,7 +28,7 @@ from proxy.engine.original import is_circle, original_destination
 from proxy.engine.routed import RoutedFlow
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
-from proxy.engine.survival.surviving import SURVIVING
+from proxy.engine.survival.surviving import SURVIVING, Surviving
 from proxy.engine.tcp import reset_on_close
 from proxy.engine.waiting import WaitingClient
 
@@ -291,7 +291,8 @@ class StreamListener:
         terms = self.terms
         if terms.is_plain and self._is_plain and identity is None:
             counters, limits = self.counters, terms.limits
-            flow = StreamFlow(self.relay, counters, limits, client, remote, local, now, source)
+            kind = StreamFlow if terms.will is None else Surviving
+            flow = kind(self.relay, counters, limits, client, remote, local, now, source)
             flow.start(self.upstream, self.connect, now, terms.bandwidth)
         else:
             self._open_special(client, remote, local, source, now, identity)

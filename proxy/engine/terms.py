@@ -34,7 +34,7 @@ class Terms:
         style: of the headers to endpoints; None if there are none.
         waiting: where who may not come in waits; None if nobody does.
         will: where its flows are left behind, should the worker be killed; None if they are not.
-        is_plain: whether flows of streams are like most: no priority, routes, headers or will.
+        is_plain: whether flows of streams are like most: no priority, routes or headers.
 
     """
 
@@ -54,4 +54,4 @@ class Terms:
     def __post_init__(self) -> None:
         """Derive what every flow would derive again."""
         plain = self.priority is None and self.routes is None and self.style is None
-        object.__setattr__(self, "is_plain", plain and self.will is None)
+        object.__setattr__(self, "is_plain", plain)

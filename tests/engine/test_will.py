@@ -137,11 +137,11 @@ async def test_what_flows_have_moved_is_summed_by_their_ways(will: Will) -> None
     elsewhere = will.begin()
     assert elsewhere is not None
     assert will.write(elsewhere, STREAM, 1, 0.0, way, (1, 2), bases=(10, 20))
-    will.count(elsewhere, (15, 27))
+    will.close(elsewhere, (15, 27))
     for id in (2, 3):
         number = write(will, id)
         will.set_kind(number, FINISHED)
-        will.count(number, (100, 1000))
+        will.close(number, (100, 1000))
     assert dict(will.ways.totals()) == {other: (5, 7, 0), WAY: (200, 2000, 2)}
 
 
@@ -224,7 +224,9 @@ async def test_mark_tells_how_much_was_received_before(
 
 
 async def test_a_record_has_room_for_all_of_it() -> None:
-    assert will_module.BODY_AT + will_module.BODY.size <= will_module.LEGS_AT
+    end_of_note = will_module.NOTE_AT + will_module.NOTE.size
+    assert will_module.BODY_AT + will_module.BODY.size == end_of_note
+    assert will_module.ENDING.size == end_of_note
     assert will_module.TEXT_AT + TEXT_SIZE == will_module.RECORD_SIZE
     assert TEXT_SIZE > 0
     assert Record._fields[-1] == "note"

@@ -243,8 +243,7 @@ class Surviving(StreamFlow):
             will, record = leg.will, leg.record
             leg.end_will()
             self.reply.end_will()
-            will.count(record, self._moved)
-            will.release(record)
+            will.close(record, self._moved)
 
 
 class SurvivingIdentified(IdentifiedFlow, Surviving):

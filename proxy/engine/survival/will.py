@@ -70,14 +70,6 @@ WAYS_AT: Final = mmap.PAGESIZE
 RECORDS_AT: Final = WAYS_AT + SIZE_OF_WAYS
 RECORD_SIZE: Final = 256
 
-BODY: Final = Struct("=QdIiiIIQQ")
-"""At ``BODY_AT``: id, opened, way, both descriptors, bytes taken and added, and what the flow had
-moved, each way, when it was written here."""
-
-BODY_AT: Final = 8
-WAY_AT: Final = BODY_AT + 16
-BASES_AT: Final = BODY_AT + 36
-BASES: Final = Struct("=QQ")
 NOTE: Final = Struct("=QI")
 """At ``NOTE_AT``: where more about the flow is, and how many bytes; 0 for none."""
 
@@ -86,6 +78,16 @@ LEG: Final = Struct("=QIii")
 
 LEGS_AT: Final = 64
 NOTE_AT: Final = LEGS_AT + 2 * LEG.size
+
+BODY: Final = Struct(f"=QdIiiIIQQ4x{2 * LEG.size}xQI")
+"""At ``BODY_AT``: id, opened, way, both descriptors, bytes taken and added, what the flow had moved
+each way when it was written here, legs that have nothing, and the note."""
+
+BODY_AT: Final = 8
+
+ENDING: Final = Struct("=B23xI16xQQ44xQI")
+"""What matters of a record when its flow ends: kind, way, what it had moved, and the note."""
+
 TEXT_AT: Final = NOTE_AT + NOTE.size + 4
 TEXT_SIZE: Final = RECORD_SIZE - TEXT_AT
 """A note that is not longer stands in the record itself."""
@@ -99,7 +101,6 @@ SIZE: Final = Struct("=I")
 SHOWN: Final = Struct("=QQQQ")
 """At ``LEGS_AT`` of a flow of datagrams, which has no legs."""
 
-NO_LEGS: Final = bytes(2 * LEG.size)
 URGENT: Final = 1 << 31
 """In the size: it is one byte of urgent data."""
 
@@ -233,22 +234,21 @@ class Will:
         where = self._write_note(at, note) if note else 0
         if where is None:
             return False
-        BODY.pack_into(self._view, at + BODY_AT, id, opened, way, *files, *offsets, *bases)
-        self._view[at + LEGS_AT : at + NOTE_AT] = NO_LEGS
-        NOTE.pack_into(self._view, at + NOTE_AT, where, len(note))
+        known = (id, opened, way, *files, *offsets, *bases, where, len(note))
+        BODY.pack_into(self._view, at + BODY_AT, *known)
         self._view[at] = kind
         if id >= self._next_id:
             self._next_id = id + 1
             NUMBER.pack_into(self._view, NEXT_ID_AT, self._next_id)
         return True
 
-    def count(self, number: int, moved: tuple[int, int]) -> None:
-        """Know what a flow that ends, or goes elsewhere, has moved here; its record says which."""
+    def close(self, number: int, moved: tuple[int, int]) -> None:
+        """Know what a flow has moved here that ends, or goes elsewhere, and release its record."""
         at = _at(number)
-        original, reply = BASES.unpack_from(self._view, at + BASES_AT)
-        (way,) = SIZE.unpack_from(self._view, at + WAY_AT)
-        finished = self._view[at] == FINISHED
+        kind, way, original, reply, where, size = ENDING.unpack_from(self._view, at)
+        finished = kind == FINISHED
         self.ways.count(way, moved[0] - original, moved[1] - reply, finished=finished)
+        self._release(number, where, size)
 
     def remember(
         self,
@@ -301,12 +301,7 @@ class Will:
 
     def release(self, number: int) -> None:
         """Use a record again, which is out of force, or says that its flow has finished."""
-        at = _at(number)
-        where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
-        if where >= DEPOSITS_AT:
-            NOTE.pack_into(self._view, at + NOTE_AT, 0, 0)
-            self._deposits.give_back(where, size)
-        self._free.append(number)
+        self._release(number, *NOTE.unpack_from(self._view, _at(number) + NOTE_AT))
 
     def deposit(
         self, number: int, leg: int, data: memoryview | bytes, *, urgent: bool = False
@@ -386,6 +381,12 @@ class Will:
             elif not NUMBER.unpack_from(self._view, at + BODY_AT)[0]:  # no id: it was never used
                 return
 
+    def _release(self, number: int, where: int, size: int) -> None:
+        if where >= DEPOSITS_AT:
+            NOTE.pack_into(self._view, _at(number) + NOTE_AT, 0, 0)
+            self._deposits.give_back(where, size)
+        self._free.append(number)
+
     def _write_note(self, at: int, note: bytes) -> int | None:
         """Write more about a flow; return where it is, or None if there is no room."""
         if len(note) > TEXT_SIZE:
@@ -395,8 +396,8 @@ class Will:
 
     def _read(self, number: int, kind: int, ways: list[Way]) -> Record:
         at = _at(number)
-        id, opened, way, client, endpoint, *offsets = BODY.unpack_from(self._view, at + BODY_AT)
-        where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
+        id, opened, way, *known, where, size = BODY.unpack_from(self._view, at + BODY_AT)
+        client, endpoint, taken, added, *bases = known
         legs: tuple[LegRecord, ...] = ()
         if kind == STREAM:
             legs = (self._read_leg(number, 0), self._read_leg(number, 1))
@@ -407,8 +408,8 @@ class Will:
             opened,
             ways[way],
             (client, endpoint),
-            (offsets[0], offsets[1]),
-            (offsets[2], offsets[3]),
+            (taken, added),
+            (bases[0], bases[1]),
             legs,
             bytes(self._view[where : where + size]),
         )
