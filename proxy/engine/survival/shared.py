@@ -54,11 +54,16 @@ def place_of(record: int, leg: int) -> int:
     return (2 * record + leg + 1) << BYTES_BITS
 
 
+def leg_at(place: int) -> tuple[int, int]:
+    """The record and the leg whose mark begins with this."""
+    number = (place >> BYTES_BITS) - 1
+    return number >> 1, number & 1
+
+
 def read_mark() -> Mark:
     """The mark as it was set last."""
     value = MARK[0]
-    place = (value >> BYTES_BITS) - 1
-    return Mark(MARK[1], place >> 1, place & 1, value & LOW)
+    return Mark(MARK[1], *leg_at(value), value & LOW)
 
 
 def take_mark(will: int) -> None:

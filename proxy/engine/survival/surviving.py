@@ -24,7 +24,7 @@ from proxy.engine.leg import DONTWAIT, IN_PIPE, READS_PER_TURN, StreamLeg
 from proxy.engine.routed import RoutedFlow
 from proxy.engine.stream import StreamFlow
 from proxy.engine.survival.reading import read_socket
-from proxy.engine.survival.shared import LOW, MARK, place_of
+from proxy.engine.survival.shared import LOW, MARK, leg_at, place_of
 from proxy.engine.survival.will import FINISHED, FREE, LEAVING, STREAM
 
 if TYPE_CHECKING:
@@ -40,41 +40,32 @@ class SurvivingLeg(StreamLeg):
     """A leg of such a flow.
 
     Attributes:
-        will: in which it is written down; None while it is not.
-        record: of the flow in the will.
-        place: what its mark begins with; 0 while it is nobody's.
+        place: where it is written down, which its mark begins with; 0 while it is nowhere.
         deposited: whether it has bytes in the will.
 
     """
 
-    __slots__ = ("deposited", "place", "record", "will")
+    __slots__ = ("deposited", "place")
 
     flow: Surviving
-    will: Will | None
 
     def __init__(self, socket: Socket, counters: DirectionCounters) -> None:
-        super().__init__(socket, counters)
-        self.will = None
-        self.record = self.place = 0
+        StreamLeg.__init__(self, socket, counters)
+        self.place = 0
         self.deposited = False
 
     @property
-    def index(self) -> int:
-        """Which of both legs it is, in a will."""
-        return int(self.flow.reply is self)
+    def will(self) -> Will:
+        """In which it is written down, or will be."""
+        will = self.flow.relay.will
+        assert will is not None
+        return will
 
-    def begin_will(self, will: Will, record: int) -> None:
+    def begin_will(self, place: int) -> None:
         """Be written down from now on, with what is pending."""
-        self.will, self.record = will, record
-        self.place = place_of(record, self.index)
+        self.place = place
         if self.pending and self.pending is not IN_PIPE:
             self._deposit(self.pending, urgent=bool(self.send_flags & MSG_OOB))
-
-    def end_will(self) -> None:
-        """Be written down no more."""
-        if self.will is not None:
-            self._withdraw()
-            self.will, self.place = None, 0
 
     def _pull(self, mask: int, now: float, reads: int = READS_PER_TURN) -> None:
         """Receive and pass on; whatever happens, it will be known that it was this leg."""
@@ -82,13 +73,13 @@ class SurvivingLeg(StreamLeg):
         StreamLeg._pull(self, mask, now, reads)
 
     def _pass_urgent(self, mask: int, now: float) -> bool:
-        will = self.will
         try:
             byte = self.socket.recv(1, MSG_OOB | MSG_PEEK | DONTWAIT)
         except OSError:
             return True
-        if will is not None:
-            self.deposited = will.deposit(self.record, self.index, byte, urgent=True) is not None
+        if self.place:
+            kept = self.will.deposit(*leg_at(self.place), byte, urgent=True)
+            self.deposited = kept is not None
         is_free = super()._pass_urgent(mask, now)
         if is_free and self.deposited:
             self._withdraw()
@@ -110,40 +101,35 @@ class SurvivingLeg(StreamLeg):
 
     def freeze(self) -> None:
         """Be on the way to another worker, and in its hands only."""
-        if self.will is not None:
-            self.will.set_kind(self.record, LEAVING)
+        if self.place:
+            self.will.set_kind(leg_at(self.place)[0], LEAVING)
         if self.deposited and self.pending is not None:
             self.pending = memoryview(bytes(self.pending))
             self._withdraw()
         super().freeze()
 
-    def part(self) -> None:
-        """Let go of the flow and of the other leg: the flow has ended."""
-        self.end_will()
-        super().part()
-
     def _borrow_pipe(self) -> None:
         super()._borrow_pipe()
-        if self.pipe is not None and self.will is not None:
-            self.will.set_pipe(self.record, self.index, self.pipe.ends)
+        if self.pipe is not None and self.place:
+            self.will.set_pipe(*leg_at(self.place), self.pipe.ends)
 
     def _return_pipe(self) -> None:
-        if self.will is not None:
-            self.will.set_pipe(self.record, self.index)
+        if self.place:
+            self.will.set_pipe(*leg_at(self.place))
         super()._return_pipe()
 
     def _deposit(self, data: memoryview, *, urgent: bool) -> None:
         """Have what is pending outlive the worker, as far as there is room for it."""
-        if self.will is not None:
-            kept = self.will.deposit(self.record, self.index, data, urgent=urgent)
+        if self.place:
+            kept = self.will.deposit(*leg_at(self.place), data, urgent=urgent)
             if kept is not None:
                 self.pending = kept
                 self.deposited = True
 
     def _withdraw(self) -> None:
-        if self.deposited and self.will is not None:
+        if self.deposited:
             self.deposited = False
-            self.will.withdraw(self.record, self.index)
+            self.will.withdraw(*leg_at(self.place))
 
 
 class Surviving(StreamFlow):
@@ -160,12 +146,12 @@ class Surviving(StreamFlow):
         """Relay from now on, and be written down before the first byte moves."""
         self.endpoint = endpoint
         files = self.original.socket.fileno(), socket.fileno()
-        self._begin_will(files, (self._taken(), self._added()))
-        super().connected(socket, endpoint, now)
+        self._begin_will(files, self._offsets())
+        StreamFlow.connected(self, socket, endpoint, now)
 
     def resume(self) -> None:
         """Be written down again, or for the first time here: it was on its way to a worker."""
-        self._release()
+        self._close_will(FREE)
         client, endpoint = self.original.socket, self.reply.socket
         source = read_socket(client, is_ours=False)
         target = read_socket(endpoint, is_ours=True)
@@ -178,25 +164,22 @@ class Surviving(StreamFlow):
 
     def failed(self, leg: StreamLeg, error: int | None, now: float) -> None:
         """End, because one socket has failed: what follows is not for others to do."""
-        self._set_kind(FREE)
-        super().failed(leg, error, now)
+        self._disown()
+        StreamFlow.failed(self, leg, error, now)
 
     def abort(self, reason: CloseReason, side: CloseSide, now: float) -> None:
         """End the flow now and reset both sides."""
-        self._set_kind(FREE)
-        super().abort(reason, side, now)
+        self._disown()
+        StreamFlow.abort(self, reason, side, now)
 
     def depart(self, now: float) -> None:
         """Live on in another process."""
-        self._set_kind(FREE)
-        self._release()
-        super().depart(now)
+        self._close_will(FREE)
+        StreamFlow.depart(self, now)
 
     def _close(self, reason: CloseReason, side: CloseSide, now: float) -> None:
-        if reason is CloseReason.FINISHED:
-            self._set_kind(FINISHED)
-        self._release()
-        super()._close(reason, side, now)
+        self._close_will(FINISHED if reason is CloseReason.FINISHED else FREE)
+        StreamFlow._close(self, reason, side, now)
 
     def _begin_will(self, files: tuple[int, int], offsets: tuple[int, int]) -> None:
         will = self.relay.will
@@ -209,41 +192,33 @@ class Surviving(StreamFlow):
         if self.identity is not None:
             note = write_states([state_of(self)]).encode()
         way = will.ways.between(self.counters, self.endpoint)
+        moved = self.original.bytes, self.reply.bytes
         if way is None or not will.write(
-            record, STREAM, self.id, self.opened, way, files, offsets, note, self._moved
+            record, STREAM, self.id, self.opened, way, files, offsets, note, moved
         ):
             will.release(record)
             return
-        self.original.begin_will(will, record)
-        self.reply.begin_will(will, record)
+        self.original.begin_will(place_of(record, 0))
+        self.reply.begin_will(place_of(record, 1))
 
-    @property
-    def _moved(self) -> tuple[int, int]:
-        return self.original.bytes, self.reply.bytes
+    def _offsets(self) -> tuple[int, int]:
+        """Bytes that were read from the client, and written to the endpoint, already."""
+        return 0, 0
 
-    def _taken(self) -> int:
-        """Bytes that were read from the client already."""
-        if self.identity is None or self.identity.via is None:
-            return 0
-        reading = read_socket(self.original.socket, is_ours=False)
-        return 0 if reading is None else reading.consumed
-
-    def _added(self) -> int:
-        """Bytes that were written to the endpoint already."""
-        return 0
-
-    def _set_kind(self, kind: int) -> None:
+    def _disown(self) -> None:
+        """Have nobody go on with it who comes after us."""
         leg = self.original
-        if leg.will is not None:
-            leg.will.set_kind(leg.record, kind)
+        if leg.place:
+            leg.will.set_kind(leg_at(leg.place)[0], FREE)
 
-    def _release(self) -> None:
-        leg = self.original
-        if leg.will is not None:
-            will, record = leg.will, leg.record
-            leg.end_will()
-            self.reply.end_will()
-            will.close(record, self._moved)
+    def _close_will(self, kind: int) -> None:
+        """Be left behind no more, but for a word on how it ended."""
+        original, reply = self.original, self.reply
+        if original.place:
+            record, _ = leg_at(original.place)
+            original.place = reply.place = 0
+            original.deposited = reply.deposited = False
+            original.will.close(record, kind, (original.bytes, reply.bytes))
 
 
 class SurvivingIdentified(IdentifiedFlow, Surviving):
@@ -254,8 +229,12 @@ class SurvivingIdentified(IdentifiedFlow, Surviving):
     original: SurvivingLeg
     reply: SurvivingLeg
 
-    def _added(self) -> int:
-        return 0 if self.style is None else len(self._header(self.style))
+    def _offsets(self) -> tuple[int, int]:
+        taken = 0
+        if self.identity is not None and self.identity.via is not None:
+            reading = read_socket(self.original.socket, is_ours=False)
+            taken = 0 if reading is None else reading.consumed
+        return taken, 0 if self.style is None else len(self._header(self.style))
 
 
 class SurvivingRouted(RoutedFlow, SurvivingIdentified):

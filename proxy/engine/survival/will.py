@@ -85,8 +85,9 @@ each way when it was written here, legs that have nothing, and the note."""
 
 BODY_AT: Final = 8
 
-ENDING: Final = Struct("=B23xI16xQQ44xQI")
-"""What matters of a record when its flow ends: kind, way, what it had moved, and the note."""
+ENDING: Final = Struct("=24xI16xQQ4xQI8xQI8xQI")
+"""What matters of a record when its stream ends: way, what it had moved, and where bytes are kept,
+and how many: pending ones of both legs, and the note."""
 
 TEXT_AT: Final = NOTE_AT + NOTE.size + 4
 TEXT_SIZE: Final = RECORD_SIZE - TEXT_AT
@@ -234,21 +235,34 @@ class Will:
         where = self._write_note(at, note) if note else 0
         if where is None:
             return False
-        known = (id, opened, way, *files, *offsets, *bases, where, len(note))
-        BODY.pack_into(self._view, at + BODY_AT, *known)
+        noted = where, len(note)
+        BODY.pack_into(self._view, at + BODY_AT, id, opened, way, *files, *offsets, *bases, *noted)
         self._view[at] = kind
         if id >= self._next_id:
             self._next_id = id + 1
             NUMBER.pack_into(self._view, NEXT_ID_AT, self._next_id)
         return True
 
-    def close(self, number: int, moved: tuple[int, int]) -> None:
-        """Know what a flow has moved here that ends, or goes elsewhere, and release its record."""
+    def close(self, number: int, kind: int, moved: tuple[int, int]) -> None:
+        """Leave a stream behind no more, which ends or goes elsewhere, and release its record.
+
+        Args:
+            number: of the record.
+            kind: ``FINISHED``, or ``FREE`` if it ended otherwise.
+            moved: bytes that it has moved, each way, here and before.
+
+        """
         at = _at(number)
-        kind, way, original, reply, where, size = ENDING.unpack_from(self._view, at)
+        self._view[at] = kind
+        way, original, reply, *kept = ENDING.unpack_from(self._view, at)
         finished = kind == FINISHED
         self.ways.count(way, moved[0] - original, moved[1] - reply, finished=finished)
-        self._release(number, where, size)
+        if any(kept):
+            self.withdraw(number, 0)
+            self.withdraw(number, 1)
+            self.release(number)
+        else:
+            self._free.append(number)
 
     def remember(
         self,
@@ -300,8 +314,13 @@ class Will:
         self._view[_at(number)] = kind
 
     def release(self, number: int) -> None:
-        """Use a record again, which is out of force, or says that its flow has finished."""
-        self._release(number, *NOTE.unpack_from(self._view, _at(number) + NOTE_AT))
+        """Use a record again, which is out of force."""
+        at = _at(number)
+        where, size = NOTE.unpack_from(self._view, at + NOTE_AT)
+        if where >= DEPOSITS_AT:
+            NOTE.pack_into(self._view, at + NOTE_AT, 0, 0)
+            self._deposits.give_back(where, size)
+        self._free.append(number)
 
     def deposit(
         self, number: int, leg: int, data: memoryview | bytes, *, urgent: bool = False
@@ -380,12 +399,6 @@ class Will:
                 yield self._read(number, kind, ways)
             elif not NUMBER.unpack_from(self._view, at + BODY_AT)[0]:  # no id: it was never used
                 return
-
-    def _release(self, number: int, where: int, size: int) -> None:
-        if where >= DEPOSITS_AT:
-            NOTE.pack_into(self._view, _at(number) + NOTE_AT, 0, 0)
-            self._deposits.give_back(where, size)
-        self._free.append(number)
 
     def _write_note(self, at: int, note: bytes) -> int | None:
         """Write more about a flow; return where it is, or None if there is no room."""
