@@ -69,7 +69,6 @@ class Pump:
 
     Attributes:
         rounds: made so far.
-
         giving_way: whether others get a turn after this round.
         alarms: rung after a round in which their moment came.
 
