@@ -31,7 +31,6 @@ import trio
 from proxy.core.hosts import HOSTS_MAX, hosts_of, parse_hosts
 from proxy.core.names import TARGETS_MAX, Answer, Failure, Target
 from proxy.core.printable import printable
-from proxy.engine.threads import in_thread
 
 if TYPE_CHECKING:
     from proxy.core.address import Address, HostPort
@@ -176,7 +175,7 @@ class _WatchedFile(Generic[Content]):
 
     async def read(self) -> Content | None:
         async with self._turn:
-            return await in_thread(self._read)
+            return await trio.to_thread.run_sync(self._read)
 
     def _read(self) -> Content | None:
         try:

@@ -30,7 +30,6 @@ from proxy.control.tenure import Tenure
 from proxy.control.upgrade import Upgrader
 from proxy.core.condition import Administration
 from proxy.engine.specs import DrainTarget, EndpointOrder
-from proxy.engine.threads import in_thread
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -258,7 +257,7 @@ class Steward:
         if self._file is None or self._file == STDIN:
             raise ReloadError("the configuration came from no file; name one with -c to reload it")
         try:
-            return await in_thread(load, self._file, warnings.append)
+            return await trio.to_thread.run_sync(load, self._file, warnings.append)
         except ConfigError as error:
             raise ReloadError(*map(str, error.problems)) from error
 

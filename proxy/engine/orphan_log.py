@@ -17,7 +17,6 @@ from typing import Any, Final
 import trio
 
 from proxy.engine.flow_lines import iso
-from proxy.engine.threads import in_thread
 
 ROOM_SECONDS: Final = 0.5
 PIECE_BYTES: Final = select.PIPE_BUF
@@ -49,7 +48,7 @@ class OrphanLog:
     async def lines(self, text: bytes) -> None:
         """Write finished lines."""
         async with self._writing:
-            await in_thread(_write, self._fd, text)
+            await trio.to_thread.run_sync(_write, self._fd, text)
 
 
 def _write(fd: int, text: bytes) -> None:

@@ -29,7 +29,6 @@ from typing import TYPE_CHECKING, Final
 import trio
 
 from proxy.engine.flow_lines import Lines
-from proxy.engine.threads import in_thread
 from proxy.observe.journal import is_journal, reconnect
 
 if TYPE_CHECKING:
@@ -136,7 +135,7 @@ class LogSink:
     async def _pass_on(self) -> None:
         """Write one batch, or as much of it as finds room in ``ROOM_SECONDS``."""
         self._take_batch()
-        await in_thread(self._write)
+        await trio.to_thread.run_sync(self._write)
         if self._unwritten:
             await trio.sleep(RETRY_SECONDS)
         self._settle()
