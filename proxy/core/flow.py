@@ -269,7 +269,10 @@ class Flow:
 
     @property
     def is_plain(self) -> bool:
-        """Whether all these are known to say nothing, and nothing was unsent: as a rule."""
+        """Whether all these but the insight are known to say nothing, of a flow of streams.
+
+        That nothing was unsent is nothing to say either: it is the rule.
+        """
         return False
 
     @property

@@ -53,7 +53,7 @@ NO_PACKETS: Final = (NULL, NULL)
 PLACES: Final = (
     *("id", "client_local", "client_remote", "via", "endpoint_local", "endpoint_remote"),
     *("opened", "active", "closed", "bytes", "packets", "reply_bytes", "reply_packets"),
-    *("half_closed", "unsent", "source", "credentials", "responders", "more"),
+    *("half_closed", "unsent", "source", "credentials", "responders", "identity", "insight"),
 )
 """What comes between the pieces of a row."""
 
@@ -99,7 +99,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str, stays: Stay | None = N
         stays: why it would not change its process; None if it would, or has ended.
 
     """
-    if flow.is_plain and (row := _plain_row(flow, wall_offset, limits)):
+    if flow.is_plain and (row := _plain_row(flow, wall_offset, limits, stays)):
         return row
     counters, reason = flow.counters, flow.close_reason
     original, reply = flow.original, flow.reply
@@ -109,7 +109,7 @@ def row_json(flow: Flow, wall_offset: float, limits: str, stays: Stay | None = N
     packets, reply_packets = NO_PACKETS
     if counters.transport.is_datagram:
         packets, reply_packets = str(original.packets), str(reply.packets)
-    a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t = _layout(  # noqa: E741 - letters
+    a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u = _layout(  # noqa: E741
         counters.listener,
         upstream_of(flow),
         counters.transport,
@@ -131,12 +131,12 @@ def row_json(flow: Flow, wall_offset: float, limits: str, stays: Stay | None = N
         f"{q}{NULL if credentials is None else _json(credentials_row(credentials))}"
         f"{r}{NULL if responders is None else _json(responders.rows())}"
         f"{s}{UNIDENTIFIED if identity is None else _identity(identity)}"
-        f"{NO_INSIGHT if insight is None else insight_json(insight, wall_offset)}{t}"
+        f"{t}{NO_INSIGHT if insight is None else insight_json(insight, wall_offset)}{u}"
     )
 
 
-def _plain_row(flow: Flow, wall_offset: float, limits: str) -> str | None:
-    """The same of what most flows are: ended, plain, and over IPv4; None of any other.
+def _plain_row(flow: Flow, wall_offset: float, limits: str, stays: Stay | None) -> str | None:
+    """The same of what most flows are: plain, and over IPv4; None of any other.
 
     Less is asked for, and there are half as many pieces. It costs half as much.
     """
@@ -147,15 +147,16 @@ def _plain_row(flow: Flow, wall_offset: float, limits: str) -> str | None:
         and counters.gate.limits.prefix_v4 == V4_BITS
     ):
         return None
-    half_closed = flow.half_closed
-    a, b, c, d, e, f, g, h, i, j, k = _plain_layout(
+    half_closed, reason, insight = flow.half_closed, flow.close_reason, flow.insight
+    a, b, c, d, e, f, g, h, i, j, k, l = _plain_layout(  # noqa: E741 - letters
         counters.listener,
         upstream_of(flow),
         counters.transport,
         flow.state,
-        flow.close_reason,
+        reason,
         flow.close_side,
         limits,
+        stays,
         flow.client_local,
         flow.endpoint_remote,
     )
@@ -163,9 +164,11 @@ def _plain_row(flow: Flow, wall_offset: float, limits: str) -> str | None:
     return (
         f'{a}{flow.id}{b}"{host}:{port}"{c}"{local[0]}:{local[1]}"'
         f"{d}{time_text(flow.opened + wall_offset)}{e}{time_text(flow.active + wall_offset)}"
-        f"{f}{time_text(flow.closed + wall_offset)}{g}{flow.original.bytes}{h}{flow.reply.bytes}"
+        f"{f}{NULL if reason is None else time_text(flow.closed + wall_offset)}"
+        f"{g}{flow.original.bytes}{h}{flow.reply.bytes}"
         f"{i}{NULL if half_closed is None else time_text(half_closed + wall_offset)}"
-        f'{j}"{host}/{V4_BITS}"{k}'
+        f'{j}"{host}/{V4_BITS}"'
+        f"{k}{NO_INSIGHT if insight is None else insight_json(insight, wall_offset)}{l}"
     )
 
 
@@ -220,7 +223,7 @@ def _layout(
         f',"close_reason":{_word(reason)},"close_side":{_word(side)}'
         f',"close_kind":{_word(None if reason is None else KINDS[reason])}'
         f',"half_closed":\0,"unsent":\0,"limits":{limits},"stays":{_word(stays)}'
-        ',"source":\0,"credentials":\0,"responders":\0\0}'
+        ',"source":\0,"credentials":\0,"responders":\0\0\0}'
     )
     return row.split("\0")
 
@@ -234,21 +237,22 @@ def _plain_layout(
     reason: CloseReason | None,
     side: CloseSide | None,
     limits: str,
+    stays: Stay | None,
     client_local: Address,
     endpoint_remote: Address | None,
 ) -> list[str]:
     """The pieces of a plain row: what it has in common with others is in its places already."""
-    first, *pieces = _layout(listener, upstream, transport, state, reason, side, limits, None)
+    first, *pieces = _layout(listener, upstream, transport, state, reason, side, limits, stays)
     filled = {
         "client_local": _end(client_local),
         "via": NULL,
         "endpoint_remote": _end(endpoint_remote),
         "packets": NULL,
         "reply_packets": NULL,
-        "unsent": _unsent(0, 0),
+        "unsent": NULL if reason is None else _unsent(0, 0),
         "credentials": NULL,
         "responders": NULL,
-        "more": UNIDENTIFIED + NO_INSIGHT,
+        "identity": UNIDENTIFIED,
     }
     row = [first]
     for place, piece in zip(PLACES, pieces, strict=True):

@@ -154,23 +154,16 @@ class StreamFlow(Flow):
 
     @property
     def is_plain(self) -> bool:
-        """Whether there is nothing to tell but what there is of every flow that reached its end."""
-        original, reply = self.original, self.reply
-        return not (
-            self.tells_more
-            or original.unsent
-            or reply.unsent
-            or self.sample is not None
-            or original.stalls is not None
-            or reply.stalls is not None
-            or self.close_reason is None
-        )
+        """Whether there is nothing to tell but what there is of every stream."""
+        return not (self.tells_more or self.original.unsent or self.reply.unsent)
 
     @property
     def insight(self) -> Insight | None:
         """What held it up, and what the kernel told of it; None if there is nothing to tell."""
-        closed = None if self.close_reason is None else self.closed
         original, reply = self.original.stalls, self.reply.stalls
+        if self.sample is None and original is None and reply is None:  # as a rule, at the end
+            return None
+        closed = None if self.close_reason is None else self.closed
         return insight_of(self.sample, original, reply, self.active, closed)
 
     def start(

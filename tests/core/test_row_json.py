@@ -45,9 +45,10 @@ class KnownFlow(Flow):
 
     @property
     def is_plain(self) -> bool:
-        known = (self.known, self.answers, self.said, self.seen)
-        has_ended = self.close_reason is not None and not self.transport.is_datagram
-        return has_ended and self.lost == (0, 0) and all(each is None for each in known)
+        known = (self.known, self.answers, self.said)
+        lost = None if self.close_reason is None else (0, 0)
+        plain = self.lost == lost and all(each is None for each in known)
+        return plain and not self.transport.is_datagram
 
     @property
     def half_closed(self) -> float | None:
@@ -122,16 +123,18 @@ def test_it_is_the_same_row(flow: KnownFlow, stays: Stay | None) -> None:
     assert text.isprintable()
 
 
-@given(flows(), st.booleans())
-def test_a_plain_row_is_the_same_row(flow: KnownFlow, reached: bool) -> None:
-    flow.known = flow.answers = flow.said = flow.seen = None
-    flow.lost = (0, 0)
+@given(flows(), st.none() | st.sampled_from(Stay), st.booleans())
+def test_a_plain_row_is_the_same_row(flow: KnownFlow, stays: Stay | None, reached: bool) -> None:
+    flow.known = flow.answers = flow.said = None
     if reached and not flow.transport.is_unix:
         flow.client_remote, flow.endpoint_local = ("192.0.2.7", 1234), ("10.0.0.9", 40001)
-    flow.end(CloseReason.FINISHED, CloseSide.ENDPOINT, flow.opened + 1)
+    if flow.close_reason is None:
+        flow.lost = None
+    else:
+        flow.lost, stays = (0, 0), None
     assert flow.is_plain is not flow.transport.is_datagram
-    text = row_json(flow, WALL, "{}")
-    assert json.loads(text) == flow_row(flow, WALL, {})
+    text = row_json(flow, WALL, "{}", stays)
+    assert json.loads(text) == flow_row(flow, WALL, {}, stays)
     assert list(json.loads(text)) == list(flow_row(flow, WALL, {}))
 
 

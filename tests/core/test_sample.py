@@ -28,9 +28,10 @@ from proxy.core.sample import (
 TICK = 0.01
 U32 = st.integers(0, 2**32 - 1)
 U64 = st.integers(0, 2**63)
+LIFE = st.integers(0, 2**53)  # microseconds; that is 285 years
 SECONDS = st.floats(0, 1e6)
 
-infos = st.builds(TcpInfo, U32, st.just(0), st.just(0), U32, U32, U32, U64, U64, U64, U64)
+infos = st.builds(TcpInfo, U32, st.just(0), st.just(0), U32, U32, U32, U64, LIFE, LIFE, LIFE)
 stalls = st.builds(Stalled, SECONDS, SECONDS)
 waits = st.builds(Waits, *[st.floats(0, 1000, width=32)] * 5)
 samples = st.builds(Sample, SECONDS, U64, U64, stalls, stalls, infos, infos, waits)

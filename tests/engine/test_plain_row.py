@@ -10,6 +10,7 @@ from trio.socket import SHUT_WR
 from proxy.core.query import flow_row
 from proxy.core.row_json import row_json
 from proxy.core.stalls import Stalls
+from proxy.core.survive import Stay
 from proxy.engine.identified import IdentifiedFlow
 from proxy.engine.routed import RoutedFlow
 from proxy.engine.stream import StreamFlow
@@ -81,11 +82,32 @@ async def test_who_stood_still_is_told(way: str) -> None:
     stalls.begin(flow.opened, by_limit=True)
     getattr(flow, way).stalls = stalls
 
-    assert not flow.is_plain
+    assert flow.insight
     assert json.loads(row_json(flow, 0.0, "{}")) == flow_row(flow, 0.0, {})
 
 
-async def test_whoever_lives_or_is_known_better_is_not_plain() -> None:
+async def test_who_lives_is_as_plain_and_what_the_kernel_told_is_in_it() -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        client = await connect(lab.address)
+        accepted, _ = await endpoint.accept()
+        await client.send(b"question")
+        assert await accepted.recv(99) == b"question"
+        (flow,) = lab.worker._relay.table
+        assert isinstance(flow, StreamFlow)
+        lab.worker._sampler.look(flow, flow.active)
+
+        row = json.loads(row_json(flow, 0.0, "{}", Stay.LEFT))
+
+        assert flow.is_plain
+        assert row == flow_row(flow, 0.0, {}, Stay.LEFT)
+        assert row["unsent"] is row["closed"] is None
+        assert row["legs"]["client"]["rtt"] > 0
+        client.close()
+        accepted.close()
+
+
+async def test_who_is_known_better_is_not_plain() -> None:
     class KnownFlow(StreamFlow):
         """A flow of which more is known."""
 
@@ -93,8 +115,5 @@ async def test_whoever_lives_or_is_known_better_is_not_plain() -> None:
         tells_more = True
 
     flow = await ended_flow()
-    flow.sample = b"told by the kernel"
-    assert not flow.is_plain
-    flow.sample = None
     flow.__class__ = KnownFlow
     assert not flow.is_plain
