@@ -7,7 +7,7 @@ waver, until somebody sets the clock.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from time import monotonic, time
 from typing import TYPE_CHECKING, Final
 
@@ -63,21 +63,19 @@ class FlowRows:
         if self._relay.will is not None:
             self._relay.will.offset = self._offset
 
-    def rows(self, flows: Sequence[Flow]) -> list[FlowRow]:
-        """Describe flows."""
-        offset = self.offset
-        for flow in flows:
-            self._remember(flow)
-        return [flow_row(flow, offset, _limits_row(flow), self._stays(flow)) for flow in flows]
+    def row(self, flow: Flow) -> FlowRow:
+        """Describe a flow."""
+        self._remember(flow)
+        return flow_row(flow, self.offset, _limits_row(flow), self._stays(flow))
 
     def json(self, flow: Flow) -> str:
         """Describe a flow to who watches it."""
         return row_json(flow, self.offset, _limits_json(flow), self._stays(flow))
 
-    def shown(self, flows: Iterable[Flow | None]) -> list[str | None]:
-        """Describe flows to who has asked for them; None stays None."""
-        offset = self.offset
-        return [None if flow is None else self._shown(flow, offset) for flow in flows]
+    def shown(self, flow: Flow) -> str:
+        """Describe a flow to who has asked for it."""
+        self._remember(flow)
+        return self.json(flow)
 
     def counts(self, flow: Flow) -> str:
         """Describe what a flow has moved."""
@@ -92,10 +90,6 @@ class FlowRows:
     def ended(self, flows: Iterable[Flow]) -> list[FlowState]:
         """The states of flows that have ended, for a successor."""
         return [state_of(flow, _limits_json(flow)) for flow in flows]
-
-    def _shown(self, flow: Flow, offset: float) -> str:
-        self._remember(flow)
-        return row_json(flow, offset, _limits_json(flow), self._stays(flow))
 
     def _stays(self, flow: Flow) -> Stay | None:
         return None if flow.close_reason is not None else why_stays(flow, self._roster)

@@ -36,13 +36,15 @@ from proxy.core.sample import (
 )
 from proxy.engine.stream import StreamFlow
 from proxy.engine.tcp import CLOSED, bytes_to_read
+from proxy.engine.turns import Turn
 
 if TYPE_CHECKING:
     from proxy.engine.leg import StreamLeg
     from proxy.engine.relay import Relay
 
 TICK: Final = 0.05
-"""Seconds between two looks: at the default rate one takes half a millisecond."""
+"""Seconds between two times of looking: at the default rate one takes half a millisecond, or as
+much as three where many flows are passed over; that is five to thirty turns of the pump."""
 
 ROUND: Final = 1.0
 """Seconds from the beginning of a round to that of the next, at least."""
@@ -76,12 +78,16 @@ class Sampler:
         self._begun = 0.0
         self._through = False  # whether the round has come to its end before its time
         self._credit = 0.0
+        self._looks = 0
 
     async def run(self) -> None:
         """Sample until cancelled."""
         while True:
             await trio.sleep(self.pause(monotonic()))
-            self.look_around(monotonic())
+            self.earn()
+            turn = Turn()
+            while self.look_on(monotonic()):
+                await turn.may_end()
 
     def pause(self, now: float) -> float:
         """Seconds until there is something to look at: few flows shall not wake us up often."""
@@ -89,22 +95,27 @@ class Sampler:
             return ROUND
         return max(TICK, self._begun + ROUND - now) if self._through else TICK
 
-    def look_around(self, now: float) -> None:
-        """Sample as many flows as a tick allows."""
-        self._credit = min(self._credit + self.rate * TICK, max(1.0, self.rate * TICK))
-        for _ in range(int(self._credit) * (1 + PASSED_OVER)):
-            if self._credit < 1:
-                return
-            id = next(self._left, None)
-            if id is None:
-                self._through = now < self._begun + ROUND
-                if self._through:
-                    return
+    def earn(self) -> None:
+        """Know that a tick has gone by, and allows so many looks more."""
+        earned = self.rate * TICK
+        self._credit = min(self._credit + earned, max(1.0, earned))
+        self._looks = int(self._credit) * (1 + PASSED_OVER)
+
+    def look_on(self, now: float) -> bool:
+        """Look at the next flow; false if the tick allows no more, or the round is through."""
+        if self._credit < 1 or not self._looks:
+            return False
+        self._looks -= 1
+        id = next(self._left, None)
+        if id is None:
+            self._through = now < self._begun + ROUND
+            if not self._through:
                 self._begun, self._left = now, iter(self._relay.table.ids())
-                continue
-            flow = self._relay.table.get(id)
-            if isinstance(flow, StreamFlow) and self.look(flow, now):
-                self._credit -= 1
+            return not self._through
+        flow = self._relay.table.get(id)
+        if isinstance(flow, StreamFlow) and self.look(flow, now):
+            self._credit -= 1
+        return True
 
     def look(self, flow: StreamFlow, now: float) -> bool:
         """Sample a flow; false if there is nothing new to learn."""

@@ -17,7 +17,8 @@ import trio
 from proxy.core.address import Transport
 from proxy.core.pressure import STRANGER, Pressure
 from proxy.core.query import SORTS
-from proxy.engine.drains import SLICE, slices
+from proxy.engine.drains import slices
+from proxy.engine.turns import Turn
 
 if TYPE_CHECKING:
     from proxy.core.flow import Flow
@@ -26,11 +27,11 @@ if TYPE_CHECKING:
     from proxy.core.table import FlowTable
 
 SEARCHED: Final = 40
-"""Flows asked whether they match, and put in order, between two turns: a twentieth of a
-millisecond, as they are not in the processor's cache."""
+"""Flows asked whether they match, and put in order, before a turn may end: a thirtieth of a
+millisecond."""
 
 MERGED: Final = 25
-"""Flows put in order between two turns of the pump, where that takes a microsecond or two each."""
+"""Flows put in order before a turn may end, where that takes a microsecond or two each."""
 
 
 class FlowSearch:
@@ -61,18 +62,19 @@ class FlowSearch:
             order = SORTS[query.sort]
             matched = 0
             runs: list[list[Flow]] = []
+            turn = Turn()
             for part in slices(self._candidates(query), SEARCHED):
                 fitting = sorted(filter(query.matches, part), key=order)
                 matched += len(fitting)
                 _add_run(runs, fitting[:limit], order)
-                await trio.lowlevel.checkpoint()
+                await turn.may_end()
             if len(runs) < 2:
                 return list(*runs)[:limit], matched
             found: list[Flow] = []
             for flow in islice(heapq.merge(*runs, key=order), limit):
                 found.append(flow)
                 if len(found) % MERGED == 0:
-                    await trio.lowlevel.checkpoint()
+                    await turn.may_end()
         return found, matched
 
     async def victim(self, source: SourceKey | None) -> Flow | None:
@@ -84,10 +86,10 @@ class FlowSearch:
             return (await self._books()).victim(source, monotonic())
 
     async def _books(self) -> Pressure:
-        books = Pressure(self._table)
+        books, turn = Pressure(self._table), Turn()
         while not books.complete:
-            books.survey(SLICE)
-            await trio.lowlevel.checkpoint()
+            books.survey(MERGED)
+            await turn.may_end()
         return books
 
     async def _evictions(self, newcomer: Transport) -> list[Flow]:
@@ -98,12 +100,13 @@ class FlowSearch:
         now, books = monotonic(), await self._books()
         source = None if newcomer is Transport.UDP else STRANGER
         leaving: list[Flow] = []
+        turn = Turn()
         while (flow := books.victim(source, now)) is not None:
             books.discard(flow)
             if flow.close_reason is None:
                 leaving.append(flow)
             if len(leaving) % MERGED == 0:
-                await trio.lowlevel.checkpoint()
+                await turn.may_end()
         return leaving
 
     def _candidates(self, query: FlowQuery) -> list[Flow]:

@@ -1,8 +1,8 @@
 """Metrics: one reading of the relay as Prometheus text or OpenMetrics.
 
 Strategy: the relay is read at once, and that reading is then written in slices of so many lines.
-Whoever sends them gives way to the relay after each, so a scrape of many listeners never holds it
-for longer than one slice takes, and the numbers are of one moment all the same.
+Whoever sends them gives way to the relay between them, so a scrape of many listeners never holds it
+for longer than a turn, and the numbers are of one moment all the same.
 
 Invariant: nothing is kept between two scrapes, and nothing has a ``_created`` twin.
 """
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from proxy.core.histogram import HistogramSnapshot
     from proxy.observe.samples import Labels, Samples
 
-SLICE_LINES: Final = 100
-"""Lines written before the relay gets its turn: a seventh of a millisecond."""
+SLICE_LINES: Final = 10
+"""Lines written before the relay may get its turn: a twentieth of a millisecond at most."""
 
 
 def render(reading: Reading, accept: str) -> tuple[str, Iterator[bytes]]:

@@ -24,7 +24,7 @@ from tests.engine.lab import Lab, change
 
 def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
     """Have nobody sample, so that rows of idle flows stay equal."""
-    monkeypatch.setattr(Sampler, "look_around", lambda *_: None)
+    monkeypatch.setattr(Sampler, "look_on", lambda *_: False)
 
 
 TO_ONE: LeaveOrder = {"lab": Steered(1)}

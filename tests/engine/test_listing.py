@@ -11,10 +11,12 @@ import trio
 from proxy.core.address import Transport
 from proxy.core.flow import State
 from proxy.core.query import SORTS, FlowQuery, SortKey
+from proxy.engine import turns
 from proxy.engine.drains import SLICE
 from proxy.engine.search import MERGED, SEARCHED
-from proxy.engine.worker import Worker
+from proxy.engine.worker import LISTED, Worker
 from tests.core.flows import tcp_counters, tcp_flow
+from tests.engine.lab import listening, pair, relaying
 
 FLOWS = 5 * SLICE + 7
 
@@ -67,13 +69,27 @@ async def test_no_flow_is_no_fault(worker: Worker) -> None:
     assert (found["ids"], found["matched"]) == ([], 0)
 
 
-async def test_the_relay_has_its_turn_between_any_two_slices(worker: Worker) -> None:
-    told, searched = -(-FLOWS // SLICE), -(-FLOWS // SEARCHED)
+async def test_the_relay_has_its_turn_whenever_it_is_over(
+    worker: Worker, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(turns, "TURN", 0.0)
+    told, searched = -(-FLOWS // LISTED), -(-FLOWS // SEARCHED)
 
     assert await turns_during(worker, FlowQuery()) >= told
     assert await turns_during(worker, FlowQuery(transport=Transport.TCP)) >= told + searched
     in_order = told + searched + FLOWS // MERGED
     assert await turns_during(worker, FlowQuery(sort="bytes")) >= in_order
+
+
+async def test_the_relay_has_its_turn_between_two_rows(monkeypatch: pytest.MonkeyPatch) -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        peers = [await pair(lab, endpoint) for _ in range(5)]
+        found = await lab.worker.flow_ids(FlowQuery())
+        monkeypatch.setattr(turns, "TURN", 0.0)
+        beginning = lab.worker._relay.pump.rounds
+        rows = await lab.worker.flow_rows(found["ids"], recent=False)
+        assert lab.worker._relay.pump.rounds - beginning >= len(rows) == len(peers)
 
 
 @pytest.mark.parametrize(

@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from proxy.engine import turns as turns_of_the_pump
 from proxy.observe import server
 from proxy.observe.api import Api
 from proxy.observe.http import PIECE_BYTES, Bounds, HttpConnection, Request, Response
@@ -304,7 +305,10 @@ async def test_a_body_that_fails_midway_ends_the_connection() -> None:
     assert [entry["event"] for entry in logs] == ["admin_connection_failed"]
 
 
-async def test_slices_are_sent_together_and_others_have_their_turn_after_each() -> None:
+async def test_slices_are_sent_together_and_others_have_their_turn_after_each(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(turns_of_the_pump, "TURN", 0.0)
     turns, seen = 0, list[int]()
 
     def body() -> Iterator[bytes]:
