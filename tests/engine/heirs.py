@@ -19,7 +19,7 @@ from proxy.engine.handover.leaving import Left
 from proxy.engine.sampler import Sampler
 from proxy.engine.specs import Change, LeaveOrder, OpenListener, Steered, UpstreamSpec
 from proxy.engine.worker import Worker
-from tests.engine.lab import Lab, change
+from tests.engine.lab import Lab, change, opened
 
 
 def no_samples(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -54,6 +54,8 @@ async def successor_of(
     """
     worker = Worker(10_000, recent=10_000)
     ours, theirs = socketpair()
+    same = same_as(lab, upstreams, bounds or {}, **parts)
+    opened.extend([ours, theirs, *(each for listener in same.opened for each in listener.sockets)])
     left: list[Left] = []
     if order is None:
         order = {name: Steered(1) for name in lab.worker._roster._listeners}
@@ -68,7 +70,7 @@ async def successor_of(
             await worker.limit(orders)
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(leave)
-                await worker.apply(same_as(lab, upstreams, bounds or {}, **parts))
+                await worker.apply(same)
             await worker._arriving.wait_over()
             await lab.worker.settle()
             yield Lab(worker, lab.address, lab.transport), left[0]
@@ -87,14 +89,14 @@ def same_as(
     roster = lab.worker._roster
     if upstreams is None:
         upstreams = [route.spec for route in roster.upstreams._routes.values()]
-    opened = [
+    listeners = [
         OpenListener(
             replace(roster.specs[name], **parts),
-            tuple(again(each.socket) for each in listeners if each.is_open),
+            tuple(again(each.socket) for each in known if each.is_open),
         )
-        for name, listeners in roster._listeners.items()
+        for name, known in roster._listeners.items()
     ]
-    return change(*upstreams, opened=opened, **(bounds or {}))
+    return change(*upstreams, opened=listeners, **(bounds or {}))
 
 
 def again(socket: Socket) -> Socket:

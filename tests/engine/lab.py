@@ -42,8 +42,8 @@ from proxy.engine.port import RelayCounters
 from proxy.engine.specs import Change, EndpointSpec, ListenerSpec, OpenListener, UpstreamSpec
 from proxy.engine.worker import Worker
 
-opened: list[SocketType] = []
-"""Every socket the peers of a test opened; the fixture in conftest.py closes them."""
+opened: list[SocketType | Socket] = []
+"""Sockets that peers of a test opened, or an heir; the fixture in conftest.py closes them."""
 
 PATIENCE = 30.0 * float(os.environ.get("SOCKPAIR_TEST_SLOWNESS", "1"))
 

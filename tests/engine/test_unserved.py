@@ -98,6 +98,7 @@ async def test_a_client_whose_listening_socket_is_gone_is_perhaps_anothers(scene
     fd = scene.accepted.fileno()
     assert find_untouched(scene.left) == {fd: False}
     with scene.accepted.dup() as another, scene.listener.dup():
+        scene.listener.close()
         assert execute_in(scene).unserved == []
         another.send(b"on")
     assert scene.client.recv(2) == b"on"
