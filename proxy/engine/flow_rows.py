@@ -72,8 +72,10 @@ class FlowRows:
         """Describe a flow to who watches it."""
         return row_json(flow, self.offset, _limits_json(flow), self._stays(flow))
 
-    def shown(self, flow: Flow) -> str:
-        """Describe a flow to who has asked for it."""
+    def shown(self, flow: Flow | None) -> str | None:
+        """Describe a flow to who has asked for it; None stays None."""
+        if flow is None:
+            return None
         self._remember(flow)
         return self.json(flow)
 

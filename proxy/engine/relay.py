@@ -14,6 +14,7 @@ import trio
 from proxy.core.flow import CloseReason, CloseSide, Flow, Refusal
 from proxy.core.table import FlowTable
 from proxy.core.wheel import TimerWheel
+from proxy.engine.errands import Errands
 from proxy.engine.exits import Exits
 from proxy.engine.files import FileBudget
 from proxy.engine.mmsg import DatagramBatch
@@ -94,6 +95,7 @@ class Relay:
         self.requests = DatagramBatch()
         self.replies = ReplyBatch(self.pump)
         self.exits = Exits(self.pump, self.files)
+        self.errands = Errands(self.pump.alarms)
         self._own: Counter[tuple[str, int]] = Counter()  # TCP and UDP may share one
 
     def refusal(self, files: int) -> Refusal | None:

@@ -1,9 +1,10 @@
 """The sampler: asks the kernel about the flows of a worker, so many a second, in turn.
 
 Strategy: it goes through the table again and again, in the order of ids, so that whoever was
-sampled longest ago is next and nobody is left out; a round begins once a second at most. Between
-two looks it gives way to the relay. Nothing is added to what a flow does by itself: a round begins
-with the ids that are in the table then, and an id that is gone is passed over.
+sampled longest ago is next and nobody is left out; a round begins once a second at most. It is an
+errand of the pump, which serves the relay between two looks. Nothing is added to what a flow does
+by itself: a round begins with the ids that are in the table then, and an id that is gone is passed
+over.
 
 A flow that has been still for long has nothing new to tell, and costs a microsecond.
 
@@ -36,15 +37,14 @@ from proxy.core.sample import (
 )
 from proxy.engine.stream import StreamFlow
 from proxy.engine.tcp import CLOSED, bytes_to_read
-from proxy.engine.turns import Turn
 
 if TYPE_CHECKING:
     from proxy.engine.leg import StreamLeg
     from proxy.engine.relay import Relay
 
 TICK: Final = 0.05
-"""Seconds between two times of looking: at the default rate one takes half a millisecond, or as
-much as three where many flows are passed over; that is five to thirty turns of the pump."""
+"""Seconds between two errands: at the default rate one takes half a millisecond, or as much as
+three where many flows are passed over."""
 
 ROUND: Final = 1.0
 """Seconds from the beginning of a round to that of the next, at least."""
@@ -85,9 +85,7 @@ class Sampler:
         while True:
             await trio.sleep(self.pause(monotonic()))
             self.earn()
-            turn = Turn()
-            while self.look_on(monotonic()):
-                await turn.may_end()
+            await self._relay.errands.run(iter(lambda: self.look_on(monotonic()), False))
 
     def pause(self, now: float) -> float:
         """Seconds until there is something to look at: few flows shall not wake us up often."""

@@ -322,18 +322,11 @@ class Worker:
 
     async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
         """Describe flows as JSON, each id's; None where the flow is gone."""
-        await trio.lowlevel.checkpoint()
         table = self._relay.table
         find: Callable[[int], Flow | None] = table.get
         if recent:
             find = {flow.id: flow for flow in table.recent}.get
-        rows: list[str | None] = []
-        turn = Turn()
-        for id in ids:
-            flow = find(id)
-            rows.append(None if flow is None else self._rows.shown(flow))
-            await turn.may_end()
-        return rows
+        return await self._relay.errands.run(map(self._rows.shown, map(find, ids)))
 
     async def kill(self, query: FlowQuery) -> int:
         """End matching live flows as ``killed``."""

@@ -11,7 +11,7 @@ import trio
 from proxy.core.address import Transport
 from proxy.core.flow import State
 from proxy.core.query import SORTS, FlowQuery, SortKey
-from proxy.engine import turns
+from proxy.engine import errands, turns
 from proxy.engine.drains import SLICE
 from proxy.engine.search import MERGED, SEARCHED
 from proxy.engine.worker import LISTED, Worker
@@ -86,7 +86,8 @@ async def test_the_relay_has_its_turn_between_two_rows(monkeypatch: pytest.Monke
     async with relaying([endpoint.getsockname()]) as lab:
         peers = [await pair(lab, endpoint) for _ in range(5)]
         found = await lab.worker.flow_ids(FlowQuery())
-        monkeypatch.setattr(turns, "TURN", 0.0)
+        monkeypatch.setattr(errands, "SHORTEST", 0.0)
+        monkeypatch.setattr(errands, "PART", 0.0)
         beginning = lab.worker._relay.pump.rounds
         rows = await lab.worker.flow_rows(found["ids"], recent=False)
         assert lab.worker._relay.pump.rounds - beginning >= len(rows) == len(peers)
