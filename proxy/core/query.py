@@ -88,15 +88,9 @@ class FlowQuery:
     limit: int = 0
 
     @property
-    def is_for_all(self) -> bool:
-        """Whether every flow matches, so that there is no need to ask."""
-        return self == FlowQuery(
-            recent=self.recent,
-            evictable=self.evictable,
-            newcomer=self.newcomer,
-            sort=self.sort,
-            limit=self.limit,
-        )
+    def is_for_the_table(self) -> bool:
+        """Whether it asks for the table as it stands: every live flow, in the order of ids."""
+        return self == FlowQuery(limit=self.limit)
 
     def matches(self, flow: Flow) -> bool:
         """Whether the flow is one of those asked for."""

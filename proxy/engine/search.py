@@ -56,9 +56,6 @@ class FlowSearch:
                 leaving = list(filter(query.matches, await self._evictions(query.newcomer)))
                 return leaving[: query.limit or None], len(leaving)
             limit = query.limit or None
-            if query.is_for_all and query.sort == "id" and not query.recent:
-                everything = list(self._table)  # which is in this order
-                return everything[:limit], len(everything)
             order = SORTS[query.sort]
             matched = 0
             runs: list[list[Flow]] = []

@@ -103,12 +103,16 @@ def lines(entry: Family, samples: Samples, wall_offset: float | None = None) -> 
             only OpenMetrics has; else the lines are the same in both formats.
 
     """
-    name, layout = entry.name, _layout(entry.labels)
     for labels, value in samples:
         if isinstance(value, dict):
             yield from _histogram(entry, labels, value, wall_offset)
         else:
-            yield f"{name}{layout.format(*map(_escaped, labels))} {number(value)}\n"
+            yield line(entry, labels, value)
+
+
+def line(entry: Family, labels: Labels, value: float) -> str:
+    """The line of a sample that is no histogram."""
+    return f"{entry.name}{_layout(entry.labels).format(*map(_escaped, labels))} {number(value)}\n"
 
 
 def number(value: float) -> str:

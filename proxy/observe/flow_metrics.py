@@ -18,8 +18,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.query import FlowQuery
 from proxy.engine.turns import Turn
-from proxy.observe.exposition import end, head
-from proxy.observe.exposition import lines as written
+from proxy.observe.exposition import end, head, line
 
 if TYPE_CHECKING:
     from proxy.core.query import FlowRow
@@ -138,11 +137,11 @@ class FlowLines:
     def add(self, row: FlowRow) -> None:
         """Write a flow's samples."""
         for metric, lines in zip(FLOW_CATALOGUE, self._lines, strict=True):
-            lines.extend(written(metric, (metric.read(row),)))
+            lines.append(line(metric, *metric.read(row)))
 
     def pieces(self, omitted: int, *, openmetrics: bool) -> Iterator[bytes]:
         """Put everything in order, in pieces to send."""
-        first = [head(OMITTED, openmetrics=openmetrics), *written(OMITTED, (((), omitted),))]
+        first = [head(OMITTED, openmetrics=openmetrics), line(OMITTED, (), omitted)]
         yield "".join(first).encode()
         for metric, lines in zip(FLOW_CATALOGUE, self._lines, strict=True):
             yield head(metric, openmetrics=openmetrics).encode()

@@ -292,6 +292,7 @@ class HttpConnection:
             await self._send_lasting(response)
             return False
         with trio.move_on_after(self.bounds.response_seconds):
+            await trio.lowlevel.checkpoint()  # a head takes a turn of its own
             await self._send_event(_head(response, close))
             if not self._is_head:
                 await self._send_body(response.body)

@@ -75,7 +75,6 @@ async def test_the_relay_has_its_turn_whenever_it_is_over(
     monkeypatch.setattr(turns, "TURN", 0.0)
     told, searched = -(-FLOWS // LISTED), -(-FLOWS // SEARCHED)
 
-    assert await turns_during(worker, FlowQuery()) >= told
     assert await turns_during(worker, FlowQuery(transport=Transport.TCP)) >= told + searched
     in_order = told + searched + FLOWS // MERGED
     assert await turns_during(worker, FlowQuery(sort="bytes")) >= in_order
@@ -106,8 +105,11 @@ async def test_the_relay_has_its_turn_between_two_rows(monkeypatch: pytest.Monke
         FlowQuery(endpoint=("192.0.2.1", 1)),
         FlowQuery(address=("192.0.2.1", 1)),
         FlowQuery(port=1),
+        FlowQuery(recent=True),
+        FlowQuery(evictable=True),
+        FlowQuery(sort="bytes"),
     ],
 )
-async def test_a_query_that_asks_for_anything_is_not_for_all(query: FlowQuery) -> None:
-    assert not query.is_for_all
-    assert FlowQuery(sort="bytes", limit=3).is_for_all
+async def test_a_query_that_asks_for_anything_is_not_for_the_table(query: FlowQuery) -> None:
+    assert not query.is_for_the_table
+    assert FlowQuery(limit=3).is_for_the_table
