@@ -41,10 +41,11 @@ class Step(IntEnum):
     HEARD_STREAMS = 6
     TAKEN_STREAMS = 7
     OWNED_STREAMS = 8
-    HEARD_CLIENTS = 9
-    TAKEN_CLIENTS = 10
-    OWNED_CLIENTS = 11
-    HEARD_ALL = 12
+    READY_AGAIN = 9
+    HEARD_CLIENTS = 10
+    TAKEN_CLIENTS = 11
+    OWNED_CLIENTS = 12
+    HEARD_ALL = 13
 
 
 def nothing(_client: Socket, _endpoint: Socket) -> None:
@@ -107,8 +108,10 @@ class Dying:
             if kind == CLIENTS:
                 self._settle(Step.HEARD_CLIENTS)
             elif kind == STREAMS:
-                self._settle(Step.HEARD_STREAMS, files, is_last=streams >= self._last)
+                is_last = streams >= self._last
+                self._settle(Step.HEARD_STREAMS, files, is_last=is_last)
                 self._say(READY)
+                self._reach(Step.READY_AGAIN, is_last)
         self._reach(Step.HEARD_ALL)
 
     def _settle(self, step: Step, streams: Sequence[int] = (), *, is_last: bool = True) -> None:

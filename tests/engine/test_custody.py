@@ -107,7 +107,7 @@ async def test_datagrams_come_back_wherever_the_heir_dies(step: Step) -> None:
         await client.send(b"1")
         _, outbound = await endpoint.recvfrom(10)
         files = open_files()
-        if step in {Step.HEARD_STREAMS, Step.TAKEN_STREAMS, Step.OWNED_STREAMS}:
+        if Step.HEARD_STREAMS <= step <= Step.READY_AGAIN:
             return  # there are none
         await leave_to_dying(lab, step)
         await client.send(b"2")
