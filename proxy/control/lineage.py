@@ -200,9 +200,7 @@ class Lineage:
         if self.has_standby:
             assert self._channel is not None
             process, end = self._standbys.popleft()
-            end.setblocking(False)
-            wire = Wire(trio.socket.from_stdlib_socket(end))
-            return Born(process, wire, self._channel.dup())
+            return Born(process, Wire(end), self._channel.dup())
         await self.end()
         return await self._start_first()
 

@@ -40,6 +40,7 @@ import structlog
 import trio
 
 from proxy.engine.commons import Commons
+from proxy.engine.drains import SLICE
 from proxy.engine.flow_lines import Lines
 from proxy.engine.garbage import spare_collector
 from proxy.engine.handover.succession import Succession
@@ -62,6 +63,9 @@ GATHER_LINES: Final = 0.1
 """Seconds that ended flows gather before their lines are sent. It is the message that costs the
 supervisor something: with the usual ``GATHER`` a flow cost it 8 microseconds, and costs it 5 so; as
 a row of JSON that it wrote a line from, 18."""
+
+MESSAGE_SIZE: Final = 128 * 1024
+"""Bytes of lines that are sent at once: about as many as a socket takes without waiting."""
 
 LINES: Final = b"L"
 """How a message begins that is log lines; every other begins with a brace."""
@@ -153,6 +157,7 @@ class Child:
         self._log = orphan_log
         self._renew = renew
         self._logging = trio.Event()
+        self._lines = b""  # of flows that ended, not sent yet
         self._opening = trio.Event()
         self._orphaned = False
         self._finishing = False
@@ -233,18 +238,25 @@ class Child:
     async def _tell_flows(self) -> None:
         await self._logging.wait()
         while True:
-            await self._tell_lines(await self._worker.wait_flow_lines(GATHER_LINES))
+            lines = await self._worker.wait_flow_lines(GATHER_LINES)
+            self._lines += lines.text
+            if lines.count < SLICE or len(self._lines) >= MESSAGE_SIZE:
+                await self._tell_lines()
 
     async def _tell_last_flows(self) -> None:
+        await self._tell_lines()
         while self._logging.is_set() and (lines := self._worker.flow_lines()).count:
-            await self._tell_lines(lines)
+            self._lines += lines.text
+            await self._tell_lines()
 
-    async def _tell_lines(self, lines: Lines) -> None:
-        if self._orphaned:
-            await self._log.lines(lines.text)
-            return
-        with suppress(WireError):
-            await self._wire.send(LINES + lines.text)
+    async def _tell_lines(self) -> None:
+        """Tell what has gathered."""
+        text, self._lines = self._lines, b""
+        if text and self._orphaned:
+            await self._log.lines(text)
+        elif text:
+            with suppress(WireError):
+                await self._wire.send(LINES + text)
 
     async def _tell_events(self, events: trio.MemoryReceiveChannel[Event]) -> None:
         async for event in events:
@@ -317,9 +329,7 @@ async def _main(
 ) -> None:
     events = EventQueue()
     structlog.configure(processors=[structlog.processors.format_exc_info, events.put])
-    socket = Socket(fileno=fd)
-    socket.setblocking(False)
-    wire = Wire(trio.socket.from_stdlib_socket(socket))
+    wire = Wire(Socket(fileno=fd))
     message = await wire.receive()
     hello: Hello = pickle.loads(message.body)  # noqa: S301 - from the supervisor
     (memory,) = message.files

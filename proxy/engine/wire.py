@@ -8,6 +8,9 @@ further ones into messages without a body before it.
 Down, to the worker, go pickled values: it trusts the supervisor, which started it. Up, to the
 supervisor, goes JSON: a worker reads what strangers send, so what it says is only data.
 
+What can be done at once is done at once, by the system call itself: Trio's own sockets give way at
+each call, which costs the supervisor more than what it hears. A message takes one turn of its loop.
+
 Invariant: whoever receives owns the descriptors, and none is leaked when a message is not whole.
 """
 
@@ -17,15 +20,13 @@ import os
 import socket as stdlib
 import struct
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
+from functools import partial
 from socket import MSG_CMSG_CLOEXEC, SCM_RIGHTS, SOL_SOCKET
-from typing import TYPE_CHECKING, Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 import trio
-
-if TYPE_CHECKING:
-    from trio.socket import SocketType
 
 HEAD: Final = struct.Struct("!II")
 
@@ -38,7 +39,10 @@ MORE: Final = 1 << 31
 LONGEST_BODY: Final = 256 << 20
 """Bytes; a listing of ten million ids is the longest there can be."""
 
-CHUNK: Final = 1 << 16
+CHUNK: Final = 1 << 18
+"""Bytes of a body that are received between two turns of the scheduler."""
+
+Result = TypeVar("Result")
 
 
 class WireError(Exception):
@@ -60,7 +64,8 @@ class Wire:
 
     """
 
-    def __init__(self, socket: SocketType) -> None:
+    def __init__(self, socket: stdlib.SocketType) -> None:
+        socket.setblocking(False)
         self._socket = socket
         self._sending = trio.Lock()
 
@@ -93,6 +98,7 @@ class Wire:
         """
         files: list[int] = []
         expected = 0
+        await trio.lowlevel.checkpoint()
         try:
             while True:
                 length, count = await self._receive_head(files)
@@ -114,29 +120,25 @@ class Wire:
 
     def close(self) -> None:
         """Close the socket; the other end sees that."""
+        trio.lowlevel.notify_closing(self._socket)
         self._socket.close()
 
     async def _send(self, body: bytes, files: Sequence[int], *, more: bool = False) -> None:
         head = HEAD.pack(len(body), len(files) | (MORE if more else 0))
         view = memoryview(head + body)
-        try:
-            sent = await self._socket.sendmsg([view], rights(files))
-            while sent < len(view):
-                view = view[sent:]
-                sent = await self._socket.send(view)
-        except OSError as error:  # EPIPE, ECONNRESET
-            raise WireError("the other end is gone") from error
+        beside = rights(files)
+        while view:
+            sent = await _done(partial(self._socket.sendmsg, [view], beside), self._may_send)
+            view, beside = view[sent:], []
 
     async def _receive_head(self, files: list[int]) -> tuple[int, int]:
         head = b""
         room = room_for(FILES_PER_MESSAGE)
         while len(head) < HEAD.size:
-            try:
-                data, control, _, _ = await self._socket.recvmsg(
-                    HEAD.size - len(head), room, MSG_CMSG_CLOEXEC
-                )
-            except OSError as error:
-                raise WireError("the other end is gone") from error
+            wanted = HEAD.size - len(head)
+            data, control, _, _ = await _done(
+                partial(self._socket.recvmsg, wanted, room, MSG_CMSG_CLOEXEC), self._may_receive
+            )
             files += files_in(control)
             if not data:
                 raise WireError("the other end is gone")
@@ -149,14 +151,31 @@ class Wire:
     async def _receive_body(self, length: int) -> bytes:
         body = bytearray()
         while len(body) < length:
-            try:
-                data = await self._socket.recv(min(CHUNK, length - len(body)))
-            except OSError as error:
-                raise WireError("the other end is gone") from error
+            wanted = min(CHUNK, length - len(body))
+            data = await _done(partial(self._socket.recv, wanted), self._may_receive)
             if not data:
                 raise WireError("the other end is gone in the middle of a message")
             body += data
+            if len(data) == CHUNK:
+                await trio.lowlevel.checkpoint()
         return bytes(body)
+
+    async def _may_send(self) -> None:
+        await trio.lowlevel.wait_writable(self._socket)
+
+    async def _may_receive(self) -> None:
+        await trio.lowlevel.wait_readable(self._socket)
+
+
+async def _done(call: Callable[[], Result], wait: Callable[[], Awaitable[None]]) -> Result:
+    """What a system call returns, as soon as it does not block."""
+    while True:
+        try:
+            return call()
+        except BlockingIOError:
+            await wait()
+        except OSError as error:  # EPIPE, ECONNRESET
+            raise WireError("the other end is gone") from error
 
 
 def rights(files: Sequence[int]) -> list[tuple[int, int, array[int]]]:
@@ -180,12 +199,10 @@ def files_in(control: Iterable[tuple[int, int, bytes]]) -> list[int]:
 
 def wire_on(socket: stdlib.SocketType) -> Wire:
     """A wire on a connected Unix stream socket, whose descriptor it takes."""
-    ours = stdlib.socket(fileno=socket.detach())
-    ours.setblocking(False)
-    return Wire(trio.socket.from_stdlib_socket(ours))
+    return Wire(stdlib.socket(fileno=socket.detach()))
 
 
 def wire_pair() -> tuple[Wire, stdlib.socket]:
     """A wire, and the other end of it, for a process that is to be started."""
     ours, theirs = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
-    return wire_on(ours), theirs
+    return Wire(ours), theirs

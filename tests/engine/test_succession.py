@@ -121,7 +121,7 @@ async def test_a_greeting_says_who_is_there_and_what_it_leaves() -> None:
 async def test_a_successor_that_dies_in_the_middle_of_a_word_is_in_nobodys_way() -> None:
     async with left_behind() as left:
         first = knock(left.end)
-        await first._socket.send(b"\0\0")
+        first._socket.send(b"\0\0")
         first.close()
         with closing(knock(left.end)) as second:
             assert (await ask(second, {"ask": "greet"}))["version"] == VERSION

@@ -22,8 +22,7 @@ Ends = tuple[Wire, Wire]
 @pytest.fixture
 async def ends() -> AsyncIterator[Ends]:
     ours, theirs = wire_pair()
-    theirs.setblocking(False)
-    wires = (ours, Wire(trio.socket.from_stdlib_socket(theirs)))
+    wires = (ours, Wire(theirs))
     yield wires
     for wire in wires:
         wire.close()
@@ -85,8 +84,7 @@ async def test_garbage_leaks_no_descriptor(garbage: bytes, files: int) -> None:
     """Whatever is sent: messages, then ``WireError``, and every descriptor accounted for."""
     before = open_files()
     theirs, ours = socket.socketpair()
-    ours.setblocking(False)
-    wire = Wire(trio.socket.from_stdlib_socket(ours))
+    wire = Wire(ours)
     pipe = os.pipe()
     if garbage:
         socket.send_fds(theirs, [garbage], [pipe[0]] * files)
@@ -102,7 +100,7 @@ async def test_garbage_leaks_no_descriptor(garbage: bytes, files: int) -> None:
 
 
 async def test_a_message_that_is_too_long_is_refused(ends: Ends) -> None:
-    await ends[0]._socket.send(HEAD.pack(1 << 30, 0))
+    ends[0]._socket.send(HEAD.pack(1 << 30, 0))
     with pytest.raises(WireError, match="1073741824"):
         await ends[1].receive()
     assert MORE > 253

@@ -316,7 +316,7 @@ def _steered(name: str, fields: object, heirs: int) -> Steered:
     return steered
 
 
-async def _next(end: SocketType) -> SocketType | None:
+async def _next(end: SocketType) -> Socket | None:
     """Wait for the next knock, and return what it brings; None if there can be none."""
     room = room_for(KNOCK_FILES)
     while True:
@@ -326,9 +326,7 @@ async def _next(end: SocketType) -> SocketType | None:
             return None
         files = files_in(control)
         if len(files) == 1 and data == KNOCK and _are_sockets(files):
-            socket = Socket(fileno=files[0])
-            socket.setblocking(False)
-            return trio.socket.from_stdlib_socket(socket)
+            return Socket(fileno=files[0])
         for fd in files:
             os.close(fd)
         if not data:
@@ -347,11 +345,10 @@ def knock(end: Socket) -> Wire:
 
     """
     ours, theirs = stdlib.socketpair(stdlib.AF_UNIX, stdlib.SOCK_STREAM)
-    ours.setblocking(False)
     with theirs:
         try:
             end.sendmsg([KNOCK], rights([theirs.fileno()]), stdlib.MSG_DONTWAIT)
         except OSError as error:  # EPIPE, ECONNRESET, EAGAIN
             ours.close()
             raise WireError("the predecessor is gone, or does not listen") from error
-    return Wire(trio.socket.from_stdlib_socket(ours))
+    return Wire(ours)
