@@ -215,10 +215,10 @@ class Surviving(StreamFlow):
         """Be left behind no more, but for a word on how it ended."""
         original, reply = self.original, self.reply
         if original.place:
-            record, _ = leg_at(original.place)
+            will, (record, _) = original.will, leg_at(original.place)
             original.place = reply.place = 0
             original.deposited = reply.deposited = False
-            original.will.close(record, kind, (original.bytes, reply.bytes))
+            will.close(record, kind, original.bytes, reply.bytes)
 
 
 class SurvivingIdentified(IdentifiedFlow, Surviving):

@@ -55,6 +55,9 @@ NUMBER: Final = Struct("=Q")
 NEXT_ID_AT: Final = 0
 """First of all: beyond the id of every flow that was written."""
 
+SPARE_IDS: Final = 256
+"""By so many beyond it that this is written seldom; ids are 64 bits long."""
+
 OVER_AT: Final = 8
 """Whether the worker has ended in order."""
 
@@ -85,9 +88,11 @@ each way when it was written here, legs that have nothing, and the note."""
 
 BODY_AT: Final = 8
 
-ENDING: Final = Struct("=24xI16xQQ4xQI8xQI8xQI")
-"""What matters of a record when its stream ends: way, what it had moved, and where bytes are kept,
-and how many: pending ones of both legs, and the note."""
+ENDING: Final = Struct("=24xI16xQQ4xQ12xQ12xQ4x")
+"""What matters of a record when its stream ends: way, what it had moved, and where bytes are kept:
+those that are pending on both legs, and the note."""
+
+NOTHING_KEPT: Final = [0, 0, 0]
 
 TEXT_AT: Final = NOTE_AT + NOTE.size + 4
 TEXT_SIZE: Final = RECORD_SIZE - TEXT_AT
@@ -239,25 +244,25 @@ class Will:
         BODY.pack_into(self._view, at + BODY_AT, id, opened, way, *files, *offsets, *bases, *noted)
         self._view[at] = kind
         if id >= self._next_id:
-            self._next_id = id + 1
+            self._next_id = id + SPARE_IDS
             NUMBER.pack_into(self._view, NEXT_ID_AT, self._next_id)
         return True
 
-    def close(self, number: int, kind: int, moved: tuple[int, int]) -> None:
+    def close(self, number: int, kind: int, original: int, reply: int) -> None:
         """Leave a stream behind no more, which ends or goes elsewhere, and release its record.
 
         Args:
             number: of the record.
             kind: ``FINISHED``, or ``FREE`` if it ended otherwise.
-            moved: bytes that it has moved, each way, here and before.
+            original: bytes that it has moved that way, here and before.
+            reply: the same of the other direction.
 
         """
         at = _at(number)
         self._view[at] = kind
-        way, original, reply, *kept = ENDING.unpack_from(self._view, at)
-        finished = kind == FINISHED
-        self.ways.count(way, moved[0] - original, moved[1] - reply, finished=finished)
-        if any(kept):
+        way, base, reply_base, *kept = ENDING.unpack_from(self._view, at)
+        self.ways.count(way, original - base, reply - reply_base, finished=kind == FINISHED)
+        if kept != NOTHING_KEPT:
             self.withdraw(number, 0)
             self.withdraw(number, 1)
             self.release(number)
