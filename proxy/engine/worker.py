@@ -72,7 +72,8 @@ if TYPE_CHECKING:
     from proxy.engine.terms import Terms
 
 LISTED: Final = 25
-"""Flows whose ids are listed before a turn may end: a hundredth of a millisecond."""
+"""Flows whose ids are listed, or their bytes looked at, before a turn may end: a hundredth of a
+millisecond."""
 
 
 class Worker:
@@ -439,20 +440,18 @@ class Worker:
 
     async def moved_flows(self) -> MovedFlows:
         """Which watched flows have moved bytes since the last call."""
+        run = self._relay.errands.run
         async with self._tallying:
-            for part in slices(list(self._relay.table)):
-                self._tally.look(flow for flow in part if flow.close_reason is None)
-                await trio.lowlevel.checkpoint()
+            parts = slices(list(self._relay.table), LISTED)
+            await run(map(self._tally.look, (filter(_lives, part) for part in parts)))
             moved, omitted = self._tally.settle()
-            flows: list[tuple[tuple[int, ...], str]] = []
-            for part in slices(moved):
-                flows += [
-                    (watches, self._rows.counts(flow))
-                    for flow in part
-                    if (watches := self._watch.watches(flow)) and flow.close_reason is None
-                ]
-                await trio.lowlevel.checkpoint()
-        return {"flows": flows, "omitted": omitted}
+            told = await run(map(self._told_of, moved))
+        return {"flows": [each for each in told if each is not None], "omitted": omitted}
+
+    def _told_of(self, flow: Flow) -> tuple[tuple[int, ...], str] | None:
+        """Who watches a flow that has moved bytes, and what it has moved; None if nobody does."""
+        watches = self._watch.watches(flow)
+        return (watches, self._rows.counts(flow)) if watches and _lives(flow) else None
 
     def _sample(self, flows: Sequence[Flow]) -> None:
         now = monotonic()
@@ -489,6 +488,10 @@ class Worker:
                 flow.abort(reason, CloseSide.PROXY, now)
                 ended += 1
         return ended
+
+
+def _lives(flow: Flow) -> bool:
+    return flow.close_reason is None
 
 
 def open_files() -> int:

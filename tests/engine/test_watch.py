@@ -18,8 +18,9 @@ from proxy.core.address import Transport
 from proxy.core.events import EventKind, FlowEvent
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery
+from proxy.engine import errands, watch
 from proxy.engine import tally as tally_module
-from proxy.engine import watch
+from proxy.engine import worker as worker_module
 from proxy.engine.tally import Tally
 from tests.core.flows import tcp_flow
 from tests.engine.lab import (
@@ -228,6 +229,25 @@ async def test_what_moved_is_told_until_it_is_still() -> None:
         await send_all(client, b"again")
         await receive_exactly(served, 5)
         assert (await lab.worker.moved_flows())["flows"] == []
+
+
+async def test_the_relay_has_its_turn_between_two_flows_that_moved(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(errands, "SHORTEST", 0.0)
+    monkeypatch.setattr(errands, "PART", 0.0)
+    monkeypatch.setattr(worker_module, "LISTED", 1)
+    endpoint = listening()
+    async with watched(endpoint) as lab:
+        pairs = [await pair(lab, endpoint) for _ in range(4)]
+        await lab.worker.moved_flows()
+        for client, served in pairs:
+            await send_all(client, b"ask")
+            await receive_exactly(served, 3)
+        beginning = lab.worker._relay.pump.rounds
+        moved = (await lab.worker.moved_flows())["flows"]
+        assert len(moved) == len(pairs)
+        assert lab.worker._relay.pump.rounds - beginning >= 2 * len(moved)
 
 
 async def test_what_moved_while_nobody_wanted_to_know_is_not_told() -> None:
