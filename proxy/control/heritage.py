@@ -7,8 +7,9 @@ The order of things, so that at every step either the predecessors go on, or we 
    told for the first time what to be; see ``Crew`` and ``House.begin``.
 3. When all of them do, and whoever started us agrees, the predecessors are told to *leave*. They
    stop accepting, and hand over.
-4. When all that is done, they are told that we are *settled*. Until then they take back what an
-   heir of ours leaves that ends; from then on they drain what could not go.
+4. When all that is done, and whoever started us has heard of it, they are told that we are
+   *settled*. Until then they take back what an heir of ours leaves that ends; from then on they
+   drain what could not go.
 5. Predecessors that drain are watched until they end. What they count is added to what we do.
 
 A worker of ours that ends between 2 and 3 takes nothing along: a predecessor whose heir fails keeps

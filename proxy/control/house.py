@@ -268,10 +268,10 @@ class House:
             order, served = self.leave_order(self._adopted), self._served()
             reports = await self.heritage.take_over(order, served)
             await self._order_again()
+            if self._newcomer is not None:
+                await self._newcomer.tell_done(reports)
             await self.heritage.settle()
         self.heritage.remember(self.worker.forebears)
-        if self._newcomer is not None:
-            await self._newcomer.tell_done(reports)
         self.inherited.set()
         await self.heritage.watch(self.worker.forebears, self.entrust)
 

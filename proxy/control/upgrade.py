@@ -13,7 +13,9 @@ wire; only then it does. So nobody is told by the one what the other knows bette
 given to one that does not stay.
 
 If it dies in the middle of that we serve again, and our workers take back what it had got; see
-``engine.handover.custody``.
+``engine.handover.custody``. They do so until it has told them that it is settled, which it does
+last: when we have heard that it is done, and it has heard that we know. If it dies between the two
+we are out of office, so what our workers took back drains.
 
 What cannot go drains here, and we end when it has.
 
@@ -40,6 +42,7 @@ from proxy.control.predecessor import Total
 from proxy.control.store import channel_label, labels
 from proxy.control.unix import UnixListenSocket
 from proxy.engine.handover.succession import Succession, channel
+from proxy.engine.specs import EVERYTHING
 from proxy.engine.wire import Wire, WireError, wire_pair
 from proxy.engine.worker import Worker
 
@@ -71,6 +74,10 @@ LOGGED: Final[tuple[Literal["pid", "version", "flows", "stayed", "pause"], ...]]
     "stayed",
     "pause",
 )
+
+COMING_BACK: Final = 5.0
+"""Seconds until our workers have what a dead successor had got: its own workers end when they miss
+it, and ours take everything back then."""
 
 LETTING_GO: Final = 3
 """Turns of the scheduler until the admin's sockets are let go, once that is wanted: one to hear of
@@ -182,9 +189,18 @@ class Upgrader:
             self._house.hand_on()
             for _ in range(LETTING_GO):
                 await trio.lowlevel.checkpoint()
+        assert self._nursery is not None
+        self._nursery.start_soon(self._outlive, process)
         answer = _answer(pid=process.pid, version=str(ready.get("program")), total=total)
         log.info("upgraded", **{key: answer[key] for key in LOGGED})
         return answer
+
+    async def _outlive(self, process: trio.Process) -> None:
+        """Have what is here drain if the successor dies, who may not have told our workers to."""
+        if await process.wait():
+            await trio.sleep(COMING_BACK)
+            log.error("successor_died", pid=process.pid, remedy="what is left here drains")
+            await self._house.drain(EVERYTHING)
 
     async def _until_ready(
         self, wire: Wire, process: trio.Process, ours: ExitStack

@@ -318,6 +318,8 @@ if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
         case "dies half-way":
             Heritage.take_over = die
         case "dies with all":
+            newcomer.Newcomer.tell_done = die
+        case "dies unsettled":
             Heritage.settle = die
         case "few files":
             from proxy.control import opening
@@ -362,6 +364,25 @@ async def test_a_successor_that_dies_takes_nothing_along(
             fault.write_text("")
             assert (await running.upgraded())["flows"] == 4 * TALKERS
             await chatter.wait_words()
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_flows_of_a_successor_that_dies_with_the_last_word_drain_in_the_old_process(
+    stage: Stage, workers: int
+) -> None:
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        settings = stage.settings(web, dns, workers=workers, drain_timeout="60s")
+        async with faulty(settings) as (running, fault):
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            fault.write_text("dies unsettled")
+            await running.upgrade()
+            await chatter.wait_words()
+            await until(lambda: '"successor_died"' in running.first.story(), "the end to be seen")
+            await chatter.wait_words()
+            assert len(chatter.ways) == 2 * TALKERS, "the same flows"
             chatter.nursery.cancel_scope.cancel()
 
 
