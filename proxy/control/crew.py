@@ -226,6 +226,10 @@ class Crew:
         parts = await self._all(RemoteWorker.order_counts)
         return merge_order_counts(parts)
 
+    async def own(self) -> None:
+        """Have all workers know that what came from predecessors stays."""
+        await self._all(RemoteWorker.own)
+
     async def wait_drained(self) -> None:
         """Wait until the drain of everything is over, everywhere; a lost worker has no flows."""
         await self._all(RemoteWorker.wait_drained)

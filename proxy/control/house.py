@@ -270,6 +270,7 @@ class House:
             await self._order_again()
             if self._newcomer is not None:
                 await self._newcomer.tell_done(reports)
+            await self.worker.own()
             await self.heritage.settle()
         self.heritage.remember(self.worker.forebears)
         self.inherited.set()

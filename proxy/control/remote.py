@@ -230,6 +230,10 @@ class RemoteWorker:
         counts: list[OrderCount] = await self._call("order_counts")
         return counts
 
+    async def own(self) -> None:
+        """Have it know that what came from predecessors stays."""
+        await self._call("own")
+
     async def wait_drained(self) -> None:
         """Wait until the drain of everything is over."""
         await self._call("wait_drained")

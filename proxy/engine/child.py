@@ -181,6 +181,7 @@ class Child:
             if not self._finishing:
                 self._orphaned = True
                 await self._succession.outlive()
+                self._worker.give_back()
             ended = await self._worker.finish()
             if self._orphaned:
                 await self._tell_last_flows()

@@ -170,6 +170,19 @@ class Worker:
         wires = map(wire_on, predecessors)
         self._arriving.expect([Heir(wire, is_alone=is_alone) for wire in wires])
 
+    async def own(self) -> None:
+        """Know that what came from predecessors stays here."""
+        await trio.lowlevel.checkpoint()
+        self._arriving.own()
+
+    def give_back(self) -> None:
+        """Let go of what predecessors take back when this process ends, which it is about to.
+
+        With a standby they keep nothing.
+        """
+        if self._relay.will is None:
+            self._arriving.give_back(monotonic())
+
     def inherit(self, legacy: Legacy) -> None:
         """Have flows of a worker that was killed live on here, from the first ``apply`` on."""
         self._arriving.inherit(legacy)

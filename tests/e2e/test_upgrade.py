@@ -361,6 +361,7 @@ async def test_a_successor_that_dies_takes_nothing_along(
             assert "the new process ended" in errors
             talk(chatter, web, dns, "second")
             await chatter.wait_words()
+            assert '"close_reason"' not in running.first.story(), "nobody tells of an end"
             fault.write_text("")
             assert (await running.upgraded())["flows"] == 4 * TALKERS
             await chatter.wait_words()

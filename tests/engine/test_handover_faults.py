@@ -35,7 +35,7 @@ from proxy.engine.specs import Steered
 from proxy.engine.stream import StreamFlow
 from proxy.engine.wire import Wire, WireError, wire_on
 from proxy.engine.worker import open_files
-from tests.engine.heirs import TO_ONE
+from tests.engine.heirs import TO_ONE, successor_of
 from tests.engine.lab import (
     datagram_socket,
     is_reset,
@@ -212,6 +212,29 @@ async def test_a_flow_whose_listener_is_not_there_is_reset_told_and_counted() ->
         assert await is_reset(accepted)
         counters = lab.worker._roster.counters_called("gone", Transport.TCP)
         assert counters.closed[CloseReason.INTERNAL] == 1
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+async def test_who_does_not_own_its_flows_yet_gives_them_back_without_a_word(
+    is_owned: bool,
+) -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        client, accepted = await pair(lab, endpoint)
+        async with successor_of(lab) as (heir, _):
+            fresh = await pair(lab, endpoint)
+            if is_owned:
+                await heir.worker.own()
+            heir.worker.give_back()
+            assert len(await heir.live()) == 1 + is_owned
+            if is_owned:
+                await talk(client, accepted)
+            else:
+                assert await client.recv(1) == b""  # who gave it is not asked here
+            await talk(*fresh)
+            assert await heir.ended() == []
+            (row,) = (await heir.counters())["listeners"]
+            assert sum(row["closed"].values()) == 0
 
 
 def moving_of(frozen: Frozen) -> Moving:

@@ -7,6 +7,10 @@ predecessor has given what it could, and those come first who had been waiting t
 
 A flow that cannot live here is reset on both sides, told, and counted as ``internal``: that must
 not happen, for the predecessor gives only what it was asked for.
+
+Until we are told that we *own* what came, predecessors take it back if we end (``custody``). So a
+worker whose supervisor is gone by then lets go of it without a word: it goes on there, and it is
+there that its end is counted and told.
 """
 
 from __future__ import annotations
@@ -22,7 +26,9 @@ import trio
 
 from proxy.core.address import Transport
 from proxy.core.past_flow import PastFlow
+from proxy.engine.datagram import DatagramFlow
 from proxy.engine.handover.doors import Doors
+from proxy.engine.handover.frozen import can_freeze, depart, freeze
 from proxy.engine.handover.revive import ReviveError, revive
 from proxy.engine.handover.transfer import (
     CLIENTS,
@@ -35,6 +41,7 @@ from proxy.engine.handover.transfer import (
     Moving,
     Waiting,
 )
+from proxy.engine.stream import StreamFlow
 from proxy.engine.survival.shared import take_mark
 from proxy.engine.survival.unserved import serve_unserved
 from proxy.engine.tcp import reset_on_close
@@ -76,6 +83,8 @@ class Arriving:
         self._flows = 0
         self._lost = 0
         self._legacy: Legacy | None = None
+        self._borrowed = set[int]()  # ids of flows that predecessors may take back
+        self._is_owner = False
 
     def expect(self, heirs: Sequence[Heir]) -> None:
         """Have flows come by these wires."""
@@ -105,7 +114,7 @@ class Arriving:
             self._doors.know_drops(papers.drops)
             self.offset = papers.offset
         for bequest in bequests:
-            self._revive(bequest.flows, now)
+            self._borrow(bequest.flows, now)
         if self._legacy is not None:
             legacy, self._legacy = self._legacy, None
             self._relay.table.skip(legacy.next_id - 1)
@@ -155,6 +164,18 @@ class Arriving:
         seconds = round(monotonic() - began, 3)
         log.info("took_over", flows=self._flows, lost=self._lost, seconds=seconds)
 
+    def own(self) -> None:
+        """Know that what has come stays, whatever becomes of its predecessors."""
+        self._is_owner = True
+        self._borrowed.clear()
+
+    def give_back(self, now: float) -> None:
+        """Let go of what predecessors take back when this process ends, which it is about to."""
+        for flow in list(self._relay.table):
+            if flow.id in self._borrowed and can_freeze(flow):
+                assert isinstance(flow, StreamFlow | DatagramFlow)
+                depart(freeze(flow), now)
+
     async def wait_over(self) -> None:
         """Wait until all that was expected has come."""
         await self._over.wait()
@@ -173,7 +194,7 @@ class Arriving:
             await heir.be_ready()
             while (batch := await heir.take_next()).kind != NOTHING_MORE:
                 if batch.kind == STREAMS:
-                    self._revive(batch.flows, monotonic())
+                    self._borrow(batch.flows, monotonic())
                     await heir.be_ready()
                 elif batch.kind == CLIENTS:
                     self._clients += batch.clients
@@ -204,6 +225,12 @@ class Arriving:
         for state, (fd,) in clients:
             self._doors.take_in(state, Socket(fileno=fd), monotonic())
         self._doors.let_in()
+
+    def _borrow(self, flows: Sequence[Moving], now: float) -> None:
+        """Bring to life what a predecessor may take back, unless it is told already not to."""
+        if not self._is_owner:
+            self._borrowed.update(state.id for state, _ in flows)
+        self._revive(flows, now)
 
     def _revive(self, flows: Sequence[Moving], now: float) -> None:
         for state, files in flows:
