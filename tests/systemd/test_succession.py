@@ -26,6 +26,7 @@ def lab(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[Lab]:
     """The machine with an endpoint, our configuration, and no service that runs."""
     with at_rest(machine, reinstall):
         yield machine
+        machine.ask("systemctl", "stop", *CLIENTS)  # of a test that has failed
 
 
 def begin_clients(lab: Lab) -> None:
