@@ -145,6 +145,9 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
         return
     if recent and params["sort"] is None:
         params["sort"] = "active"  # so that --limit does not leave the oldest that are kept
+    if output != "table":
+        _pass_on(*client.lines(FLOWS, params), output)
+        return
     answer = client.get(FLOWS, params)
     rows = answer["flows"]
     columns = flow_columns(
@@ -155,8 +158,8 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
         stays=_any_stays(rows),
         wide=wide,
     )
-    _write(rows, output, columns)
-    _note_cut(answer)
+    write_table([*columns], rows)
+    _note_cut(len(rows), answer["matched"])
 
 
 @click.command()
@@ -180,7 +183,7 @@ def find(admin: str, output: str, exact: bool, address: str) -> None:
         _write_found(rows, exact=exact)
     else:
         _write(rows, output, ())
-    _note_cut(answer)
+    _note_cut(len(rows), answer["matched"])
 
 
 @click.command()
@@ -262,9 +265,18 @@ def _listening(client: AdminClient, params: dict[str, Any]) -> list[dict[str, An
     return [{**row, "state": "listen"} for row in rows if wanted.items() <= row.items()]
 
 
-def _note_cut(answer: dict[str, Any]) -> None:
+def _pass_on(lines: str, matched: int, output: str) -> None:
+    """Write the rows that came, each a line, as they are."""
+    rows = lines.split("\n")[:-1]
+    if output == "json":
+        click.echo(f"[{', '.join(rows)}]")
+    else:
+        click.echo(lines, nl=False)
+    _note_cut(len(rows), matched)
+
+
+def _note_cut(shown: int, matched: int) -> None:
     """Say on standard error when there is more than was shown."""
-    shown, matched = len(answer["flows"]), answer["matched"]
     if shown < matched:
         click.echo(f"{shown} of {matched} flows shown", err=True)
 

@@ -71,6 +71,9 @@ LOOKING: Final = frozenset({"GET", "HEAD"})
 """Methods that order nothing."""
 
 NDJSON: Final = "application/x-ndjson"
+MATCHED: Final = "Sockpair-Matched"
+"""The header that says how many flows match, where the rows are lines."""
+
 EVENTS: Final = "text/event-stream"
 
 NOBODY_ELSE: Final = Trust()
@@ -211,7 +214,11 @@ class Api:
         await self._check_listener(values)
         query = flow_query(values)
         found = await self._port.flow_ids(query)
-        return Response(self._row_slices(found["ids"], found["matched"], recent=query.recent))
+        parts = self._row_parts(found["ids"], recent=query.recent)
+        if NDJSON in request.headers.get("accept", ""):
+            matched = (MATCHED, str(found["matched"]))
+            return Response(as_row_lines(parts), NDJSON, headers=(matched,))
+        return Response(as_object(parts, found["matched"]))
 
     async def find(self, request: Request, _word: str) -> Response:
         """Which flows own an address or port on either pair: live ones, then recently closed."""
@@ -359,19 +366,13 @@ class Api:
         there = sorted({row["endpoint"] for row in counters["endpoints"]})
         return f'no upstream has the endpoint "{endpoint}"; there are: {", ".join(there)}'
 
-    async def _row_slices(
-        self, ids: list[int], matched: int, *, recent: bool
-    ) -> AsyncGenerator[bytes, None]:
-        """Rows as JSON, made while they are sent: a slow reader holds ids, and one piece."""
-        separator = '{"flows":['
+    async def _row_parts(self, ids: list[int], *, recent: bool) -> AsyncGenerator[list[str], None]:
+        """Rows as JSON, made while they are sent: a slow reader holds ids, and one part."""
         for start in range(0, len(ids), SLICE_ROWS):
             found = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
             rows = [row for row in found if row is not None]
             if rows:
-                yield (separator + ",".join(rows)).encode()
-                separator = ","
-        opening = "" if separator == "," else separator
-        yield f'{opening}],"matched":{matched}}}\n'.encode()
+                yield rows
 
     async def _event_pieces(
         self, wish: Wish, write: Callable[[Sequence[Message]], bytes]
@@ -395,6 +396,28 @@ class Api:
         if values["listener"] not in names:
             named = f'there is no listener "{values["listener"]}"'
             raise refused(ParamError("listener", f"{named}; there are: {', '.join(names)}"))
+
+
+async def as_object(
+    parts: AsyncGenerator[list[str], None], matched: int
+) -> AsyncGenerator[bytes, None]:
+    """Rows as one object, which says how many match."""
+    separator = '{"flows":['
+    async with aclosing(parts):
+        async for rows in parts:
+            yield (separator + ",".join(rows)).encode()
+            separator = ","
+    opening = "" if separator == "," else separator
+    yield f'{opening}],"matched":{matched}}}\n'.encode()
+
+
+async def as_row_lines(
+    parts: AsyncGenerator[list[str], None],
+) -> AsyncGenerator[bytes, None]:
+    """Rows, each as a line."""
+    async with aclosing(parts):
+        async for rows in parts:
+            yield "\n".join([*rows, ""]).encode()
 
 
 def _unless_refused(answer: ReloadAnswer | UpgradeAnswer) -> Response:

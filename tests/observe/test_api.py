@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from typing import TYPE_CHECKING
@@ -104,6 +105,18 @@ async def test_many_rows_are_whole(tmp_path: Path) -> None:
     for port in range(1, 351):
         relay.open_tcp(("192.0.2.7", port))
     assert await ids(relay, tmp_path, "") == [*range(1, 351)]
+
+
+async def test_who_accepts_lines_gets_the_same_rows_one_a_line(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        for query, matched in (("limit=2", "3"), ("min_bytes=10GiB", "0")):
+            whole = (await admin.get(f"/api/v1/flows?{query}")).json
+            lines = await admin.get(f"/api/v1/flows?{query}", accept="application/x-ndjson")
+            assert [json.loads(line) for line in lines.body.splitlines()] == whole["flows"]
+            assert lines.headers["content-type"] == "application/x-ndjson"
+            assert lines.headers["sockpair-matched"] == matched
 
 
 @pytest.mark.parametrize(
