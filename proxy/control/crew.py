@@ -131,6 +131,7 @@ class Crew:
         self._duplicates = Duplicates(size)
         self._changing = trio.Lock()
         self._finishing = False
+        self._owns = False
         self._begun = set[int]()  # workers of which one has been at work
         self._readings = Readings(size)
         self.forebears = Forebears()
@@ -227,8 +228,10 @@ class Crew:
         return merge_order_counts(parts)
 
     async def own(self) -> None:
-        """Have all workers know that what came from predecessors stays."""
-        await self._all(RemoteWorker.own)
+        """Have all workers know that what came from predecessors stays; those to come too."""
+        async with self._changing:
+            self._owns = True
+            await self._all(RemoteWorker.own)
 
     async def wait_drained(self) -> None:
         """Wait until the drain of everything is over, everywhere; a lost worker has no flows."""
@@ -432,6 +435,8 @@ class Crew:
             async with self._changing:
                 if self._flow_log is not None:
                     await remote.log_flows(self._flow_log)
+                if self._owns:  # before it has anything, of a killed one or its own
+                    await remote.own()
                 if self._wanted is not None and not inherited:
                     await self._apply(remote, self._wanted)
                 for each in self._disabled.values():

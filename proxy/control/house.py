@@ -272,6 +272,8 @@ class House:
                 await self._newcomer.tell_done(reports)
             await self.worker.own()
             await self.heritage.settle()
+        else:  # nobody takes anything back
+            await self.worker.own()
         self.heritage.remember(self.worker.forebears)
         self.inherited.set()
         await self.heritage.watch(self.worker.forebears, self.entrust)

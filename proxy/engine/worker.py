@@ -166,9 +166,9 @@ class Worker:
 
         """
         await trio.lowlevel.checkpoint()
-        is_alone = self._relay.will is None
-        wires = map(wire_on, predecessors)
-        self._arriving.expect([Heir(wire, is_alone=is_alone) for wire in wires])
+        will = self._relay.will
+        life = None if will is None else will.life
+        self._arriving.expect([Heir(wire_on(socket), life) for socket in predecessors])
 
     async def own(self) -> None:
         """Know that what came from predecessors stays here."""
@@ -176,12 +176,8 @@ class Worker:
         self._arriving.own()
 
     def give_back(self) -> None:
-        """Let go of what predecessors take back when this process ends, which it is about to.
-
-        With a standby they keep nothing.
-        """
-        if self._relay.will is None:
-            self._arriving.give_back(monotonic())
+        """Let go of what predecessors take back when this process ends, which it is about to."""
+        self._arriving.give_back(monotonic())
 
     def inherit(self, legacy: Legacy) -> None:
         """Have flows of a worker that was killed live on here, from the first ``apply`` on."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from socket import socket as Socket
@@ -149,6 +150,35 @@ async def test_orphans_end_at_once_when_nobody_can_come(shelf: Shelf) -> None:
         for remote in remotes:
             await wait_gone(remote)
         assert await is_reset(client)
+
+
+@pytest.mark.parametrize("is_owned", [False, True])
+async def test_what_a_killed_worker_left_is_given_back_unless_it_is_owned(
+    shelf: Shelf, is_owned: bool
+) -> None:
+    endpoint = listening()
+    text = config_of(endpoint, 1).replace("upstream =", 'survive = "crash"\nupstream =')
+    with structlog.testing.capture_logs(), trio.fail_after(3 * PATIENCE):
+        async with crewed(text, shelf) as house:
+            crew = house.worker
+            assert isinstance(crew, Crew)
+            client = await connect(await address_of(house))
+            accepted = await accept(endpoint)
+            await accepted.send(b"welcome")
+            assert await receive_exactly(client, 7) == b"welcome"
+            if is_owned:
+                await crew.own()
+            killed = crew._remotes[0]
+            assert killed is not None
+            os.kill(killed.pid, signal.SIGKILL)
+            while (remote := crew._remotes[0]) is killed or remote is None:
+                await trio.sleep(0.005)
+            await remote.part()
+        shelf.drop(remote.pid)
+        if is_owned:
+            assert await is_reset(client)
+        else:  # whoever has it, too, would go on with it
+            assert await client.recv(1) == b""
 
 
 async def test_a_worker_that_is_not_left_behind_ends_with_its_supervisor(shelf: Shelf) -> None:

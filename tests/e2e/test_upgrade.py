@@ -20,6 +20,7 @@ from tests.e2e.conftest import Stage
 from tests.e2e.patience import PATIENCE, until
 from tests.e2e.program import Program, free_port, is_running, peer, start
 from tests.e2e.subject import COMMAND, Forward, Settings, Sockpair, command_of
+from tests.handover.scene import GroupForward
 
 
 class Lives:
@@ -301,10 +302,24 @@ PROGRAM = """
 import json, os, resource, runpy, sys, time
 import trio
 from proxy.control import newcomer
+from proxy.control.crew import Crew
 from proxy.control.heritage import Heritage
+
+crews = []
+
+def known(run):
+    return lambda self, **options: crews.append(self) or run(self, **options)
 
 def die(*_):
     os.kill(os.getpid(), 9)
+
+async def lose_and_die(*_):
+    (crew,) = crews
+    before = crew._remotes[0]
+    os.kill(before.pid, 9)
+    while crew._remotes[0] in (before, None):
+        await trio.sleep(0.01)
+    die()
 
 async def hang(*_):
     await trio.sleep_forever()
@@ -319,6 +334,9 @@ if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
             Heritage.take_over = die
         case "dies with all":
             newcomer.Newcomer.tell_done = die
+        case "dies after its worker":
+            newcomer.Newcomer.tell_done = lose_and_die
+            Crew.run = known(Crew.run)
         case "dies unsettled":
             Heritage.settle = die
         case "few files":
@@ -346,12 +364,24 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-@pytest.mark.parametrize("mode", ["dies", "dies half-way", "dies with all"])
+@pytest.mark.parametrize(
+    ("mode", "survive"),
+    [
+        ("dies", "restart"),
+        ("dies half-way", "restart"),
+        ("dies with all", "restart"),
+        ("dies half-way", "crash"),
+        ("dies with all", "crash"),
+        ("dies after its worker", "crash"),
+    ],
+)
 async def test_a_successor_that_dies_takes_nothing_along(
-    stage: Stage, mode: str, workers: int
+    stage: Stage, mode: str, workers: int, survive: str
 ) -> None:
     async with chatting() as chatter:
-        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        keys = {"survive": survive}
+        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
+        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
         async with faulty(stage.settings(web, dns, workers=workers)) as (running, fault):
             talk(chatter, web, dns, "first")
             await chatter.wait_words()
@@ -362,6 +392,9 @@ async def test_a_successor_that_dies_takes_nothing_along(
             talk(chatter, web, dns, "second")
             await chatter.wait_words()
             assert '"close_reason"' not in running.first.story(), "nobody tells of an end"
+            metrics = await running.sockpair.metrics()
+            assert metrics.sum("sockpair_flows_opened_total") == 4 * TALKERS
+            assert metrics.sum("sockpair_flows") == 4 * TALKERS
             fault.write_text("")
             assert (await running.upgraded())["flows"] == 4 * TALKERS
             await chatter.wait_words()

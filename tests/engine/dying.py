@@ -60,6 +60,7 @@ class Dying:
         deed: with each stream that it has got.
         last: the streams it must have had for it to die with streams.
         stops: whether it stands still in place of dying.
+        standby: whether somebody stands by, who does nothing until it is told to end.
 
     Attributes:
         end: of the wire, for who leaves.
@@ -68,9 +69,16 @@ class Dying:
     """
 
     def __init__(
-        self, step: Step, deed: Deed = nothing, last: int = 1, *, stops: bool = False
+        self,
+        step: Step,
+        deed: Deed = nothing,
+        last: int = 1,
+        *,
+        stops: bool = False,
+        standby: bool = False,
     ) -> None:
         self._step, self._deed, self._last = step, deed, last
+        self._leash = socketpair() if standby else ()
         self._held: list[Socket] = []
         self._signal = signal.SIGSTOP if stops else signal.SIGKILL
         self.end, self._wire = socketpair()
@@ -79,11 +87,18 @@ class Dying:
             self._live()
         self._wire.close()
 
+    def end_standby(self) -> None:
+        """Have the standby end."""
+        for end in self._leash:
+            end.close()
+
     def has_ended(self) -> bool:
         """Whether it has; then it is seen off."""
         return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
 
     def _live(self) -> NoReturn:
+        if self._leash:
+            os.dup2(self._leash[0].fileno(), 0)
         fd = self._wire.fileno()
         os.closerange(3, fd)
         os.closerange(fd + 1, 1 << 16)
@@ -94,7 +109,7 @@ class Dying:
 
     def _take_over(self) -> None:
         self._reach(Step.BEGUN)
-        self._say(READY, [os.pidfd_open(os.getpid())])
+        self._say(READY, [os.pidfd_open(os.getpid()), *self._life()])
         self._reach(Step.MET)
         while self._hear()[0][:1] != NO_MORE_DATAGRAMS:
             pass
@@ -113,6 +128,18 @@ class Dying:
                 self._say(READY)
                 self._reach(Step.READY_AGAIN, is_last)
         self._reach(Step.HEARD_ALL)
+
+    def _life(self) -> tuple[int, ...]:
+        """What tells that the standby has ended as well; nothing if there is none."""
+        if not self._leash:
+            return ()
+        life, end = os.pipe()
+        if not os.fork():
+            os.closerange(3, end)
+            os.closerange(end + 1, 1 << 16)
+            os.read(0, 1)
+            os._exit(0)
+        return (life,)
 
     def _settle(self, step: Step, streams: Sequence[int] = (), *, is_last: bool = True) -> None:
         """Take and own what was heard, which may be streams."""

@@ -50,6 +50,9 @@ from tests.engine.test_identified import expected, use
 
 FLOWS = 5
 
+FORBEARANCE = 0.05
+"""Seconds in which something would happen that must not."""
+
 
 async def leave_to_dying(
     lab: Lab, step: Step, deed: Deed = nothing, last: int = 1, *, stops: bool = False
@@ -311,6 +314,49 @@ async def test_an_heir_that_stands_still_is_ended_before_its_flows_are_taken_bac
         left = await leave_to_dying(lab, Step.HEARD_STREAMS, last=3, stops=True)
         assert left is not None
         assert (left.handed, bool(left.failure)) == (0, True)
+        for each in pairs:
+            await talk(*each)
+
+
+async def test_what_a_standby_goes_on_with_comes_back_when_that_has_ended_too() -> None:
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        pairs = [await pair(lab, endpoint) for _ in range(FLOWS)]
+        files = open_files()
+        heir = Dying(Step.HEARD_ALL, last=3, standby=True)
+        left = await lab.worker.leave(TO_ONE, [heir.end], patience=0.0)
+        assert left.handed == FLOWS
+        while not heir.has_ended():
+            await trio.sleep(0.002)
+        await trio.sleep(FORBEARANCE)
+        assert await lab.live() == []
+        heir.end_standby()
+        while not lab.worker._custody.has_all_back:
+            await trio.sleep(0.002)
+        for each in pairs:
+            await talk(*each)
+        assert open_files() == files
+        (row,) = (await lab.counters())["listeners"]
+        assert (row["opened"], row["live"]["established"], row["lost"]) == (FLOWS, FLOWS, 0)
+
+
+async def test_one_that_stands_still_and_has_a_standby_is_not_ended(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("proxy.engine.handover.transfer.PATIENCE", 0.3)
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        pairs = [await pair(lab, endpoint) for _ in range(FLOWS)]
+        heir = Dying(Step.HEARD_STREAMS, last=3, stops=True, standby=True)
+        left = await lab.worker.leave(TO_ONE, [heir.end], patience=0.0)
+        assert (left.handed, bool(left.failure)) == (2, True)
+        assert not heir.has_ended()
+        os.kill(heir.pid, SIGKILL)  # as its supervisor would
+        heir.end_standby()
+        while not heir.has_ended():
+            await trio.sleep(0.002)
+        while not lab.worker._custody.has_all_back:
+            await trio.sleep(0.002)
         for each in pairs:
             await talk(*each)
 

@@ -10,7 +10,7 @@ not happen, for the predecessor gives only what it was asked for.
 
 Until we are told that we *own* what came, predecessors take it back if we end (``custody``). So a
 worker whose supervisor is gone by then lets go of it without a word: it goes on there, and it is
-there that its end is counted and told.
+there that its end is counted and told. What a killed worker left us may be theirs in the same way.
 """
 
 from __future__ import annotations
@@ -119,7 +119,7 @@ class Arriving:
             legacy, self._legacy = self._legacy, None
             self._relay.table.skip(legacy.next_id - 1)
             self.offset = legacy.offset
-            self._revive(legacy.flows, now)
+            self._borrow(legacy.flows, now)
             self._settle(legacy, now)
         if self._heirs:
             self._doors.hold_full()

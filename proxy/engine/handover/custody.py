@@ -13,8 +13,13 @@ that it is settled. If an heir is over before that, its flows are taken back:
 Flows that an heir ended meanwhile stay ended. Whom it had let in by itself is gone with it.
 
 That an heir is over is known from its process (``ProcessFile``), not from the end of the wire: one
-that hung up may go on with what it has. An heir with a standby is not looked after here, for its
-flows live on with that; see ``standby``.
+that hung up may go on with what it has.
+
+An heir with a standby is over when its whole line is. If it is killed alone, the standby goes on
+with the flows: it has them, and knows what was in flight; to take them back we would have to be
+sure that it never begins. If nobody wants it, as when the successor's supervisor has died, it ends
+by itself. So a flow comes back only when the table of descriptors in which the heir had it is gone,
+and with it everybody who could serve, reset or count it: once.
 
 Two processes that hold a socket delay nothing but its close: an end (FIN) is sent at once by
 shutdown(2), a reset only when we let go as well, which is a moment later in an ordinary hand-over.
@@ -195,7 +200,8 @@ class Custody:
 
         Args:
             heir: its number.
-            kill: end it first: it stands still, and must not go on with what we take back.
+            kill: end it first: it stands still, and must not go on with what we take back. One with
+                a standby is left to its supervisor: ended alone, it would be followed.
 
         Returns:
             How many of its flows have come back.
@@ -204,9 +210,10 @@ class Custody:
         if not self._wards:
             return 0
         ward = self._wards[heir]
-        if kill and ward.gone and not ward.process.is_over:
-            log.error("heir_killed", pid=ward.process.pid, remedy="its flows are taken back")
-            ward.process.kill()
+        process = ward.process
+        if kill and ward.gone and not (process.has_standby or process.is_over):
+            log.error("heir_killed", pid=process.pid, remedy="its flows are taken back")
+            process.kill()
         with trio.move_on_after(FATE):
             await ward.settled.wait()
         return ward.back

@@ -12,9 +12,9 @@ The predecessor says, in this order, each a message of a kind and a body:
 
 Before ``D`` and before each ``S`` it waits until the heir says that it is ready (``G``), because
 what is to be given stands still from then on. So it knows, too, when what it gave before is served.
-With its first ``G`` the heir sends a descriptor of its process (pidfd_open(2)), so that the
-predecessor sees it die, and takes back what it had, see ``custody``; unless it has somebody who
-takes that over, see ``standby``.
+With its first ``G`` the heir sends a descriptor of its process, and one of its line if it has a
+standby (see ``process_file``), so that the predecessor sees them die, and takes back what they had,
+see ``custody``.
 
 The heir acknowledges (``A``) what came with ``E``, ``S`` or ``W`` when it has all of it in its
 hands: it can read it, and holds every descriptor. Then the predecessor *commits* (``C``), and
@@ -173,11 +173,12 @@ class Bequeather:
             HandOverError: it cannot; the wire is to be closed.
 
         """
-        files = await self._hear(READY, files=1)
+        files = await self._hear(READY, files=2)
         try:
-            return ProcessFile(files[0]) if files else None
+            return ProcessFile(*files) if files else None
         except ValueError as error:
-            os.close(files[0])
+            for fd in files:
+                os.close(fd)
             raise HandOverError(str(error)) from error
 
     async def wait_ready(self) -> None:
@@ -286,13 +287,13 @@ class Heir:
 
     Args:
         wire: to the predecessor.
-        is_alone: whether nobody would go on with what we have, if we died.
+        life: of our line, see ``process_file``; None if we have no standby.
 
     """
 
-    def __init__(self, wire: Wire, *, is_alone: bool = True) -> None:
+    def __init__(self, wire: Wire, life: int | None = None) -> None:
         self._wire = wire
-        self._is_alone = is_alone
+        self._life = life
 
     async def take_datagrams(self) -> Bequest:
         """Receive all flows of datagrams.
@@ -355,12 +356,12 @@ class Heir:
 
     async def _introduce(self) -> None:
         """Say that datagrams may come, and who we are."""
-        files = [os.pidfd_open(os.getpid())] if self._is_alone else []
+        process = os.pidfd_open(os.getpid())
+        files = [process] if self._life is None else [process, self._life]
         try:
             await self._wire.send(READY, files, whole=False)
         finally:
-            for fd in files:
-                os.close(fd)
+            os.close(process)
 
     async def _receive(self, flows: list[Moving], clients: list[Waiting]) -> bytes:
         """Receive a message, and add what is in it; return its kind, and what is of no flow."""

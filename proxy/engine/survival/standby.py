@@ -18,6 +18,9 @@ ends: the worker has said so in the will.
 A standby that ends before its worker is missed by the supervisor, which has the worker clone
 another one.
 
+A pipe ends when all of them have: its writing end is in that table only, and never used. The other
+end is for predecessors, which take back what they gave us when nobody is left (see ``custody``).
+
 Descriptors are numbers here, not objects: an object that is collected in one process would close
 what the other one needs. And a worker that fails ends at once, before anything of it is collected.
 But not before its tasks have ended, which close what they hold: so the channel that a worker has is
@@ -85,6 +88,7 @@ class Line:
     def __init__(self, channel: int, line: int) -> None:
         self._channel = channel
         self._line = line
+        self._life, self._alive = os.pipe()
         self._wills: list[Will] = []
         self._number = 0
         self._worker = NO_FILE  # of its process
@@ -93,7 +97,7 @@ class Line:
     def run(self, wire: int) -> NoReturn:
         """Be the worker at the end of a wire, and then each next one, as standby."""
         while True:
-            self._wills.append(Will(self._number))
+            self._wills.append(Will(self._number, self._life))
             self._number += 1
             self._worker = os.pidfd_open(os.getpid())
             if not self._clone_standby():
@@ -161,8 +165,9 @@ class Line:
         code = FAILED
         *former, will = self._wills
         try:
-            keep = {wire, self._channel, self._line, self._worker, self._next_wire}
-            legacy = execute(former, {*STANDARD, *keep}) if former else None
+            line = {self._channel, self._line, self._life, self._alive}
+            keep = {*STANDARD, *line, wire, self._worker, self._next_wire}
+            legacy = execute(former, keep) if former else None
             child.serve(wire, os.dup(self._channel), will, legacy, self.renew)
             will.say_over()
             code = ENDED

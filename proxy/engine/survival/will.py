@@ -185,14 +185,17 @@ class Will:
 
     Args:
         number: of the worker in its line, from 0 on.
+        life: the descriptor by which others see that its line is over, see ``process_file``; None
+            if nobody shall.
 
     Attributes:
         ways: that its flows go.
 
     """
 
-    def __init__(self, number: int = 0) -> None:
+    def __init__(self, number: int = 0, life: int | None = None) -> None:
         self.number = number
+        self.life = life
         flags = mmap.MAP_SHARED | mmap.MAP_ANONYMOUS | MAP_NORESERVE
         self._memory = mmap.mmap(-1, SIZE_OF_ALL, flags=flags)
         self._view = memoryview(self._memory)
