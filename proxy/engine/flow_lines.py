@@ -61,6 +61,17 @@ class Lines:
         return Lines(b"\n".join([*self.text.split(b"\n", most)[:most], b""]), most)
 
 
+def whole_lines(text: memoryview, most: int) -> memoryview:
+    """The first lines of a text, so many bytes at most; of a line that is longer a piece.
+
+    Processes that follow each other have one standard error: what is written in one piece stands
+    together, and whatever another one writes comes before or behind it.
+    """
+    if len(text) <= most:
+        return text
+    return text[: bytes(text[:most]).rfind(b"\n") + 1 or most]
+
+
 class FlowLog(NamedTuple):
     """Which flows have a line, and how it reads.
 

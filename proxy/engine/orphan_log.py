@@ -16,7 +16,7 @@ from typing import Any, Final
 
 import trio
 
-from proxy.engine.flow_lines import iso
+from proxy.engine.flow_lines import iso, whole_lines
 
 ROOM_SECONDS: Final = 0.5
 PIECE_BYTES: Final = select.PIPE_BUF
@@ -58,6 +58,6 @@ def _write(fd: int, text: bytes) -> None:
     view = memoryview(text)
     try:
         while view and room.poll(ROOM_SECONDS * 1000):
-            view = view[os.write(fd, view[:PIECE_BYTES]) :]
+            view = view[os.write(fd, whole_lines(view, PIECE_BYTES)) :]
     except OSError:  # EPIPE, EIO, ENOSPC
         return

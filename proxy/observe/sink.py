@@ -28,7 +28,7 @@ from typing import TYPE_CHECKING, Final
 
 import trio
 
-from proxy.engine.flow_lines import Lines
+from proxy.engine.flow_lines import Lines, whole_lines
 from proxy.observe.journal import is_journal, reconnect
 
 if TYPE_CHECKING:
@@ -206,4 +206,4 @@ def _put_some(fd: int, view: memoryview) -> int:
     if stat.S_ISSOCK(mode):
         with socket.socket(fileno=os.dup(fd)) as connected:
             return connected.send(view, socket.MSG_DONTWAIT)
-    return os.write(fd, view[:PIECE_BYTES])
+    return os.write(fd, whole_lines(view, PIECE_BYTES))
