@@ -270,10 +270,8 @@ class House:
             await self._order_again()
             if self._newcomer is not None:
                 await self._newcomer.tell_done(reports)
-            await self.worker.own()
-            await self.heritage.settle()
-        else:  # nobody takes anything back
-            await self.worker.own()
+        await self.worker.own()
+        await self.heritage.settle()
         self.heritage.remember(self.worker.forebears)
         self.inherited.set()
         await self.heritage.watch(self.worker.forebears, self.entrust)
