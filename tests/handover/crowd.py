@@ -32,13 +32,14 @@ from tests.handover.datagrams import Responder, Talker
 from tests.handover.kinds import DATAGRAMS, STREAMS, StreamKind
 from tests.handover.loop import Loop
 from tests.handover.streams import HEADER, MAGIC, End, shrink
-from tests.handover.told import WORDLESS, Account, Fault
+from tests.handover.told import WORDLESS, Account, Fault, together
 
 HOST: Final = "127.0.0.1"
 BACKLOG: Final = 4096
 LOOK_EVERY: Final = 1.0
-NUMBERS: Final = 1_000_000
-"""Flows of one group at most, by which their numbers tell the group as well."""
+NUMBERS: Final = 1 << 26
+"""Flows of one group at most, by which their numbers tell the group as well; they have 32 bits. In
+half an hour a group whose flows end with their answer has a million."""
 
 PATIENCE_TO_CONNECT: Final = 30.0
 
@@ -135,15 +136,14 @@ class Crowd:
             self.answer()
 
     def do_tell(self) -> None:
-        self.settle()
-        self.answer(accounts=self.accounts)
+        self.answer(accounts=self.all_accounts())
 
     def quiet(self) -> bool:
         return True
 
-    def settle(self) -> None:
-        """Close the accounts of what has not come to its end."""
-        self.accounts.update((flow, end.account()) for flow, end in self.ends.items())
+    def all_accounts(self) -> dict[int, Account]:
+        """Those of what has not come to its end, too."""
+        return self.accounts | {flow: end.account() for flow, end in self.ends.items()}
 
 
 class Clients(Crowd):
@@ -160,7 +160,16 @@ class Clients(Crowd):
                 self.begin(group, index, number)
         self.answer()
 
-    def begin(self, group: str, index: int, number: int) -> None:
+    def begin(self, group: str, index: int, number: int, first: int | None = None) -> None:
+        """Begin a flow.
+
+        Args:
+            group: its group.
+            index: of the group.
+            number: of the flow in it.
+            first: the flow of whose client it is, where that begins one after the other.
+
+        """
         self.loop.now = monotonic()  # to begin many takes its time, and each begins when it does
         flow = index * NUMBERS + number
         source = f"127.{1 + index}.{number % 65536 // 256}.{1 + number % 256 % 254}"
@@ -168,7 +177,7 @@ class Clients(Crowd):
         if self.places[group]["kind"] in STREAMS:
             self._connect(group, flow, source, target)
         else:
-            self._talk(group, index, flow, source, target)
+            self._talk(group, index, (flow, flow if first is None else first), source, target)
 
     def _connect(self, group: str, flow: int, source: str, target: tuple[str, int]) -> None:
         of = STREAMS[self.places[group]["kind"]]
@@ -192,26 +201,33 @@ class Clients(Crowd):
             self._next(group, list(self.places).index(group))
         super().finished(end)
 
-    def _next(self, group: str, index: int) -> None:
+    def _next(self, group: str, index: int, first: int | None = None) -> None:
         """The next flow of a client that begins one for each question."""
         self._fresh[group] += 1
-        self.begin(group, index, self.places[group]["count"] + self._fresh[group] - 1)
+        self.begin(group, index, self.places[group]["count"] + self._fresh[group] - 1, first)
 
     def _talk(
-        self, group: str, index: int, flow: int, source: str, target: tuple[str, int]
+        self,
+        group: str,
+        index: int,
+        flows: tuple[int, int],
+        source: str,
+        target: tuple[str, int],
     ) -> None:
         of = DATAGRAMS[self.places[group]["kind"]]
+        flow, _ = flows
         talker = Talker(self, group, of, flow, source, target)
         if of.fresh:
-            talker.renew = lambda: self._renew(group, index, flow)  # type: ignore[method-assign]
+            talker.renew = lambda: self._renew(group, index, flows)  # type: ignore[method-assign]
         self.talkers[flow] = talker
         talker.start()
 
-    def _renew(self, group: str, index: int, flow: int) -> None:
-        """Have another flow, in place of one that has its answer."""
-        self.accounts[flow] = self.talkers.pop(flow).account()
+    def _renew(self, group: str, index: int, flows: tuple[int, int]) -> None:
+        """Have another flow, in place of one that has its answer; all have one account."""
+        flow, first = flows
+        self.accounts[first] = together(self.accounts.get(first), self.talkers.pop(flow).account())
         if not self.stopping:
-            self._next(group, index)
+            self._next(group, index, first)
         self._end_if_all_have()
 
     def do_stop(self) -> None:
@@ -228,10 +244,10 @@ class Clients(Crowd):
     def quiet(self) -> bool:
         return not any(talker.waiting for talker in self.talkers.values())
 
-    def settle(self) -> None:
-        super().settle()
-        for flow, talker in self.talkers.items():
-            self.accounts[flow] = talker.account()
+    def all_accounts(self) -> dict[int, Account]:
+        return super().all_accounts() | {
+            flow: talker.account() for flow, talker in self.talkers.items()
+        }
 
 
 class Endpoints(Crowd):
@@ -280,10 +296,11 @@ class Endpoints(Crowd):
         end = self.ends[flow] = End(self, accepted, group, of, flow, "endpoint")
         end.start()
 
-    def settle(self) -> None:
-        super().settle()
+    def all_accounts(self) -> dict[int, Account]:
+        found = super().all_accounts()
         for responder in self.responders:
-            self.accounts.update(responder.accounts())
+            found |= responder.accounts()
+        return found
 
 
 def main(side: str, order: str) -> None:

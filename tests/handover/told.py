@@ -64,3 +64,17 @@ class Account(TypedDict):
     received: int
     pause: float
     done: bool
+
+
+def together(one: Account | None, other: Account) -> Account:
+    """One account of two flows of a client, the latter after the former."""
+    if one is None:
+        return other
+    return Account(
+        group=other["group"],
+        address=other["address"],
+        sent=one["sent"] + other["sent"],
+        received=one["received"] + other["received"],
+        pause=max(one["pause"], other["pause"]),
+        done=one["done"] and other["done"],
+    )
