@@ -27,6 +27,7 @@ from proxy.engine.handover.custody import NO_HEADERS, returned_leg
 from proxy.engine.handover.leaving import Left
 from proxy.engine.handover.process_file import ProcessFile
 from proxy.engine.handover.transfer import Bequeather, HandOverError
+from proxy.engine.survival.will import LEAVING, Will
 from proxy.engine.worker import open_files
 from tests.engine.dying import Deed, Dying, Step, nothing
 from tests.engine.heirs import TO_ONE
@@ -138,6 +139,39 @@ async def test_who_has_settled_gives_nothing_back() -> None:
         assert await client.recv(1) == b""  # its last holder is gone
         assert await accepted.recv(1) == b""
         assert not await lab.live()
+
+
+@pytest.mark.parametrize("settles", [True, False])
+async def test_our_will_says_what_is_an_heirs_until_that_is_over(settles: bool) -> None:
+    """A standby of ours that finds it would reset it, where somebody serves it."""
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        will = lab.worker._relay.will = Will()
+        pairs = [await pair(lab, endpoint) for _ in range(FLOWS)]
+        ids_before = set(ids(await lab.live()))
+        heir = Dying(Step.HEARD_ALL, stops=True)
+        assert (await lab.worker.leave(TO_ONE, [heir.end], patience=0.0)).handed == FLOWS
+        records = list(will.records())
+        assert {record.kind for record in records} == {LEAVING}
+        assert {record.id for record in records} == ids_before
+        ends = {each.getsockname() for both in pairs for each in both}
+        assert {peer_of_fd(fd) for record in records for fd in record.files} == ends
+        if settles:
+            await lab.worker.settle()
+        os.kill(heir.pid, SIGKILL)
+        while not heir.has_ended():
+            await trio.sleep(0.002)
+        while not settles and not lab.worker._custody.has_all_back:
+            await trio.sleep(0.002)
+        assert not list(will.records())
+        if not settles:
+            for each in pairs:
+                await talk(*each)
+
+
+def peer_of_fd(fd: int) -> object:
+    with Socket(fileno=os.dup(fd)) as socket:
+        return socket.getpeername()
 
 
 @asynccontextmanager

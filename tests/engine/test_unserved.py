@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from socket import SHUT_WR
+from socket import SHUT_WR, SO_LINGER, SOL_SOCKET
 from socket import socket as Socket
 
 import pytest
@@ -13,7 +13,7 @@ from proxy.engine.survival.executor import Legacy, execute
 from proxy.engine.survival.unserved import find_untouched
 from proxy.engine.survival.ways import Way
 from proxy.engine.survival.will import FINISHED, LEAVING, Will
-from proxy.engine.tcp import reset_on_close
+from proxy.engine.tcp import RESET_ON_CLOSE, reset_on_close
 
 WAY = Way("web", "tcp", "web", "e")
 
@@ -40,6 +40,10 @@ def listening() -> Socket:
     socket.bind(("127.0.0.1", 0))
     socket.listen()
     return socket
+
+
+def linger_of(socket: Socket) -> bytes:
+    return socket.getsockopt(SOL_SOCKET, SO_LINGER, len(RESET_ON_CLOSE))
 
 
 def pair(listener: Socket) -> tuple[Socket, Socket]:
@@ -122,6 +126,7 @@ async def test_a_flow_that_finished_is_not_reset(scene: Scene) -> None:
 async def test_a_flow_that_was_on_its_way_is_left_alone(scene: Scene) -> None:
     with scene.accepted.dup() as client, scene.connected.dup() as endpoint:
         assert execute_in(scene, LEAVING).unserved == []
+        assert linger_of(client) == linger_of(endpoint) != RESET_ON_CLOSE  # later either
         client.send(b"on")
         endpoint.send(b"on")
         assert scene.client.recv(2) == scene.endpoint.recv(2) == b"on"

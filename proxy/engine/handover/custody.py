@@ -23,6 +23,9 @@ and with it everybody who could serve, reset or count it: once.
 
 Two processes that hold a socket delay nothing but its close: an end (FIN) is sent at once by
 shutdown(2), a reset only when we let go as well, which is a moment later in an ordinary hand-over.
+
+If we are killed meanwhile, and have a standby, it must not reset what it finds of this in its
+table: an heir serves it. So our will says so of each stream (``Will.lend``).
 """
 
 from __future__ import annotations
@@ -45,6 +48,7 @@ from proxy.engine.handover.revive import ReviveError, revive
 from proxy.engine.handover.transfer import BATCH
 from proxy.engine.identified import Identified
 from proxy.engine.survival.reading import has_failed, read_socket
+from proxy.engine.survival.ways import Way
 from proxy.engine.tcp import CLOSE_IN_ORDER, reset_on_close
 
 if TYPE_CHECKING:
@@ -77,12 +81,14 @@ class Gone(NamedTuple):
         state: as which it left.
         files: its descriptors; ours.
         offsets: of a stream.
+        record: of them in our will; None if there is none.
 
     """
 
     state: FlowState
     files: tuple[int, ...]
     offsets: Offsets
+    record: int | None
 
 
 @dataclass(slots=True)
@@ -174,7 +180,8 @@ class Custody:
             except OSError:  # EMFILE: it is the heir's for good
                 _close(files)
             else:
-                self._wards[heir].gone.append(Gone(frozen.state, tuple(files), offsets))
+                record = self._note(frozen.state, files)
+                self._wards[heir].gone.append(Gone(frozen.state, tuple(files), offsets, record))
 
     def look_again(self, heir: int) -> None:
         """Take back what has just departed, if its heir was over before that."""
@@ -232,7 +239,9 @@ class Custody:
                 for each in ward.gone:  # of datagrams: their clients are the other heirs' now
                     self._lose(ward, each.state, [Socket(fileno=fd) for fd in each.files])
             else:
-                _close_all(ward.gone)
+                for each in ward.gone:
+                    _close(each.files)
+                    self._forget(each)
             for (_, client), _ in ward.clients:
                 client.close()
             ward.scope.cancel()
@@ -271,6 +280,7 @@ class Custody:
         ward.gone = [*streams[most:], *rest]
         for each in streams[:most]:
             self._take_stream(ward, each, now)
+            self._forget(each)
         return len(streams) > most
 
     def _take_rest(self) -> None:
@@ -325,6 +335,21 @@ class Custody:
             self._lose(ward, state, [Socket(fileno=fd) for fd in gone.files])
         else:
             ward.back += 1
+
+    def _note(self, state: FlowState, files: Sequence[int]) -> int | None:
+        """Have our will say that a stream is an heir's, too; return the record, if there is one."""
+        will = self._relay.will
+        if will is None or state.datagrams is not None:
+            return None
+        client, endpoint = files
+        way = Way(state.listener, state.transport, state.upstream, state.endpoint)
+        return will.lend(state.id, state.opened, way, (client, endpoint))
+
+    def _forget(self, gone: Gone) -> None:
+        """Have it say so no more: the descriptors are closed, or a flow of ours has them again."""
+        if gone.record is not None:
+            assert self._relay.will is not None
+            self._relay.will.end_loan(gone.record)
 
     def _count(self, before: FlowState, state: FlowState) -> None:
         """Count what the heir has moved."""
@@ -419,11 +444,6 @@ def returned_leg(
 def _is_ours(crossing: Crossing, left: LegState) -> bool:
     """Whether what is in flight is of what was pending already when the flow left."""
     return crossing.bytes == left.received or (crossing.bytes > left.received and not crossing.size)
-
-
-def _close_all(gone: Iterable[Gone]) -> None:
-    for each in gone:
-        _close(each.files)
 
 
 def _close(files: Iterable[int]) -> None:

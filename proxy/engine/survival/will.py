@@ -291,6 +291,24 @@ class Will:
         else:
             self.release(number)
 
+    def lend(self, id: int, opened: float, way: Way, files: tuple[int, int]) -> int | None:
+        """Know that a stream is another worker's, and these descriptors of ours are for safety.
+
+        Returns:
+            The record, for ``end_loan``; None if there is no room.
+
+        """
+        known = self.ways.number_of(way)
+        number = None if known is None else self.begin()
+        if known is not None and number is not None:
+            self.write(number, LEAVING, id, opened, known, files)
+        return number
+
+    def end_loan(self, number: int) -> None:
+        """Know no more of it: the descriptors are closed, or a stream of ours has them again."""
+        self.set_kind(number, FREE)
+        self.release(number)
+
     def become(self, id: int, kind: int) -> None:
         """Have the record of a flow of datagrams mean something else."""
         number = self._remembered.get(id)
