@@ -31,7 +31,6 @@ from tests.bench.machine import commit, machine
 from tests.bench.measure import Stand, started
 from tests.bench.origins import origin
 from tests.bench.peers import (
-    LIMITED,
     SURVIVING,
     USUAL,
     Peer,
@@ -89,7 +88,7 @@ def parser() -> ArgumentParser:
     )
     known.add_argument("--only", default="", metavar="NAME,...", help=f"workloads: {names}")
     known.add_argument(
-        "--proxies", default="", metavar="NAME,...", help=", ".join((*USUAL, LIMITED, SURVIVING))
+        "--proxies", default="", metavar="NAME,...", help=", ".join((*USUAL, SURVIVING))
     )
     known.add_argument(
         "--quiet",

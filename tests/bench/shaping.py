@@ -1,6 +1,6 @@
-"""Limits: how exact a ceiling is, how fair a bandwidth is divided, and what limits cost.
+"""Limits: how exact a ceiling is, and how fair a bandwidth is divided.
 
-    python -m tests.bench.shaping [--seconds S] [--only accuracy,fairness,cost] [--rounds N]
+    python -m tests.bench.shaping [--seconds S] [--only accuracy,fairness]
 
 - **accuracy**: one flow that is sent all it takes, below ``bandwidth_reply`` of 64 kbit/s,
   10 Mbit/s and 1 Gbit/s, for so many seconds (10): what arrived, of what should have, between the
@@ -8,28 +8,20 @@
   sender keeps to the same rate by itself.
 - **fairness**: a listener with ``bandwidth``, a client with 500 flows beside one with one: the part
   of each; and what the one has when the many are quiet.
-- **cost**: requests, connections and UDP round trips with every limit configured and none reached,
-  beside none: the workloads of the benchmark, on a proxy called ``limited``. What one process needs
-  for a connection is a fifth more or less than what the next one does, whatever its limits: so
-  there are many rounds, the ratio is that of both in one round, and its median is told.
-
-Nothing is asserted; the goals are 97 to 101 %, half and half within 5 %, twice the CPU for a byte,
-and a tenth more CPU for a unit of work.
+Nothing is asserted; the goals are 97 to 101 %, half and half within 5 %, twice the CPU for a byte.
+What limits cost that are not reached is told by ``limits``.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import socket
-import subprocess
 import sys
 from argparse import ArgumentParser
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from select import EPOLLIN, EPOLLOUT, epoll, select
-from statistics import median
 from tempfile import TemporaryDirectory
 from time import monotonic
 from typing import Final
@@ -193,47 +185,17 @@ async def fairness(seconds: float, cores: tuple[Cores, Cores]) -> Iterator[str]:
     return iter(lines)
 
 
-def cost(seconds: float, rounds: int) -> Iterator[str]:
-    """The ordinary workloads, on a sockpair with limits beside one without."""
-    with TemporaryDirectory(prefix="sockpair-bench-") as folder:
-        file = Path(folder) / "results.json"
-        command = [
-            *(sys.executable, "-m", "tests.bench", "--rounds", str(rounds)),
-            *("--seconds", str(max(1, round(seconds))), "--only", "request,connection,udp32,udp1"),
-            *("--proxies", "sockpair,limited", "--json", str(file)),
-        ]
-        subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
-        samples = json.loads(file.read_text())["samples"]
-    found: dict[str, dict[str, dict[int, float]]] = {}
-    for sample in samples:
-        if "cpu" in sample["figures"]:
-            by_proxy = found.setdefault(sample["workload"], {"sockpair": {}, "limited": {}})
-            by_proxy[sample["proxy"]][sample["round"]] = sample["figures"]["cpu"]
-    yield f"{'work':>12}{'none, µs':>12}{'limits, µs':>12}{'ratio':>8}   of each round"
-    for work, by_proxy in found.items():
-        none, limits = by_proxy["sockpair"], by_proxy["limited"]
-        ratios = [limits[each] / none[each] for each in none.keys() & limits.keys()]
-        medians = f"{median(none.values()):12.2f}{median(limits.values()):12.2f}"
-        course = " ".join(f"{ratio:.2f}" for ratio in sorted(ratios))
-        yield f"{work:>12}{medians}{median(ratios):8.2f}   {course}"
-
-
 async def main() -> None:
     """Run what is asked for, and print each table."""
     parser = ArgumentParser(prog="python -m tests.bench.shaping")
     parser.add_argument("--seconds", type=float, default=10.0)
-    parser.add_argument("--rounds", type=int, default=9)
-    parser.add_argument("--only", default="accuracy,fairness,cost")
+    parser.add_argument("--only", default="accuracy,fairness")
     options = parser.parse_args()
     every = sorted(os.sched_getaffinity(0))
     cores = {every[-1]}, set(every[:-1]) or {every[-1]}
     for name in options.only.split(","):
         print(f"\n{name}", flush=True)
-        if name == "cost":
-            lines = cost(min(options.seconds, 3.0), options.rounds)
-        else:
-            lines = await (accuracy if name == "accuracy" else fairness)(options.seconds, cores)
-        for line in lines:
+        for line in await (accuracy if name == "accuracy" else fairness)(options.seconds, cores):
             print(line, flush=True)
 
 

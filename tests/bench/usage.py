@@ -92,6 +92,14 @@ def threads_of(session: int) -> dict[int, float]:
     return found
 
 
+def nanoseconds(pid: int) -> int:
+    """Nanoseconds of CPU that the threads of one process have used (sched-stats, schedstat)."""
+    return sum(
+        int((thread / "schedstat").read_text().split()[0])
+        for thread in _threads(Path("/proc") / str(pid))
+    )
+
+
 async def threads_at_rest(session: int) -> dict[int, float]:
     """Wait until the processes of a session do nothing, and tell their threads apart."""
     await usage_at_rest(session)
