@@ -132,6 +132,8 @@ class Crew:
         self._changing = trio.Lock()
         self._finishing = False
         self._owns = False
+        self._stands_down = False
+        self._aside: list[RemoteWorker] = []  # workers that began since then
         self._begun = set[int]()  # workers of which one has been at work
         self._readings = Readings(size)
         self.forebears = Forebears()
@@ -321,9 +323,31 @@ class Crew:
         remotes = [remote for remote in self._remotes if remote is not None]
         return [(each.pid, each.channel) for each in remotes if each.channel is not None]
 
+    def stand_down(self) -> None:
+        """Have workers that begin from now on take nobody in: a successor has the sockets, too.
+
+        One that follows a killed one would otherwise take the datagrams of flows that it has.
+        """
+        self._stands_down = True
+
+    async def stand_up(self) -> None:
+        """Have all take clients in again: the successor has failed."""
+        async with self._changing:
+            self._stands_down = False
+            aside, self._aside = self._aside, []
+            for remote in aside:
+                with suppress(WorkerLostError):
+                    await remote.stand_up()
+
     async def part(self) -> None:
-        """Leave all workers to whoever comes after us; they live on when ``run`` is cancelled."""
+        """Leave all workers to whoever comes after us; they live on when ``run`` is cancelled.
+
+        A successor knows nothing of those that have stood aside, so we have them drain.
+        """
         self._finishing = True
+        for remote in self._aside:
+            with suppress(WorkerLostError):
+                await remote.settle()
         await self._all(RemoteWorker.part)
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
@@ -435,6 +459,9 @@ class Crew:
             async with self._changing:
                 if self._flow_log is not None:
                     await remote.log_flows(self._flow_log)
+                if self._stands_down:
+                    await remote.stand_aside()
+                    self._aside.append(remote)
                 if self._owns:  # before it has anything, of a killed one or its own
                     await remote.own()
                 if self._wanted is not None and not inherited:

@@ -384,6 +384,8 @@ class House:
         """
         self.is_stopping = False
         self._become(Tenure.OURS)
+        if isinstance(self.worker, Crew):
+            await self.worker.stand_up()
         kept = {name for name, each in self._bound.items() if each.is_open}
         for socket in (socket for name in kept & sockets.keys() for socket in sockets[name]):
             socket.close()
@@ -400,6 +402,8 @@ class House:
         """Put nothing to work any more, nor let anything be ordered: a successor takes over."""
         await self.stop_changing()
         self._become(Tenure.GOING)
+        if isinstance(self.worker, Crew):
+            self.worker.stand_down()
 
     def hand_on(self) -> None:
         """Know that a successor has everything."""

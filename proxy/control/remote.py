@@ -230,6 +230,18 @@ class RemoteWorker:
         counts: list[OrderCount] = await self._call("order_counts")
         return counts
 
+    async def stand_aside(self) -> None:
+        """Have it take nobody in: it follows one whose sockets a successor has."""
+        await self._call("stand_aside")
+
+    async def stand_up(self) -> None:
+        """Have it take clients in again, if it stood aside."""
+        await self._call("stand_up")
+
+    async def settle(self) -> None:
+        """Have it drain: the successor has settled, and it has stood aside, or given all."""
+        await self._call("settle")
+
     async def own(self) -> None:
         """Have it know that what came from predecessors stays."""
         await self._call("own")

@@ -226,6 +226,11 @@ class Child:
                 return None
             case "apply":
                 self._succession.pace = arguments[0].pace
+            case "settle":
+                await self._succession.settle()
+                return None
+            case "stand_aside" | "stand_up":
+                self._succession.has_left = method == "stand_aside"
             case "finish":
                 self._finishing = True
         value = await getattr(self._worker, method)(*arguments, **options)

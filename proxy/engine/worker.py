@@ -27,6 +27,7 @@ from proxy.engine.flow_lines import FlowLog, Lines
 from proxy.engine.flow_rows import FlowRows
 from proxy.engine.handover.arriving import Arriving
 from proxy.engine.handover.custody import Custody
+from proxy.engine.handover.doors import Doors
 from proxy.engine.handover.forebears import Forebears
 from proxy.engine.handover.leaving import Leaving, Left
 from proxy.engine.handover.transfer import PATIENCE, Bequeather, Heir
@@ -116,6 +117,7 @@ class Worker:
         self._arriving = Arriving(self._relay, self._roster)
         self._custody = Custody(self._relay, self._roster)
         self.forebears = Forebears()
+        self._aside: Doors | None = None
         self._tally = Tally()
         self._tallying = trio.Lock()
 
@@ -144,6 +146,8 @@ class Worker:
         relay.table.resize(change.table_limit, change.recent)
         self._sampler.rate = change.sample_rate
         changed = roster.apply(change, now)
+        if self._aside is not None:
+            self._aside.pause()
         self._arriving.revive_datagrams(now)
         self._rows.go_by(self._arriving.offset)
         self._drains.cancel(roster.is_wanted)
@@ -223,6 +227,20 @@ class Worker:
         """Know that the heirs have settled: what has gone to them never comes back."""
         await trio.lowlevel.checkpoint()
         self._custody.release()
+        if self._aside is not None:
+            self._aside.leave(monotonic())
+
+    async def stand_aside(self) -> None:
+        """Take nobody in, from the first ``apply`` on: we follow one whose sockets heirs have."""
+        await trio.lowlevel.checkpoint()
+        self._aside = Doors(self._roster)
+
+    async def stand_up(self) -> None:
+        """Take clients in again: the heirs have failed."""
+        await trio.lowlevel.checkpoint()
+        aside, self._aside = self._aside, None
+        if aside is not None:
+            aside.resume()
 
     async def readdress(self, upstreams: Sequence[UpstreamSpec]) -> None:
         """Have these upstreams other endpoints from now on; flows that live go on."""

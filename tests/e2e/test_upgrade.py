@@ -324,6 +324,11 @@ async def lose_and_die(*_):
 async def hang(*_):
     await trio.sleep_forever()
 
+async def lose_predecessor(self, reports, tell=newcomer.Newcomer.tell_done):
+    os.kill(int(open({victim!r}).read()), 9)
+    await trio.sleep(1)  # and its standby is at work
+    await tell(self, reports)
+
 if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
     match open({mode!r}).read():
         case "hangs":
@@ -337,6 +342,8 @@ if "run" in sys.argv and newcomer.PREDECESSOR in os.environ:
         case "dies after its worker":
             newcomer.Newcomer.tell_done = lose_and_die
             Crew.run = known(Crew.run)
+        case "loses its predecessor":
+            newcomer.Newcomer.tell_done = lose_predecessor
         case "dies unsettled":
             Heritage.settle = die
         case "few files":
@@ -358,7 +365,8 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
     mode = settings.folder / "mode"
     mode.write_text("")
     script = settings.folder / "faulty.py"
-    script.write_text(PROGRAM.format(mode=str(mode), few=FEW))
+    victim = settings.folder / "victim"
+    script.write_text(PROGRAM.format(mode=str(mode), few=FEW, victim=str(victim)))
     async with lives(settings, [sys.executable, script, "run", "-c", settings.file]) as running:
         yield running, mode
 
@@ -401,12 +409,43 @@ async def test_a_successor_that_dies_takes_nothing_along(
             chatter.nursery.cancel_scope.cancel()
 
 
+@pytest.mark.parametrize(("workers", "survive"), [(1, "crash"), (2, "crash"), (2, "restart")])
+async def test_a_predecessor_that_is_killed_when_it_has_given_all_takes_nothing_along(
+    stage: Stage, workers: int, survive: str
+) -> None:
+    """Who follows it leaves alone what it kept for safety: the successor serves that."""
+    async with chatting() as chatter:
+        keys = {"survive": survive}
+        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
+        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
+        settings = stage.settings(web, dns, workers=workers)
+        async with faulty(settings) as (running, fault):
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            victim = (await running.sockpair.status())["workers"][0]["pid"]
+            (settings.folder / "victim").write_text(str(victim))
+            fault.write_text("loses its predecessor")
+            assert (await running.upgraded())["flows"] == 2 * TALKERS
+            assert not is_running(victim)
+            await chatter.wait_words()
+            metrics = await running.sockpair.metrics()
+            assert metrics.sum("sockpair_flows_lost_total") == 0
+            assert metrics.sum("sockpair_flows") == 2 * TALKERS
+            begun = {each["pid"] for each in running.sockpair.log_records("worker_started")}
+            there = {each["pid"] for each in (await running.sockpair.status())["workers"]}
+            await until(lambda: not any(map(is_running, begun - there)), "the end of the others")
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("survive", ["restart", "crash"])
 @pytest.mark.parametrize("workers", [1, 2])
 async def test_flows_of_a_successor_that_dies_with_the_last_word_drain_in_the_old_process(
-    stage: Stage, workers: int
+    stage: Stage, workers: int, survive: str
 ) -> None:
     async with chatting() as chatter:
-        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        keys = {"survive": survive}
+        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
+        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
         settings = stage.settings(web, dns, workers=workers, drain_timeout="60s")
         async with faulty(settings) as (running, fault):
             talk(chatter, web, dns, "first")

@@ -49,6 +49,7 @@ from proxy.engine.handover.transfer import BATCH
 from proxy.engine.identified import Identified
 from proxy.engine.survival.reading import has_failed, read_socket
 from proxy.engine.survival.ways import Way
+from proxy.engine.survival.will import NO_FILE
 from proxy.engine.tcp import CLOSE_IN_ORDER, reset_on_close
 
 if TYPE_CHECKING:
@@ -67,6 +68,9 @@ FATE: Final = 1.0
 """Seconds for the kernel to end a process whose wire has ended."""
 
 log = structlog.get_logger()
+
+ANY_ID: Final = 1
+"""In a will, of what is no flow yet; 0 is that of a record that was never used."""
 
 Offsets = tuple[int, int]
 """Bytes that were read from the client, and written to the endpoint, before those of a flow."""
@@ -91,6 +95,21 @@ class Gone(NamedTuple):
     record: int | None
 
 
+class GoneClient(NamedTuple):
+    """A client that has gone to an heir before it was admitted.
+
+    Attributes:
+        held: which; the socket is ours.
+        consumed: bytes that had been read from it, see ``consumed_of``.
+        record: of it in our will; None if there is none.
+
+    """
+
+    held: Held
+    consumed: int | None
+    record: int | None
+
+
 @dataclass(slots=True)
 class Ward:
     """What one heir has got.
@@ -98,7 +117,7 @@ class Ward:
     Attributes:
         process: of the heir.
         gone: flows, by the order in which they went.
-        clients: that went before they were admitted, and what had been read from each.
+        clients: that went before they were admitted.
         over: whether the heir has ended, and its streams are back.
         settled: when that is so, or the heir is looked after no more.
         back: how many flows have come back.
@@ -109,7 +128,7 @@ class Ward:
 
     process: ProcessFile
     gone: list[Gone] = field(default_factory=list)
-    clients: list[tuple[Held, int | None]] = field(default_factory=list)
+    clients: list[GoneClient] = field(default_factory=list)
     over: bool = False
     settled: trio.Event = field(default_factory=trio.Event)
     back: int = 0
@@ -180,7 +199,7 @@ class Custody:
             except OSError:  # EMFILE: it is the heir's for good
                 _close(files)
             else:
-                record = self._note(frozen.state, files)
+                record = self._note_flow(frozen.state, files)
                 self._wards[heir].gone.append(Gone(frozen.state, tuple(files), offsets, record))
 
     def look_again(self, heir: int) -> None:
@@ -198,7 +217,10 @@ class Custody:
 
         """
         if self._wards:
-            self._wards[heir].clients.append((client, consumed))
+            state, socket = client
+            way = Way(state.listener, state.transport, "", "")
+            record = self._note(ANY_ID, 0.0, way, (socket.fileno(), NO_FILE))
+            self._wards[heir].clients.append(GoneClient(client, consumed, record))
         else:
             client[1].close()
 
@@ -242,8 +264,9 @@ class Custody:
                 for each in ward.gone:
                     _close(each.files)
                     self._forget(each)
-            for (_, client), _ in ward.clients:
-                client.close()
+            for gone in ward.clients:
+                gone.held[1].close()
+                self._forget(gone)
             ward.scope.cancel()
         if doors is not None:
             self._relay.table.settle()
@@ -303,8 +326,10 @@ class Custody:
     def _take_in(self, ward: Ward, doors: Doors, now: float) -> None:
         """Have clients wait again who had waited; not if the heir has begun with them."""
         clients, ward.clients = ward.clients, []
-        for (state, client), consumed in clients:
-            if consumed is not None and consumed_of(client) == consumed:
+        for gone in clients:
+            self._forget(gone)
+            state, client = gone.held
+            if gone.consumed is not None and consumed_of(client) == gone.consumed:
                 doors.take_in(state, client, now)
             else:
                 ward.lost += 1
@@ -336,17 +361,21 @@ class Custody:
         else:
             ward.back += 1
 
-    def _note(self, state: FlowState, files: Sequence[int]) -> int | None:
-        """Have our will say that a stream is an heir's, too; return the record, if there is one."""
-        will = self._relay.will
-        if will is None or state.datagrams is not None:
+    def _note_flow(self, state: FlowState, files: Sequence[int]) -> int | None:
+        """Note a flow, if it is a stream: sockets of datagrams cannot be reset."""
+        if state.datagrams is not None:
             return None
         client, endpoint = files
         way = Way(state.listener, state.transport, state.upstream, state.endpoint)
-        return will.lend(state.id, state.opened, way, (client, endpoint))
+        return self._note(state.id, state.opened, way, (client, endpoint))
 
-    def _forget(self, gone: Gone) -> None:
-        """Have it say so no more: the descriptors are closed, or a flow of ours has them again."""
+    def _note(self, id: int, opened: float, way: Way, files: tuple[int, int]) -> int | None:
+        """Have our will say what is an heir's, too; return the record, if there is one."""
+        will = self._relay.will
+        return None if will is None else will.lend(id, opened, way, files)
+
+    def _forget(self, gone: Gone | GoneClient) -> None:
+        """Have it say so no more: the descriptors are closed, or ours alone."""
         if gone.record is not None:
             assert self._relay.will is not None
             self._relay.will.end_loan(gone.record)

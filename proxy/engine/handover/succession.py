@@ -126,6 +126,7 @@ class Succession:
         place: of how many workers it is which, from 0 on.
 
     Attributes:
+        has_left: whether everything of the worker could go to heirs.
         pace: how it drains, if it is to.
         estate: what the supervisor leaves to a successor, as it wrote it.
 
@@ -139,8 +140,8 @@ class Succession:
         self._decided = trio.Event()
         self._draining = False
         self._leaving = trio.Lock()
-        self._has_left = False
         self._ended = trio.Event()
+        self.has_left = False
         self.pace = AT_ONCE
         self.estate: Answer = {}
 
@@ -179,6 +180,12 @@ class Succession:
                 await self._worker.wait_drained()
                 nursery.cancel_scope.cancel()
 
+    async def settle(self) -> None:
+        """Know that what has gone stays gone; and drain, if everything could go."""
+        await self._worker.settle()
+        if self.has_left:
+            await self._drain()
+
     async def wait_ended(self) -> None:
         """Wait until a successor says that it is time to end."""
         await self._ended.wait()
@@ -214,9 +221,7 @@ class Succession:
             case "leave":
                 return await self._leave(question, sockets)
             case "settle":
-                await self._worker.settle()
-                if self._has_left:
-                    await self._drain()
+                await self.settle()
                 return await self._reading()
             case "counters":
                 return await self._reading()
@@ -237,7 +242,7 @@ class Succession:
                 left = await self._worker.leave(order, sockets, served=served)
         except (ValueError, HandOverError) as error:  # everything is as it was
             return {"error": str(error)}
-        self._has_left = not left.failure
+        self.has_left = not left.failure
         report = {"handed": left.handed, "longest": left.longest, "failure": left.failure}
         return {**report, **await self._reading()}
 
