@@ -263,6 +263,17 @@ def test_who_drains_has_no_part_in_our_table() -> None:
     assert (total["log_dropped"], total["table_entries"]) == (5, 0)
 
 
+def test_those_that_have_ended_are_one_reading_however_many_there_were() -> None:
+    """Or each life would hand on more to the next than it got."""
+    forebears = Forebears()
+    for number in range(20):
+        assert forebears.remember(f"past {number}", {**merge_counters([]), "log_dropped": number})
+        forebears.settle(f"past {number}")
+    assert forebears.remember("living", {**merge_counters([]), "log_dropped": 1000})
+    assert [each["log_dropped"] for each in forebears.readings()] == [1000, 190]
+    assert forebears.added_to(merge_counters([]))["log_dropped"] == 1190
+
+
 async def test_predecessors_are_told_when_all_ends() -> None:
     puppet = Puppet(GREETING, {"ending": True})
     async with heritage(puppet) as taking:

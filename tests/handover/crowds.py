@@ -123,10 +123,12 @@ class Crowds:
         except* trio.TooSlowError:
             self._note("all", 0, f"flows have not come to their end within {seconds:g} s")
         await self._tell(self.clients, "clients")
+        await self._tell(self.endpoints, "endpoints")
         sent = self._datagrams("clients", "sent")
 
         async def have_come() -> bool:
-            await self._tell(self.endpoints, "endpoints")
+            if self._datagrams("endpoints", "received") < sent:
+                await self._tell(self.endpoints, "endpoints")
             return self._datagrams("endpoints", "received") >= sent
 
         with suppress(AssertionError):  # those that are missing are found below

@@ -5,6 +5,9 @@ its last reading is added to each of ours. While flows drain there, it goes on t
 new reading of it takes the place of the one before.
 
 What it read is only data, perhaps of another version; what cannot be added is left out.
+
+Those that have ended are one reading, however many lives there were: each life hands it on to the
+next, and adds it to whatever is asked for.
 """
 
 from __future__ import annotations
@@ -22,7 +25,8 @@ class Forebears:
     """The readings of predecessors."""
 
     def __init__(self) -> None:
-        self._readings: dict[str, RelayCounters] = {}
+        self._readings: dict[str, RelayCounters] = {}  # of those that live
+        self._ended: list[RelayCounters] = []  # the sum of all others, once there are any
 
     def remember(self, name: str, reading: Any) -> bool:
         """Add what a predecessor counted from now on; false if it cannot be read.
@@ -41,8 +45,10 @@ class Forebears:
 
     def settle(self, name: str) -> None:
         """Know that a predecessor has ended, and that its flows have."""
-        if name in self._readings:
-            self._readings[name] = retire_counters(self._readings[name], CloseReason.DRAINED)
+        last = self._readings.pop(name, None)
+        if last is not None:
+            ended = retire_counters(last, CloseReason.DRAINED)
+            self._ended = [merge_counters([*self._ended, ended])]
 
     def added_to(self, reading: RelayCounters, *, former: bool = False) -> RelayCounters:
         """A reading of ours, and what was counted before.
@@ -52,11 +58,11 @@ class Forebears:
             former: with names that are not among ours.
 
         """
-        if not self._readings:
+        if not (self._readings or self._ended):
             return reading
-        total = merge_counters([reading, *self._readings.values()])
+        total = merge_counters([reading, *self.readings()])
         return total if former else only_names_of(reading, total)
 
     def readings(self) -> list[RelayCounters]:
-        """All of them."""
-        return list(self._readings.values())
+        """That of each who lives, and that of all others together."""
+        return [*self._readings.values(), *self._ended]
