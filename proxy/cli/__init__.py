@@ -8,7 +8,6 @@ Exit codes: 0 done, 1 failed, 2 usage. stdout is the product, stderr is for peop
 
 from __future__ import annotations
 
-from difflib import get_close_matches
 from importlib import import_module
 from typing import Any, Final
 
@@ -60,8 +59,11 @@ class LazyGroup(click.Group):
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         """Find the subcommand; for one that there is not, name the nearest."""
-        if (near := get_close_matches(args[0], COMMANDS, 1)) and args[0] not in COMMANDS:
-            ctx.fail(f'no such command "{args[0]}"; did you mean "{near[0]}"?')
+        if args[0] not in COMMANDS:
+            from difflib import get_close_matches  # noqa: PLC0415 - its import is felt
+
+            if near := get_close_matches(args[0], COMMANDS, 1):
+                ctx.fail(f'no such command "{args[0]}"; did you mean "{near[0]}"?')
         return super().resolve_command(ctx, args)
 
     def main(self, *args: Any, **kwargs: Any) -> Any:

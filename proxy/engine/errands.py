@@ -29,9 +29,9 @@ SHORTEST: Final = 30e-6
 """Seconds: two rows, or what the relay itself takes for a message. The pump asks the kernel for
 news in between, and that is not to become most of what it does."""
 
-PART: Final = 0.2
-"""Of the time of the round before; so errands have a sixth of a core that is busy. 5,000 rows take
-half a second of that."""
+PART: Final = 0.4
+"""Of the time of the round before; so errands have less than a third of a core that is busy. 5,000
+rows take a third of a second of that."""
 
 Made = TypeVar("Made")
 

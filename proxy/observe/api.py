@@ -65,7 +65,11 @@ if TYPE_CHECKING:
     from proxy.observe.reader import Message
 
 SLICE_ROWS: Final = 25
-"""Rows asked for, and sent, at once: a piece of an answer."""
+"""Rows that are sent at once: a piece of an answer."""
+
+ASKED_ROWS: Final = 100
+"""Rows asked for at once. To ask, and be told, are two turns of the pump, and of a pump that has 64
+sockets to serve in each a listing of 5,000 rows should not need more of them than rows do."""
 
 LOOKING: Final = frozenset({"GET", "HEAD"})
 """Methods that order nothing."""
@@ -367,12 +371,12 @@ class Api:
         return f'no upstream has the endpoint "{endpoint}"; there are: {", ".join(there)}'
 
     async def _row_parts(self, ids: list[int], *, recent: bool) -> AsyncGenerator[list[str], None]:
-        """Rows as JSON, made while they are sent: a slow reader holds ids, and one part."""
-        for start in range(0, len(ids), SLICE_ROWS):
-            found = await self._port.flow_rows(ids[start : start + SLICE_ROWS], recent=recent)
+        """Rows as JSON, made while they are sent: a slow reader holds ids, and some rows."""
+        for start in range(0, len(ids), ASKED_ROWS):
+            found = await self._port.flow_rows(ids[start : start + ASKED_ROWS], recent=recent)
             rows = [row for row in found if row is not None]
-            if rows:
-                yield rows
+            for at in range(0, len(rows), SLICE_ROWS):
+                yield rows[at : at + SLICE_ROWS]
 
     async def _event_pieces(
         self, wish: Wish, write: Callable[[Sequence[Message]], bytes]

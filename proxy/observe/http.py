@@ -332,7 +332,8 @@ class HttpConnection:
                 held.append(each)
                 size += len(each)
                 if size >= PIECE_BYTES:
-                    await trio.lowlevel.checkpoint()  # sending takes a turn of its own
+                    if not isinstance(body, AsyncGenerator):  # which has waited for what it made
+                        await trio.lowlevel.checkpoint()  # sending takes a turn of its own
                     await self._send_event(h11.Data(data=b"".join(held)))
                     held, size = [], 0
         if held:
