@@ -30,6 +30,7 @@ from proxy.control.lineage import Lineage
 from proxy.control.readings import Readings
 from proxy.control.remote import RemoteWorker, WorkerLostError, start_line
 from proxy.control.slots import Slots
+from proxy.control.tenure import Tenure
 from proxy.core.condition import Administration
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
@@ -101,6 +102,9 @@ class Crew:
     Attributes:
         forebears: what was counted in earlier lives.
         inherits: has the first life of each worker expect flows; see ``Heritage.introduce``.
+        tenure: that of the house. Workers that begin when it goes to a successor, in place of some
+            that were killed, take nobody in: the successor has the sockets, and datagrams that come
+            to them are of its flows.
 
     """
 
@@ -132,8 +136,8 @@ class Crew:
         self._changing = trio.Lock()
         self._finishing = False
         self._owns = False
-        self._stands_down = False
-        self._aside: list[RemoteWorker] = []  # workers that began since then
+        self.tenure = Tenure.OURS
+        self._aside: list[RemoteWorker] = []  # workers that began when it was not ours
         self._begun = set[int]()  # workers of which one has been at work
         self._readings = Readings(size)
         self.forebears = Forebears()
@@ -323,31 +327,24 @@ class Crew:
         remotes = [remote for remote in self._remotes if remote is not None]
         return [(each.pid, each.channel) for each in remotes if each.channel is not None]
 
-    def stand_down(self) -> None:
-        """Have workers that begin from now on take nobody in: a successor has the sockets, too.
-
-        One that follows a killed one would otherwise take the datagrams of flows that it has.
-        """
-        self._stands_down = True
-
     async def stand_up(self) -> None:
-        """Have all take clients in again: the successor has failed."""
+        """Have those that stand aside take clients in: the successor has failed."""
         async with self._changing:
-            self._stands_down = False
             aside, self._aside = self._aside, []
             for remote in aside:
                 with suppress(WorkerLostError):
                     await remote.stand_up()
 
-    async def part(self) -> None:
-        """Leave all workers to whoever comes after us; they live on when ``run`` is cancelled.
+    async def settle(self) -> None:
+        """Have those that stand aside drain: the successor has everything, and knows no more."""
+        async with self._changing:
+            for remote in self._aside:
+                with suppress(WorkerLostError):
+                    await remote.settle()
 
-        A successor knows nothing of those that have stood aside, so we have them drain.
-        """
+    async def part(self) -> None:
+        """Leave all workers to whoever comes after us; they live on when ``run`` is cancelled."""
         self._finishing = True
-        for remote in self._aside:
-            with suppress(WorkerLostError):
-                await remote.settle()
         await self._all(RemoteWorker.part)
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
@@ -457,27 +454,7 @@ class Crew:
             await remote.wait_started()
             inherited = await self._inherit(remote)
             async with self._changing:
-                if self._flow_log is not None:
-                    await remote.log_flows(self._flow_log)
-                if self._stands_down:
-                    await remote.stand_aside()
-                    self._aside.append(remote)
-                if self._owns:  # before it has anything, of a killed one or its own
-                    await remote.own()
-                if self._wanted is not None and not inherited:
-                    await self._apply(remote, self._wanted)
-                for each in self._disabled.values():
-                    await remote.administer(each)
-                if self._health:
-                    await remote.set_health(tuple(self._health.values()))
-                if self._estate:
-                    await remote.entrust(self._estate)
-                if self._orders:
-                    await remote.limit(self._orders)
-                for order in self._drains.values():
-                    await remote.drain(order)
-                if self._queries:
-                    await remote.watch(self._queries)
+                await self._brief(remote, inherited=inherited)
                 self._remotes[remote.index] = remote
                 self._joined.unpark_all()
             if self._lineages[remote.index] is not None:  # at once, for it may be killed again
@@ -489,6 +466,32 @@ class Crew:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._read_often, remote)
                 nursery.start_soon(self._collect_events, remote)
+
+    async def _brief(self, remote: RemoteWorker, *, inherited: bool) -> None:
+        """Tell a worker all that those before it were told."""
+        if self._flow_log is not None:
+            await remote.log_flows(self._flow_log)
+        if self.tenure is not Tenure.OURS:
+            await remote.stand_aside()
+            self._aside.append(remote)
+        if self._owns:  # before it has anything, of a killed one or its own
+            await remote.own()
+        if self._wanted is not None and not inherited:
+            await self._apply(remote, self._wanted)
+        for each in self._disabled.values():
+            await remote.administer(each)
+        if self._health:
+            await remote.set_health(tuple(self._health.values()))
+        if self._estate:
+            await remote.entrust(self._estate)
+        if self._orders:
+            await remote.limit(self._orders)
+        for order in self._drains.values():
+            await remote.drain(order)
+        if self._queries:
+            await remote.watch(self._queries)
+        if self.tenure is Tenure.GONE:
+            await remote.settle()
 
     async def _inherit(self, remote: RemoteWorker) -> bool:
         """Have a worker take over flows; false if there are none.

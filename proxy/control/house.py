@@ -402,8 +402,6 @@ class House:
         """Put nothing to work any more, nor let anything be ordered: a successor takes over."""
         await self.stop_changing()
         self._become(Tenure.GOING)
-        if isinstance(self.worker, Crew):
-            self.worker.stand_down()
 
     def hand_on(self) -> None:
         """Know that a successor has everything."""
@@ -413,6 +411,8 @@ class House:
     def _become(self, tenure: Tenure) -> None:
         assert tenure in NEXT[self.tenure], (self.tenure, tenure)
         self.tenure = tenure
+        if isinstance(self.worker, Crew):
+            self.worker.tenure = tenure
 
     @property
     def bounds(self) -> tuple[int, int]:

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Final
 import structlog
 import trio
 
+from proxy.control.crew import Crew
 from proxy.control.departure import depart
 from proxy.engine.specs import EVERYTHING
 
@@ -56,6 +57,8 @@ async def obey_signals(house: House, steward: Steward) -> None:
 async def _end_when_succeeded(house: House, scope: trio.CancelScope) -> None:
     """End when a successor has everything, and our last flow has ended, or it says that we may."""
     await house.succeeded.wait()
+    if isinstance(house.worker, Crew):
+        await house.worker.settle()
     async with trio.open_nursery() as nursery:
         nursery.start_soon(_cancel_at, house.released, nursery.cancel_scope)
         await house.worker.wait_drained()

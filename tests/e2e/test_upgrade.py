@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import trio
 
-from tests.e2e.chatter import TALKERS, chatting, talk
+from tests.e2e.chatter import TALKERS, Chatter, chatting, talk
 from tests.e2e.conftest import Stage
 from tests.e2e.patience import PATIENCE, until
 from tests.e2e.program import Program, free_port, is_running, peer, start
@@ -371,6 +371,22 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
         yield running, mode
 
 
+@asynccontextmanager
+async def talking(
+    stage: Stage, workers: int, survive: str, **engine: Any
+) -> AsyncIterator[tuple[Chatter, tuple[Forward, Forward], Lives, Path]]:
+    """A crowd that talks through one, by TCP and UDP: it, both listeners, the lives, the fault."""
+    async with chatting() as chatter:
+        keys = {"survive": survive}
+        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
+        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
+        async with faulty(stage.settings(web, dns, workers=workers, **engine)) as (running, fault):
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            yield chatter, (web, dns), running, fault
+            chatter.nursery.cancel_scope.cancel()
+
+
 @pytest.mark.parametrize("workers", [1, 2])
 @pytest.mark.parametrize(
     ("mode", "survive"),
@@ -386,27 +402,20 @@ async def faulty(settings: Settings) -> AsyncIterator[tuple[Lives, Path]]:
 async def test_a_successor_that_dies_takes_nothing_along(
     stage: Stage, mode: str, workers: int, survive: str
 ) -> None:
-    async with chatting() as chatter:
-        keys = {"survive": survive}
-        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
-        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
-        async with faulty(stage.settings(web, dns, workers=workers)) as (running, fault):
-            talk(chatter, web, dns, "first")
-            await chatter.wait_words()
-            fault.write_text(mode)
-            code, errors, _ = await running.upgrade()
-            assert code == 1
-            assert "the new process ended" in errors
-            talk(chatter, web, dns, "second")
-            await chatter.wait_words()
-            assert '"close_reason"' not in running.first.story(), "nobody tells of an end"
-            metrics = await running.sockpair.metrics()
-            assert metrics.sum("sockpair_flows_opened_total") == 4 * TALKERS
-            assert metrics.sum("sockpair_flows") == 4 * TALKERS
-            fault.write_text("")
-            assert (await running.upgraded())["flows"] == 4 * TALKERS
-            await chatter.wait_words()
-            chatter.nursery.cancel_scope.cancel()
+    async with talking(stage, workers, survive) as (chatter, both, running, fault):
+        fault.write_text(mode)
+        code, errors, _ = await running.upgrade()
+        assert code == 1
+        assert "the new process ended" in errors
+        talk(chatter, *both, "second")
+        await chatter.wait_words()
+        assert '"close_reason"' not in running.first.story(), "nobody tells of an end"
+        metrics = await running.sockpair.metrics()
+        assert metrics.sum("sockpair_flows_opened_total") == 4 * TALKERS
+        assert metrics.sum("sockpair_flows") == 4 * TALKERS
+        fault.write_text("")
+        assert (await running.upgraded())["flows"] == 4 * TALKERS
+        await chatter.wait_words()
 
 
 @pytest.mark.parametrize(("workers", "survive"), [(1, "crash"), (2, "crash"), (2, "restart")])
@@ -414,24 +423,19 @@ async def test_a_predecessor_that_is_killed_when_it_has_given_all_takes_nothing_
     stage: Stage, workers: int, survive: str
 ) -> None:
     """Who follows it leaves alone what it kept for safety: the successor serves that."""
-    async with chatting() as chatter:
-        keys = {"survive": survive}
-        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
-        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
-        settings = stage.settings(web, dns, workers=workers)
-        async with faulty(settings) as (running, fault):
-            talk(chatter, web, dns, "first")
-            await chatter.wait_words()
-            victim = (await running.sockpair.status())["workers"][0]["pid"]
-            (settings.folder / "victim").write_text(str(victim))
-            fault.write_text("loses its predecessor")
-            assert (await running.upgraded())["flows"] == 2 * TALKERS
-            assert not is_running(victim)
-            await chatter.wait_words()
-            metrics = await running.sockpair.metrics()
-            assert metrics.sum("sockpair_flows_lost_total") == 0
-            assert metrics.sum("sockpair_flows") == 2 * TALKERS
-            chatter.nursery.cancel_scope.cancel()
+    async with talking(stage, workers, survive) as (chatter, _, running, fault):
+        victim = (await running.sockpair.status())["workers"][0]["pid"]
+        (running.settings.folder / "victim").write_text(str(victim))
+        fault.write_text("loses its predecessor")
+        assert (await running.upgraded())["flows"] == 2 * TALKERS
+        assert not is_running(victim)
+        await chatter.wait_words()
+        metrics = await running.sockpair.metrics()
+        assert metrics.sum("sockpair_flows_lost_total") == 0
+        assert metrics.sum("sockpair_flows") == 2 * TALKERS
+        begun = {each["pid"] for each in running.sockpair.log_records("worker_started")}
+        there = {each["pid"] for each in (await running.sockpair.status())["workers"]}
+        await until(lambda: not any(map(is_running, begun - there)), "the end of the others")
 
 
 @pytest.mark.parametrize("survive", ["restart", "crash"])
@@ -439,21 +443,14 @@ async def test_a_predecessor_that_is_killed_when_it_has_given_all_takes_nothing_
 async def test_flows_of_a_successor_that_dies_with_the_last_word_drain_in_the_old_process(
     stage: Stage, workers: int, survive: str
 ) -> None:
-    async with chatting() as chatter:
-        keys = {"survive": survive}
-        web = GroupForward("web", "tcp", [chatter.tcp], keys=keys)
-        dns = GroupForward("dns", "udp", [chatter.udp], keys=keys)
-        settings = stage.settings(web, dns, workers=workers, drain_timeout="60s")
-        async with faulty(settings) as (running, fault):
-            talk(chatter, web, dns, "first")
-            await chatter.wait_words()
-            fault.write_text("dies unsettled")
-            await running.upgrade()
-            await chatter.wait_words()
-            await until(lambda: '"successor_died"' in running.first.story(), "the end to be seen")
-            await chatter.wait_words()
-            assert len(chatter.ways) == 2 * TALKERS, "the same flows"
-            chatter.nursery.cancel_scope.cancel()
+    going = talking(stage, workers, survive, drain_timeout="60s")
+    async with going as (chatter, _, running, fault):
+        fault.write_text("dies unsettled")
+        await running.upgrade()
+        await chatter.wait_words()
+        await until(lambda: '"successor_died"' in running.first.story(), "the end to be seen")
+        await chatter.wait_words()
+        assert len(chatter.ways) == 2 * TALKERS, "the same flows"
 
 
 @pytest.mark.parametrize("workers", [1, 2])
