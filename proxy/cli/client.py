@@ -22,6 +22,8 @@ from urllib.parse import urlencode
 
 import click
 
+from proxy.observe.media import MATCHED, NDJSON
+
 DEFAULT_ADMIN: Final = "/run/sockpair/admin.sock"
 
 TIMEOUT: Final = 35.0
@@ -31,9 +33,6 @@ CONFLICT: Final = 409
 """The answer to a reload that was refused, with every problem."""
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
-NDJSON: Final = "application/x-ndjson"
-MATCHED: Final = "Sockpair-Matched"
-"""The header that says how many flows match."""
 
 ARGUMENTS: Final = {"address": "'[ADDR:]PORT'", "port": "'[ADDR:]PORT'"}
 """The API's parameters that are no option on the command line."""

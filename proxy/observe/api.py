@@ -27,6 +27,7 @@ from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
+from proxy.observe.media import EVENTS, MATCHED, NDJSON
 from proxy.observe.metrics import render
 from proxy.observe.page import INDEX as PAGE
 from proxy.observe.page import read_assets, wants_page
@@ -73,12 +74,6 @@ sockets to serve in each a listing of 5,000 rows should not need more of them th
 
 LOOKING: Final = frozenset({"GET", "HEAD"})
 """Methods that order nothing."""
-
-NDJSON: Final = "application/x-ndjson"
-MATCHED: Final = "Sockpair-Matched"
-"""The header that says how many flows match, where the rows are lines."""
-
-EVENTS: Final = "text/event-stream"
 
 NOBODY_ELSE: Final = Trust()
 
