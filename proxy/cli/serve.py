@@ -86,6 +86,7 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         relaying.start_soon(steward.keep_limits)
         relaying.start_soon(steward.keep_upgrades)
         relaying.start_soon(house.keep_names)
+        relaying.start_soon(house.keep_estate)
         relaying.start_soon(house.checks.run)
         relaying.start_soon(log_hits, house.worker)
         relaying.start_soon(keep_telling, house.worker, house.notifier)

@@ -140,6 +140,7 @@ class Crew:
         self._aside: list[RemoteWorker] = []  # workers that began when it was not ours
         self._begun = set[int]()  # workers of which one has been at work
         self._readings = Readings(size)
+        self._losses = trio.Event()
         self.forebears = Forebears()
         self._flow_log: FlowLog | None = None
         self._lines = LineQueue()
@@ -294,6 +295,11 @@ class Crew:
         ours["worker_restarts"] = self.restarts
         return [*self._readings.past, *self.forebears.readings(), ours]
 
+    async def wait_losses(self) -> None:
+        """Wait until more is past than at the last call."""
+        await self._losses.wait()
+        self._losses = trio.Event()
+
     async def status(self) -> RelayStatus:
         """Say how the relay is."""
         status = merge_status(await self._all(RemoteWorker.status))
@@ -405,6 +411,7 @@ class Crew:
         lineage = self._lineages[index]
         lives_on = lineage is not None and not self._finishing and lineage.has_standby
         self._readings.lost(index, lives_on=lives_on)
+        self._losses.set()
 
     async def _keep(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
         """Have a worker at work, and another when it has ended, until all are to end."""
@@ -459,6 +466,7 @@ class Crew:
                 self._joined.unpark_all()
             if self._lineages[remote.index] is not None:  # at once, for it may be killed again
                 await self._read(remote)
+                self._losses.set()  # what lives on is told from what is past
             log.info("worker_started", worker=remote.index, pid=remote.pid)
             if remote.index not in self._begun:  # not before: who waits for it waits for another
                 self._begun.add(remote.index)

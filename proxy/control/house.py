@@ -346,6 +346,16 @@ class House:
         if isinstance(heirs, Crew):
             await heirs.entrust(await self.estate(await self._past()))
 
+    async def keep_estate(self) -> None:
+        """Have a successor know what killed workers had counted, until cancelled.
+
+        Only we know, and may be the next that is killed.
+        """
+        await self.inherited.wait()
+        while isinstance(self.worker, Crew):
+            await self.worker.wait_losses()
+            await self.entrust()
+
     async def estate(self, past: Sequence[RelayCounters] = ()) -> dict[str, Any]:
         """What a successor gets from us, beside flows; it can be written as JSON.
 

@@ -181,6 +181,47 @@ async def test_what_a_killed_worker_left_is_given_back_unless_it_is_owned(
             assert await client.recv(1) == b""
 
 
+@pytest.mark.parametrize("survive", ["restart", "crash"])
+async def test_what_killed_workers_counted_is_left_to_a_successor(
+    shelf: Shelf, survive: str
+) -> None:
+    """Only the supervisor knows it, which may be killed next."""
+    endpoint = listening()
+    text = config_of(endpoint).replace("upstream =", f'survive = "{survive}"\nupstream =')
+    with structlog.testing.capture_logs(), trio.fail_after(3 * PATIENCE):
+        async with crewed(text, shelf) as house, trio.open_nursery() as nursery:
+            nursery.start_soon(house.inherit)
+            nursery.start_soon(house.keep_estate)
+            client = await connect(await address_of(house))
+            accepted = await accept(endpoint)
+            await accepted.send(b"welcome")
+            assert await receive_exactly(client, 7) == b"welcome"
+            for index in (0, 1, 0, 1):
+                killed = remotes_of(house)[index]
+                os.kill(killed.pid, signal.SIGKILL)
+                await replaced(house, killed)
+            while await opened(shelf, remotes_of(house)) != 1:
+                await trio.sleep(0.005)
+            nursery.cancel_scope.cancel()
+
+
+async def replaced(house: House, killed: RemoteWorker) -> None:
+    assert isinstance(house.worker, Crew)
+    while house.worker._remotes[killed.index] in {killed, None}:
+        await trio.sleep(0.005)
+
+
+async def opened(shelf: Shelf, remotes: list[RemoteWorker]) -> int:
+    """How many flows a successor hears to have been opened."""
+    greetings = []
+    for remote in remotes:
+        with closing(knock(shelf.ends[remote.pid])) as wire:
+            greetings.append(await ask(wire, {"ask": "greet"}))
+    past = greetings[0]["estate"].get("past", ())
+    readings = [*past, *(greeting["counters"] for greeting in greetings)]
+    return sum(row["opened"] for reading in readings for row in reading["listeners"])
+
+
 async def test_a_worker_that_is_not_left_behind_ends_with_its_supervisor(shelf: Shelf) -> None:
     with structlog.testing.capture_logs(), trio.fail_after(3 * PATIENCE):
         async with crewed(config_of(listening()), shelf) as house:

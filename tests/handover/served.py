@@ -5,6 +5,7 @@ The manager keeps what lives store, and gives it to the next one; see ``tests.co
 
 from __future__ import annotations
 
+import os
 import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,6 +15,7 @@ import trio
 from tests.control.manager import Manager
 from tests.e2e.launch import launch
 from tests.e2e.patience import PATIENCE, until
+from tests.e2e.program import is_running
 from tests.e2e.subject import Settings
 from tests.handover.house import House
 
@@ -47,13 +49,22 @@ class ServedHouse(House):
 
     async def restart(self) -> None:
         """As ``systemctl restart`` does."""
-        assert await self.stop(signal.SIGUSR2) == 0
+        await self._end(signal.SIGUSR2, 0)
         await self.begin()
 
     async def lose(self) -> None:
         """Have the supervisor killed; the manager starts the next one."""
-        assert await self.stop(signal.SIGKILL) == -signal.SIGKILL
+        await self._end(signal.SIGKILL, -signal.SIGKILL)
         await self.begin()
+
+    async def _end(self, number: signal.Signals, code: int) -> None:
+        """End this life; after an upgrade it is no child of ours, and nobody has its code."""
+        ending, self.now = self.now, None
+        if ending is None:
+            assert await self.stop(number) == code, self.program.story()
+        else:
+            os.kill(ending, number)
+            await until(lambda: not is_running(ending), f"{ending} to end", 6 * PATIENCE)
 
 
 @asynccontextmanager
