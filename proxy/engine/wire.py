@@ -125,11 +125,12 @@ class Wire:
 
     async def _send(self, body: bytes, files: Sequence[int], *, more: bool = False) -> None:
         head = HEAD.pack(len(body), len(files) | (MORE if more else 0))
-        view = memoryview(head + body)
-        beside = rights(files)
+        sent = await _done(
+            partial(self._socket.sendmsg, [head, body], rights(files)), self._may_send
+        )
+        view = memoryview(head + body)[sent:] if sent < len(head) + len(body) else b""
         while view:
-            sent = await _done(partial(self._socket.sendmsg, [view], beside), self._may_send)
-            view, beside = view[sent:], []
+            view = view[await _done(partial(self._socket.send, view), self._may_send) :]
 
     async def _receive_head(self, files: list[int]) -> tuple[int, int]:
         head = b""
@@ -149,16 +150,22 @@ class Wire:
         return length, count
 
     async def _receive_body(self, length: int) -> bytes:
-        body = bytearray()
-        while len(body) < length:
-            wanted = min(CHUNK, length - len(body))
-            data = await _done(partial(self._socket.recv, wanted), self._may_receive)
-            if not data:
-                raise WireError("the other end is gone in the middle of a message")
-            body += data
-            if len(data) == CHUNK:
-                await trio.lowlevel.checkpoint()
-        return bytes(body)
+        body = await self._receive_some(length) if length else b""
+        if len(body) == length:  # as a rule; then it is not copied
+            return body
+        gathered = bytearray(body)
+        while len(gathered) < length:
+            gathered += await self._receive_some(length - len(gathered))
+        return bytes(gathered)
+
+    async def _receive_some(self, most: int) -> bytes:
+        """Receive what there is of a body, but not so much that others would wait for it."""
+        data = await _done(partial(self._socket.recv, min(CHUNK, most)), self._may_receive)
+        if not data:
+            raise WireError("the other end is gone in the middle of a message")
+        if len(data) == CHUNK:
+            await trio.lowlevel.checkpoint()
+        return data
 
     async def _may_send(self) -> None:
         await trio.lowlevel.wait_writable(self._socket)

@@ -28,7 +28,8 @@ NAMES_SIZE: Final = (1 << 20) - NAMES_AT
 
 TOTALS_AT: Final = NAMES_AT + NAMES_SIZE
 TOTALS_SIZE: Final = 1 << 20
-TOTAL: Final = Struct("=QQQ")
+TOTAL_NUMBERS: Final = 3
+TOTAL: Final = Struct(f"={TOTAL_NUMBERS}Q")
 """Of a way: bytes of either direction, and flows that have finished in order."""
 
 WAYS_MOST: Final = TOTALS_SIZE // TOTAL.size
@@ -59,6 +60,7 @@ class Ways:
     def __init__(self, view: memoryview, start: int) -> None:
         self._view = view
         self._start = start
+        self._totals = view[start + TOTALS_AT :][:TOTALS_SIZE].cast("Q")
         self._numbers: dict[Way, int] = {}
         self._known: dict[tuple[ListenerCounters, Endpoint], int] = {}
 
@@ -80,13 +82,12 @@ class Ways:
                 self._known[counters, endpoint] = known
         return known
 
-    def count(self, number: int, original: int, reply: int, *, finished: bool) -> None:
-        """Know what a flow has moved on a way, and whether it finished in order."""
-        at = self._start + TOTALS_AT + number * TOTAL.size
-        before = TOTAL.unpack_from(self._view, at)
-        TOTAL.pack_into(
-            self._view, at, before[0] + original, before[1] + reply, before[2] + finished
-        )
+    def count(self, number: int, original: int, reply: int, finished: int) -> None:
+        """Know what a flow has moved on a way, and whether it finished in order: 1 or 0."""
+        totals, at = self._totals, number * TOTAL_NUMBERS
+        totals[at] += original
+        totals[at + 1] += reply
+        totals[at + 2] += finished
 
     def totals(self) -> Iterator[tuple[Way, tuple[int, int, int]]]:
         """Each way, and what ``count`` was told: bytes of either direction, and flows."""

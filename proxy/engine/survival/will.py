@@ -92,8 +92,6 @@ ENDING: Final = Struct("=24xI16xQQ4xQ12xQ12xQ4x")
 """What matters of a record when its stream ends: way, what it had moved, and where bytes are kept:
 those that are pending on both legs, and the note."""
 
-NOTHING_KEPT: Final = [0, 0, 0]
-
 TEXT_AT: Final = NOTE_AT + NOTE.size + 4
 TEXT_SIZE: Final = RECORD_SIZE - TEXT_AT
 """A note that is not longer stands in the record itself."""
@@ -263,9 +261,9 @@ class Will:
         """
         at = _at(number)
         self._view[at] = kind
-        way, base, reply_base, *kept = ENDING.unpack_from(self._view, at)
-        self.ways.count(way, original - base, reply - reply_base, finished=kind == FINISHED)
-        if kept != NOTHING_KEPT:
+        way, base, reply_base, pending, reply_pending, note = ENDING.unpack_from(self._view, at)
+        self.ways.count(way, original - base, reply - reply_base, kind == FINISHED)
+        if pending or reply_pending or note:
             self.withdraw(number, 0)
             self.withdraw(number, 1)
             self.release(number)
