@@ -31,8 +31,6 @@ from tests.bench.machine import commit, machine
 from tests.bench.measure import Stand, started
 from tests.bench.origins import origin
 from tests.bench.peers import (
-    SURVIVING,
-    USUAL,
     Peer,
     Route,
     all_peers,
@@ -56,8 +54,7 @@ def main() -> None:
     """Run the benchmark as told on the command line."""
     options = parser().parse_args()
     workloads = list(_ready_workloads(chosen(WORKLOADS, without_groups(options.only), "workload")))
-    proxies = options.proxies or ",".join(USUAL)
-    peers = list(_ready_peers(chosen(all_peers(options.sockpair), proxies, "proxy")))
+    peers = list(_ready_peers(chosen(all_peers(options.sockpair), options.proxies, "proxy")))
     setting = {
         "began": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": shlex.join(["tests/bench/run", *sys.argv[1:]]),
@@ -88,7 +85,10 @@ def parser() -> ArgumentParser:
     )
     known.add_argument("--only", default="", metavar="NAME,...", help=f"workloads: {names}")
     known.add_argument(
-        "--proxies", default="", metavar="NAME,...", help=", ".join((*USUAL, SURVIVING))
+        "--proxies",
+        default="",
+        metavar="NAME,...",
+        help=", ".join(peer.name for peer in all_peers("")),
     )
     known.add_argument(
         "--quiet",

@@ -5,21 +5,16 @@
 Both are listeners of one sockpair, before one origin, and are loaded in turns, in an order that is
 drawn anew for each. What one process needs for a connection is a fifth more or less than what the
 next one needs, whatever its limits: so two processes beside each other show little, however often.
-
-The CPU is that of all threads of the process, as the scheduler counts it, in nanoseconds. What is
-told: the medians; their ratio in each turn, its median and its quartiles. The goal is 1.1.
+How it is told: ``turns``. The goal is 1.1.
 """
 
 from __future__ import annotations
 
 import sys
-from argparse import ArgumentParser, Namespace
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable
 from functools import partial
-from os import sched_getaffinity
 from pathlib import Path
 from random import Random
-from statistics import median, quantiles
 from tempfile import TemporaryDirectory
 from typing import Final
 
@@ -27,8 +22,8 @@ import trio
 
 from tests.bench.load import Outcome, datagrams, requests
 from tests.bench.origins import origin
-from tests.bench.programs import LOCAL, Cores, Program, echoes, free_port, listens, running
-from tests.bench.usage import nanoseconds, usage_at_rest
+from tests.bench.programs import LOCAL, Cores, echoes, free_port, listens, running
+from tests.bench.turns import cores_of, cost_of, heading, options_of, row
 
 SOCKPAIR: Final = """\
 [admin]
@@ -102,17 +97,8 @@ async def measure(work: str, rounds: int, seconds: int, cores: tuple[Cores, Core
                 for _ in range(rounds):
                     for name in chance.sample(NAMES, len(NAMES)):
                         once = partial(load, ports[name], seconds, cores[1])
-                        costs[name].append(await _cost(proxy, once))
+                        costs[name].append(await cost_of(proxy, once))
     return row(work, costs["without"], costs["limited"])
-
-
-async def _cost(proxy: Program, load: Callable[[], Awaitable[Outcome]]) -> float:
-    """Microseconds of the proxy's CPU for a unit of a load."""
-    await usage_at_rest(proxy.pid)
-    before = nanoseconds(proxy.pid)
-    outcome = await load()
-    await usage_at_rest(proxy.pid)
-    return (nanoseconds(proxy.pid) - before) / 1000 / max(1.0, outcome.units)
 
 
 def _configured(folder: Path, transport: str, port: int, ports: dict[str, int]) -> list[str | Path]:
@@ -125,46 +111,17 @@ def _configured(folder: Path, transport: str, port: int, ports: dict[str, int]) 
     return [sys.executable, "-m", "proxy", "run", "-c", file]
 
 
-def row(work: str, without: list[float], limited: list[float]) -> str:
-    """A line of the table."""
-    ratios = [with_them / none for none, with_them in zip(without, limited, strict=True)]
-    low, _, high = quantiles(ratios, n=4)
-    return (
-        f"{work:>12}{median(without):12.2f}{median(limited):12.2f}{median(ratios):8.2f}"
-        f"{f'{low:.2f} to {high:.2f}':>16}"
-    )
-
-
-def heading() -> str:
-    """The head of the table."""
-    return f"{'work':>12}{'none, µs':>12}{'limits, µs':>12}{'ratio':>8}{'quartiles':>16}"
-
-
-def cores_of() -> tuple[Cores, Cores]:
-    """That of the proxy, and those of everything else."""
-    every = sorted(sched_getaffinity(0))
-    return {every[-1]}, set(every[:-1]) or {every[-1]}
-
-
-async def run(options: Namespace) -> None:
+async def run(only: list[str], rounds: int, seconds: int) -> None:
     """Measure what is asked for, and print the table."""
-    print(heading(), flush=True)
-    for work in chosen(options.only):
-        print(await measure(work, options.rounds, options.seconds, cores_of()), flush=True)
-
-
-def chosen(only: str) -> Iterator[str]:
-    """The names of the work that is wanted."""
-    return (work for work in WORK if not only or work in only.split(","))
+    print(heading("none", "limits"), flush=True)
+    for work in only:
+        print(await measure(work, rounds, seconds, cores_of()), flush=True)
 
 
 def main() -> None:
     """Run as told on the command line."""
-    known = ArgumentParser("python -m tests.bench.limits", description="what limits cost")
-    known.add_argument("--rounds", type=int, default=20, metavar="N", help="default 20")
-    known.add_argument("--seconds", type=int, default=1, metavar="S", help="of a load; default 1")
-    known.add_argument("--only", default="", metavar="WORK,...", help=", ".join(WORK))
-    trio.run(run, known.parse_args())
+    options = options_of("tests.bench.limits", "what limits cost", 20, list(WORK))
+    trio.run(run, options.only, options.rounds, options.seconds)
 
 
 if __name__ == "__main__":

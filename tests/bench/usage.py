@@ -92,12 +92,15 @@ def threads_of(session: int) -> dict[int, float]:
     return found
 
 
-def nanoseconds(pid: int) -> int:
-    """Nanoseconds of CPU that the threads of one process have used (sched-stats, schedstat)."""
-    return sum(
-        int((thread / "schedstat").read_text().split()[0])
-        for thread in _threads(Path("/proc") / str(pid))
-    )
+def nanoseconds(session: int) -> int:
+    """Nanoseconds of CPU that threads of a session's processes have used (sched-stats)."""
+    total = 0
+    for folder in _processes():
+        with suppress(OSError):
+            if int(stat_fields((folder / "stat").read_text())[SESSION]) == session:
+                reports = [(thread / "schedstat").read_text() for thread in _threads(folder)]
+                total += sum(int(report.split()[0]) for report in reports)
+    return total
 
 
 async def threads_at_rest(session: int) -> dict[int, float]:
