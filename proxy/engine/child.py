@@ -19,8 +19,8 @@ a worker that had one. Up go, as JSON objects:
 * ``{"log": {...}}``, an event for the log.
 
 And up go, without being asked for one by one, finished log lines of flows that ended, once it has
-been said which are to have one: ``L``, how many, and the lines, as bytes. They are not JSON,
-because whoever hears of them only passes them on. The last are sent before ``finish`` is answered.
+been said which are to have one: ``L`` and the lines, as bytes. They are not JSON, because whoever
+hears of them only passes them on. The last are sent before ``finish`` is answered.
 """
 
 from __future__ import annotations
@@ -34,7 +34,6 @@ from collections.abc import Callable, Mapping, MutableMapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from socket import socket as Socket
-from struct import Struct
 from typing import TYPE_CHECKING, Any, Final, NamedTuple, NoReturn, TypeAlias
 
 import structlog
@@ -42,7 +41,7 @@ import trio
 
 from proxy.engine.commons import Commons
 from proxy.engine.drains import SLICE
-from proxy.engine.flow_lines import NO_LINES, Lines
+from proxy.engine.flow_lines import Lines
 from proxy.engine.garbage import spare_collector
 from proxy.engine.handover.succession import Succession
 from proxy.engine.orphan_log import OrphanLog
@@ -69,8 +68,7 @@ MESSAGE_SIZE: Final = 128 * 1024
 """Bytes of lines that are sent at once: about as many as a socket takes without waiting."""
 
 LINES: Final = b"L"
-LINES_HEAD: Final = Struct("!cI")
-"""How a message begins that is log lines, and how many; every other begins with a brace."""
+"""How a message begins that is log lines; every other begins with a brace."""
 
 
 class Hello(NamedTuple):
@@ -124,8 +122,8 @@ def read_lines(body: bytes) -> Lines | None:
     """The log lines that a message brings; None if it is another message."""
     if not body.startswith(LINES):
         return None
-    _, count = LINES_HEAD.unpack_from(body)
-    return Lines(body[LINES_HEAD.size :], count)
+    text = body[len(LINES) :]
+    return Lines(text, text.count(b"\n"))
 
 
 def _received(opened: OpenListener, fd: int) -> Socket:
@@ -159,7 +157,7 @@ class Child:
         self._log = orphan_log
         self._renew = renew
         self._logging = trio.Event()
-        self._lines = NO_LINES  # of flows that ended, not sent yet
+        self._lines = b""  # of flows that ended, not sent yet
         self._opening = trio.Event()
         self._orphaned = False
         self._finishing = False
@@ -247,24 +245,24 @@ class Child:
         await self._logging.wait()
         while True:
             lines = await self._worker.wait_flow_lines(GATHER_LINES)
-            self._lines += lines
-            if lines.count < SLICE or len(self._lines.text) >= MESSAGE_SIZE:
+            self._lines += lines.text
+            if lines.count < SLICE or len(self._lines) >= MESSAGE_SIZE:
                 await self._tell_lines()
 
     async def _tell_last_flows(self) -> None:
         await self._tell_lines()
         while self._logging.is_set() and (lines := self._worker.flow_lines()).count:
-            self._lines += lines
+            self._lines += lines.text
             await self._tell_lines()
 
     async def _tell_lines(self) -> None:
         """Tell what has gathered."""
-        lines, self._lines = self._lines, NO_LINES
-        if lines.count and self._orphaned:
-            await self._log.lines(lines.text)
-        elif lines.count:
+        text, self._lines = self._lines, b""
+        if text and self._orphaned:
+            await self._log.lines(text)
+        elif text:
             with suppress(WireError):
-                await self._wire.send(LINES_HEAD.pack(LINES, lines.count) + lines.text)
+                await self._wire.send(LINES + text)
 
     async def _tell_events(self, events: trio.MemoryReceiveChannel[Event]) -> None:
         async for event in events:

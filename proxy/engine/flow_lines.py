@@ -54,17 +54,11 @@ class Lines:
     text: bytes
     count: int
 
-    def __add__(self, other: Lines) -> Lines:
-        return Lines(self.text + other.text, self.count + other.count)
-
     def first(self, most: int) -> Lines:
         """The first of them, so many at most."""
         if self.count <= most:
             return self
         return Lines(b"\n".join([*self.text.split(b"\n", most)[:most], b""]), most)
-
-
-NO_LINES: Final = Lines(b"", 0)
 
 
 def whole_lines(text: memoryview, most: int) -> memoryview:
