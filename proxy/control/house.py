@@ -36,6 +36,7 @@ from proxy.control.store import ChannelStore, SocketStore, sockets_to_keep
 from proxy.control.tenure import NEXT, OTHERS, Tenure
 from proxy.control.unix import socket_files
 from proxy.core.condition import Administration
+from proxy.engine.port import StandingDownError
 from proxy.engine.specs import (
     EVERYTHING,
     Change,
@@ -319,6 +320,7 @@ class House:
     async def administer(self, order: EndpointOrder) -> bool:
         """Disable or enable an endpoint; false if there is none of this name."""
         async with self._changing:
+            self._check_tenure()
             if not await self.worker.administer(order):
                 return False
             self.drained_endpoints.discard((order.upstream, order.endpoint))
@@ -331,6 +333,7 @@ class House:
     async def limit(self, orders: tuple[LiveLimit, ...]) -> None:
         """Keep flows to these orders, and to no others any more."""
         async with self._changing:
+            self._check_tenure()
             self.orders = orders
             await self.worker.limit(orders)
             await self.entrust()
@@ -417,6 +420,16 @@ class House:
         """Know that a successor has everything."""
         self._become(Tenure.GONE)
         self.succeeded.set()
+
+    def _check_tenure(self) -> None:
+        """Object to an order that came before we stood down, and whose turn comes after it.
+
+        Raises:
+            StandingDownError: a successor knows all orders by now, and would not hear of it.
+
+        """
+        if self.tenure in {Tenure.GOING, Tenure.GONE}:
+            raise StandingDownError
 
     def _become(self, tenure: Tenure) -> None:
         assert tenure in NEXT[self.tenure], (self.tenure, tenure)

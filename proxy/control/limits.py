@@ -8,6 +8,7 @@ They end when they are lifted, when their time is over, and when no successor ta
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import suppress
 from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from pydantic import BaseModel
 
 from proxy.config.plan import value_text
 from proxy.core.live_limit import Books, LiveLimit, OrderRow, order_row
+from proxy.engine.port import StandingDownError
 
 if TYPE_CHECKING:
     from proxy.config.model import Config
@@ -53,7 +55,8 @@ class LiveLimits:
             for order in over:
                 log.info("limit_expired", **_named(order))
             if over:
-                await self._tell()
+                with suppress(StandingDownError):  # a successor knows when they are over
+                    await self._tell()
 
     async def answer(self) -> LimitsAnswer:
         """Every limit in force, and where it comes from."""
@@ -71,8 +74,12 @@ class LiveLimits:
         if self._books.full:
             return None
         order = self._books.give(query, values, by, monotonic(), time(), lasting)
+        try:
+            await self._tell()
+        except StandingDownError:
+            self._books.lift(order.number)
+            raise
         log.warning("limit_set", **_named(order), by=by)
-        await self._tell()
         self._given.set()
         return order_row(order, (await self._counts()).get(order.number, 0))
 

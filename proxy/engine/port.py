@@ -236,6 +236,10 @@ class LimitsAnswer(TypedDict):
     orders: list[OrderRow]
 
 
+class StandingDownError(Exception):
+    """A successor takes over at this moment: whatever is to be ordered, it is for that one."""
+
+
 class StewardPort(Protocol):
     """What may be asked of the house as a whole."""
 

@@ -23,6 +23,7 @@ import structlog
 from proxy.core.condition import Administration
 from proxy.core.live_limit import ORDERS_MAX, LimitValues, problem_of
 from proxy.core.query import FlowQuery
+from proxy.engine.port import StandingDownError
 from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
@@ -124,9 +125,13 @@ class Api:
         if objection is not None:
             raise HttpError(403, objection)
         answer, word = PATHS.find(request)
-        if request.method not in LOOKING and self._steward.is_standing_down:
-            raise HttpError(503, "a successor takes over at this moment; ask again, for that one")
-        return await answer(self, request, word)
+        try:
+            if request.method not in LOOKING and self._steward.is_standing_down:
+                raise StandingDownError
+            return await answer(self, request, word)
+        except StandingDownError as error:
+            text = "a successor takes over at this moment; ask again, for that one"
+            raise HttpError(503, text) from error
 
     async def index(self, request: Request, _word: str) -> Response:
         """The page, for browsers; for others a list of what there is."""

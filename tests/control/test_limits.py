@@ -7,8 +7,10 @@ import signal
 from ipaddress import ip_network
 from pathlib import Path
 
+import pytest
 import structlog.testing
 import trio
+import trio.testing
 
 from proxy.config.load import parse
 from proxy.control.house import House
@@ -16,6 +18,7 @@ from proxy.control.limits import configured
 from proxy.control.steward import Steward
 from proxy.core.live_limit import LimitValues
 from proxy.core.query import FlowQuery
+from proxy.engine.port import StandingDownError
 from tests.control.test_crew import (
     CLIENTS,
     asks,
@@ -148,3 +151,26 @@ def test_the_limits_of_the_file_are_told_by_listener(tmp_path: Path) -> None:
     assert rows["limits.per_flow.connect"] == "5s"  # a default is in force too
     assert rows["limits.per_source.flow_rate"] == "20/s"
     assert not rows.keys() & {"limits.dry_run", "limits.flow_rate", "limits.per_flow.amplification"}
+
+
+async def test_an_order_whose_turn_comes_when_a_successor_takes_over_is_refused(
+    tmp_path: Path,
+) -> None:
+    """It would be in force here only, and nobody would have been told."""
+    async with crewed(text_of(tmp_path, listening().getsockname())) as house:
+        steward = Steward(house, None)
+        refused = trio.Event()
+
+        async def order() -> None:
+            with pytest.raises(StandingDownError):
+                await steward.limit(WEB, LimitValues(bytes=1), None, "me")
+            refused.set()
+
+        async with trio.open_nursery() as nursery:
+            async with house._changing:
+                nursery.start_soon(house.stand_down)
+                await trio.testing.wait_all_tasks_blocked()
+                nursery.start_soon(order)
+                await trio.testing.wait_all_tasks_blocked()
+            await refused.wait()
+        assert (await steward.limits())["orders"] == []
