@@ -23,20 +23,9 @@ import trio
 from tests.bench.load import Outcome, datagrams, requests
 from tests.bench.origins import origin
 from tests.bench.programs import LOCAL, Cores, echoes, free_port, listens, running
-from tests.bench.turns import cores_of, cost_of, heading, options_of, row
+from tests.bench.turns import HEAD, cores_of, cost_of, heading, options_of, row
 
-SOCKPAIR: Final = """\
-[admin]
-socket = "{folder}/admin.sock"
-http = ""
-
-[engine]
-drain_timeout = "1ms"
-
-[log]
-format = "json"
-flows = "all"
-
+LISTENERS: Final = """\
 [upstream.origin]
 endpoints = ["{host}:{origin}"]
 
@@ -103,7 +92,7 @@ async def measure(work: str, rounds: int, seconds: int, cores: tuple[Cores, Core
 
 def _configured(folder: Path, transport: str, port: int, ports: dict[str, int]) -> list[str | Path]:
     """Configure sockpair, and return the command that runs it."""
-    text = SOCKPAIR if transport == "tcp" else SOCKPAIR + OF_DATAGRAMS
+    text = HEAD + LISTENERS + ("" if transport == "tcp" else OF_DATAGRAMS)
     file = folder / "sockpair.toml"
     file.write_text(
         text.format(folder=folder, transport=transport, host=LOCAL, origin=port, **ports)

@@ -25,20 +25,9 @@ import trio
 from tests.bench.load import Outcome, requests
 from tests.bench.origins import origin
 from tests.bench.programs import LOCAL, Program, free_port, listens, running
-from tests.bench.turns import cores_of, cost_of, heading, options_of, row
+from tests.bench.turns import HEAD, cores_of, cost_of, heading, options_of, row
 
-SOCKPAIR: Final = """\
-[admin]
-socket = "{folder}/admin.sock"
-http = ""
-
-[engine]
-drain_timeout = "1ms"
-
-[log]
-format = "json"
-flows = "all"
-
+LISTENER: Final = """\
 [listener.bench]
 listen = "tcp://{host}:{listen}"
 upstream = "origin"
@@ -103,7 +92,7 @@ def _configured(folder: Path, survive: str, listen: int, port: int) -> list[str 
     folder.mkdir()
     file = folder / "sockpair.toml"
     names = {"folder": folder, "host": LOCAL, "listen": listen, "origin": port}
-    file.write_text(SOCKPAIR.format(survive=survive, **names))
+    file.write_text((HEAD + LISTENER).format(survive=survive, **names))
     return [sys.executable, "-m", "proxy", "run", "-c", file]
 
 

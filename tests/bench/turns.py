@@ -10,10 +10,26 @@ from argparse import ArgumentParser, Namespace
 from collections.abc import Awaitable, Callable
 from os import sched_getaffinity
 from statistics import median, quantiles
+from typing import Final
 
 from tests.bench.load import Outcome
 from tests.bench.programs import Cores, Program
 from tests.bench.usage import nanoseconds, usage_at_rest
+
+HEAD: Final = """\
+[admin]
+socket = "{folder}/admin.sock"
+http = ""
+
+[engine]
+drain_timeout = "1ms"
+
+[log]
+format = "json"
+flows = "all"
+
+"""
+"""How the configuration of an arm begins."""
 
 
 async def cost_of(proxy: Program, load: Callable[[], Awaitable[Outcome]]) -> float:

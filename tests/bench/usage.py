@@ -60,13 +60,11 @@ class Usage:
 def usage_of(session: int) -> Usage:
     """Add up what the processes of a session use."""
     user = system = resident = 0
-    for folder in _processes():
+    for folder, fields in _processes(session):
         with suppress(OSError):  # it has ended meanwhile
-            fields = stat_fields((folder / "stat").read_text())
-            if int(fields[SESSION]) == session:
-                user += int(fields[USER])
-                system += int(fields[SYSTEM])
-                resident += _resident(folder)
+            user += int(fields[USER])
+            system += int(fields[SYSTEM])
+            resident += _resident(folder)
     return Usage(user * TICK, system * TICK, resident)
 
 
@@ -85,21 +83,19 @@ async def usage_at_rest(session: int) -> Usage:
 def threads_of(session: int) -> dict[int, float]:
     """Seconds of CPU that each thread of the processes of a session has used."""
     found = {}
-    for folder in _processes():
+    for folder, _ in _processes(session):
         with suppress(OSError):
-            if int(stat_fields((folder / "stat").read_text())[SESSION]) == session:
-                found |= {int(thread.name): _seconds(thread) for thread in _threads(folder)}
+            found |= {int(thread.name): _seconds(thread) for thread in _threads(folder)}
     return found
 
 
 def nanoseconds(session: int) -> int:
     """Nanoseconds of CPU that threads of a session's processes have used (sched-stats)."""
     total = 0
-    for folder in _processes():
+    for folder, _ in _processes(session):
         with suppress(OSError):
-            if int(stat_fields((folder / "stat").read_text())[SESSION]) == session:
-                reports = [(thread / "schedstat").read_text() for thread in _threads(folder)]
-                total += sum(int(report.split()[0]) for report in reports)
+            reports = [(thread / "schedstat").read_text() for thread in _threads(folder)]
+            total += sum(int(report.split()[0]) for report in reports)
     return total
 
 
@@ -134,8 +130,14 @@ def stat_fields(text: str) -> list[str]:
     return text[text.rindex(")") + 2 :].split()
 
 
-def _processes() -> Iterator[Path]:
-    return (folder for folder in Path("/proc").iterdir() if folder.name.isdecimal())
+def _processes(session: int) -> Iterator[tuple[Path, list[str]]]:
+    """The processes of a session, and what their stat says."""
+    for folder in Path("/proc").iterdir():
+        if folder.name.isdecimal():
+            with suppress(OSError):
+                fields = stat_fields((folder / "stat").read_text())
+                if int(fields[SESSION]) == session:
+                    yield folder, fields
 
 
 def _threads(process: Path) -> Iterator[Path]:
