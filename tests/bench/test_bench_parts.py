@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
+from ipaddress import ip_address
 from pathlib import Path
 
 import pytest
+import tomli
 
 from proxy.config.load import load
+from proxy.core.steering import worker_of
 from tests.bench import workers
 from tests.bench.__main__ import chosen, plan, split_cores, without_groups
 from tests.bench.degrade import counted_in, flood_figures
@@ -363,7 +366,7 @@ def test_a_second_worker_is_judged_by_all_three_figures() -> None:
     one = workers.Sample(rate=100, cpu=8.0, busiest=8.0, rest=2.0, errors=1)
     two = workers.Sample(rate=150, cpu=8.8, busiest=4.4, rest=2.0, errors=0)
     gain = workers.Gain(one, two)
-    assert (gain.rate, gain.most) == (1.5, 1.6)
+    assert gain.rate == pytest.approx(1.5)
     assert gain.cpu == pytest.approx(1.1)
     assert gain.busiest == pytest.approx(50)
     assert gain.enough == pytest.approx(8.0 / 4.4)
@@ -375,8 +378,14 @@ def test_the_median_of_the_rounds_is_told_with_its_ends() -> None:
 
 @pytest.mark.parametrize("proxy", workers.PROXIES)
 def test_each_hop_leads_to_the_next_and_the_last_to_the_origin(tmp_path: Path, proxy: str) -> None:
-    command = workers.PROXIES[proxy](tmp_path, 2, [1001, 1002, 1003])
+    command = workers.PROXIES[proxy](tmp_path, 2, [[1001, 1002, 1005], [1003, 1004, 1005]])
     text = Path(command[-1]).read_text()
-    assert [int(port) for port in re.findall(r":(100[1-3])", text)] == [1001, 1002, 1002, 1003]
-    if proxy == "sockpair":
-        assert load(command[-1]).engine.workers == 2
+    ports = [int(port) for port in re.findall(r":(100[1-5])", text)]
+    assert ports == [1001, 1002, 1002, 1005, 1003, 1004, 1004, 1005]
+    if proxy == "haproxy":
+        assert re.findall(r" thread (\d)", text) == ["1", "1", "2", "2"]
+        return
+    assert load(command[-1]).engine.workers == 2
+    exits = tomli.loads(text)["upstream"]["hop1003"]["source"]
+    assert {worker_of(ip_address(each), 2) for each in exits} == {1}
+    assert {worker_of(ip_address(each), 2) for each in workers.entries(0)} == {0}

@@ -6,18 +6,19 @@ Load and origin need the cores too, and for one request they need about as much 
 hop the cores are full before a second worker has anything to do. So a request goes through a
 *chain*: each hop is a listener of the same proxy, whose endpoint is the next one. With so many hops
 the proxy does nearly all of the work on the machine. HAProxy with one thread and two has the same
-chain, in the same run: it tells what this machine allows.
+chains, in the same run: it tells what this machine allows.
 
-Clients are divided by their address, so the chain is entered from several, and each hop leaves from
-a thousand. That needs a network of its own, in which the program runs again (``unshare``): as root,
-or where users may make namespaces.
+There is a chain for each worker. Clients are divided by their address, so a chain is entered from
+addresses of its worker, and its hops leave from such. (One chain that goes to and fro between the
+workers makes each of them the peer of the other, as no client and no endpoint is: then it is the
+loopback between the cores that is measured. HAProxy's thread has the bindings of its chain.) That
+needs a network of its own, in which the program runs again (``unshare``): as root, or where users
+may make namespaces.
 
 Three answers, of which each is a control of the others:
 
-- **rate, two to one**: how much more work is done, beside load and origin on the same cores. More
-  than ``2c / (c + l)`` cannot be: ``c`` is the CPU of a request in a proxy with one worker, ``l``
-  that of all else, and the machine has two cores. That is *the most here*. Where it is near 1, or
-  below, other programs had the cores, and rates say nothing.
+- **rate, two cores to one**: two workers on both cores, and one worker on one core, each core with
+  its load and its origin. It is the work that is done, all told: 2 would be a second machine.
 - **CPU, two to one**: if a request costs the same, two workers with cores of their own carry twice
   as much.
 - **busiest**: the share of the busiest thread. What it does bounds the rest: *with cores enough*
@@ -30,6 +31,8 @@ work in the sender's time, and here both peers of nearly every hop are the proxy
 
 from __future__ import annotations
 
+import itertools
+import json
 import os
 import sys
 from argparse import ArgumentParser, Namespace
@@ -37,7 +40,8 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from itertools import pairwise
+from ipaddress import ip_address
+from itertools import islice, pairwise
 from pathlib import Path
 from statistics import median
 from tempfile import TemporaryDirectory
@@ -45,6 +49,7 @@ from typing import Final
 
 import trio
 
+from proxy.core.steering import worker_of
 from tests.bench.__main__ import INTERRUPTED, stop_on_signal
 from tests.bench.load import Outcome, requests
 from tests.bench.machine import commit, machine
@@ -55,14 +60,23 @@ from tests.bench.usage import core_seconds, threads_at_rest
 
 HOPS: Final = 16
 
-ENTRIES: Final = 64
-"""Addresses that the load comes from. One that it is sent to is where it comes from, too: that is
-what the kernel chooses for an address of this host."""
+WORKERS: Final = 2
+"""And chains: with one worker it has both of them."""
 
-CONNECTIONS: Final = 128
-"""Requests under way: so many that two workers, too, always find some to do. A proxy that has to be
-woken for a single message pays for waking; with a few requests that would be told as the price of a
-second worker."""
+ENTRIES: Final = 4
+"""Addresses that the load of a chain comes from. One that it is sent to is where it comes from,
+too: that is what the kernel chooses for an address of this host."""
+
+EXITS: Final = 100
+"""Addresses that the hops of a chain leave from: each closed connection keeps one for a minute."""
+
+ENTRIES_BASE: Final = "10.20.0.1"
+EXITS_BASE: Final = "127.0.1.0"
+
+CONNECTIONS: Final = 64
+"""Requests under way in a chain: so many that a worker always finds some to do. A proxy that has to
+be woken for a single message pays for waking; with a few requests that would be told as the price
+of a second worker."""
 
 WARM_UP: Final = 1
 
@@ -83,13 +97,13 @@ flows = "all"
 """
 
 SOCKPAIR_HOP: Final = """
-[listener.hop{number}]
+[listener.hop{listen}]
 listen = "tcp://{host}:{listen}"
-upstream = "hop{number}"
+upstream = "hop{listen}"
 
-[upstream.hop{number}]
+[upstream.hop{listen}]
 endpoints = ["127.0.0.1:{endpoint}"]
-source = ["127.0.1.0-127.0.4.231"]
+source = {exits}
 """
 
 HAPROXY: Final = """\
@@ -108,39 +122,56 @@ defaults
 """
 
 HAPROXY_HOP: Final = """
-listen hop{number}
-    bind {host}:{listen}
-    server hop{number} 127.0.0.1:{endpoint}
+listen hop{listen}
+    bind {host}:{listen} thread {thread}
+    server hop{listen} 127.0.0.1:{endpoint}
 """
 
 
-def sockpair(folder: Path, workers: int, ports: Sequence[int]) -> Command:
+Chains = Sequence[Sequence[int]]
+"""The ports of each chain: of its hops, and at its end the origin's."""
+
+
+def sockpair(folder: Path, workers: int, chains: Chains) -> Command:
     """Configure sockpair, and return the command that runs it."""
     file = folder / "sockpair.toml"
     head = SOCKPAIR.format(folder=folder, workers=workers)
-    file.write_text(head + "".join(_hops(SOCKPAIR_HOP, ports)))
+    file.write_text(head + "".join(_hops(SOCKPAIR_HOP, workers, chains)))
     return [sys.executable, "-m", "proxy", "run", "-c", file]
 
 
-def haproxy(folder: Path, workers: int, ports: Sequence[int]) -> Command:
+def haproxy(folder: Path, workers: int, chains: Chains) -> Command:
     """Configure HAProxy, and return the command that runs it."""
     file = folder / "haproxy.cfg"
     head = HAPROXY.format(workers=workers, room=ROOM)
-    file.write_text(head + "".join(_hops(HAPROXY_HOP, ports)))
+    file.write_text(head + "".join(_hops(HAPROXY_HOP, workers, chains)))
     return ["haproxy", "-db", "-f", file]
 
 
-def _hops(text: str, ports: Sequence[int]) -> Iterator[str]:
-    """Each hop's part of a configuration; the last port is the origin's."""
-    for number, (listen, endpoint) in enumerate(pairwise(ports)):
-        host = "0.0.0.0" if number == 0 else LOCAL
-        yield text.format(number=number, host=host, listen=listen, endpoint=endpoint)
+def _hops(text: str, workers: int, chains: Chains) -> Iterator[str]:
+    """Each hop's part of a configuration."""
+    for worker, ports in enumerate(chains):
+        for listen, endpoint in pairwise(ports):
+            yield text.format(
+                listen=listen,
+                endpoint=endpoint,
+                host="0.0.0.0" if listen == ports[0] else LOCAL,
+                thread=1 + worker % workers,
+                exits=json.dumps(addresses(EXITS_BASE, worker, EXITS)),
+            )
+
+
+def addresses(base: str, worker: int, count: int) -> list[str]:
+    """So many addresses from this one on whose connections are this worker's, of two."""
+    following = (ip_address(base) + number for number in itertools.count())
+    own = (each for each in following if worker_of(each, WORKERS) == worker)
+    return [str(each) for each in islice(own, count)]
 
 
 WORK: Final = {"request": False, "connection": True}
 """What is done, and whether each request has a connection of its own."""
 
-PROXIES: Final[dict[str, Callable[[Path, int, Sequence[int]], Command]]] = {
+PROXIES: Final[dict[str, Callable[[Path, int, Chains], Command]]] = {
     "sockpair": sockpair,
     "haproxy": haproxy,
 }
@@ -168,7 +199,13 @@ class Sample:
 
 @dataclass(frozen=True)
 class Gain:
-    """What two workers are to one, measured right after each other: a machine's pace changes."""
+    """What two workers are to one, measured right after each other: a machine's pace changes.
+
+    Attributes:
+        one: one worker on one core.
+        two: two on both.
+
+    """
 
     one: Sample
     two: Sample
@@ -176,11 +213,6 @@ class Gain:
     @property
     def rate(self) -> float:
         return self.two.rate / self.one.rate
-
-    @property
-    def most(self) -> float:
-        """The most that it can be on two cores which load and origin use too."""
-        return 2 * self.one.cpu / (self.one.cpu + self.one.rest)
 
     @property
     def cpu(self) -> float:
@@ -197,16 +229,25 @@ class Gain:
         return self.one.cpu / self.two.busiest
 
 
-async def measure(work: str, name: str, workers: int, options: Namespace) -> Sample:
-    """Set up an origin and a chain, load it, and take both down."""
-    cores = sorted(os.sched_getaffinity(0))
+async def compare(work: str, name: str, options: Namespace) -> Gain:
+    """Measure one worker and two, one after the other."""
+    both = sorted(os.sched_getaffinity(0))[:WORKERS]
+    return Gain(
+        one=await measure(work, name, both[:1], options),
+        two=await measure(work, name, both, options),
+    )
+
+
+async def measure(work: str, name: str, cores: Cores, options: Namespace) -> Sample:
+    """Set up an origin and the chains on these cores, a worker for each; load them; end them."""
     with TemporaryDirectory(prefix="sockpair-bench-") as text:
         folder = Path(text)
         async with origin("http", cores, folder) as port:
-            ports = [*(free_port() for _ in range(options.hops)), port]
-            command = PROXIES[name](folder, workers, ports)
-            async with running(command, cores, folder, name, listens(ports[0])) as proxy:
-                load = partial(loaded, ports[0], cores, close=WORK[work])
+            chains = [[*(free_port() for _ in range(options.hops)), port] for _ in range(WORKERS)]
+            command = PROXIES[name](folder, len(cores), chains)
+            ready = listens(chains[-1][0])
+            async with running(command, cores, folder, name, ready) as proxy:
+                load = partial(loaded, chains, cores, close=WORK[work])
                 await load(WARM_UP)
                 threads, busy = await threads_at_rest(proxy.pid), sum(map(core_seconds, cores))
                 outcomes = await load(options.seconds)
@@ -224,26 +265,26 @@ async def measure(work: str, name: str, workers: int, options: Namespace) -> Sam
     )
 
 
-async def loaded(port: int, cores: Cores, seconds: int, *, close: bool) -> list[Outcome]:
-    """Send requests from all addresses at once."""
+async def loaded(chains: Chains, cores: Cores, seconds: int, *, close: bool) -> list[Outcome]:
+    """Send requests through all chains, from all addresses, at once."""
     outcomes: list[Outcome] = []
 
-    async def one(host: str) -> None:
+    async def one(port: int, host: str) -> None:
+        connections = CONNECTIONS // ENTRIES
         outcomes.append(
-            await requests(
-                port, seconds, cores, close=close, host=host, connections=CONNECTIONS // ENTRIES
-            )
+            await requests(port, seconds, cores, close=close, host=host, connections=connections)
         )
 
     async with trio.open_nursery() as nursery:
-        for host in entries():
-            nursery.start_soon(one, host)
+        for worker, (port, *_) in enumerate(chains):
+            for host in entries(worker):
+                nursery.start_soon(one, port, host)
     return outcomes
 
 
-def entries() -> list[str]:
-    """The addresses that the load comes from."""
-    return [f"10.20.0.{number}" for number in range(1, ENTRIES + 1)]
+def entries(worker: int) -> list[str]:
+    """The addresses that the load of a worker's chain comes from."""
+    return addresses(ENTRIES_BASE, worker, ENTRIES)
 
 
 async def run(options: Namespace) -> bool:
@@ -254,9 +295,9 @@ async def run(options: Namespace) -> bool:
             await nursery.start(stop_on_signal, scope)
             await lay_network()
             for work, name in options.rounds * list(plan(options.only)):
-                one, two = [await measure(work, name, workers, options) for workers in (1, 2)]
-                gains[work][name].append(Gain(one, two))
-                tell(f"{work}, {name}: with one {one}, with two {two}")
+                gain = await compare(work, name, options)
+                gains[work][name].append(gain)
+                tell(f"{work}, {name}: with one {gain.one}, with two {gain.two}")
             nursery.cancel_scope.cancel()
     for key, value in {"commit": commit() or "unknown", **machine()}.items():
         print(f"{key}: {value}")
@@ -274,15 +315,14 @@ async def lay_network() -> None:
     """Give this network, which is our own and empty, the addresses that the load comes from."""
     cores = os.sched_getaffinity(0)
     await output_of(["ip", "link", "set", "lo", "up"], cores, 1)
-    for host in entries():
+    for host in itertools.chain(*map(entries, range(WORKERS))):
         await output_of(["ip", "address", "add", f"{host}/32", "dev", "lo"], cores, 1)
 
 
 ROWS: Final[Sequence[tuple[str, Callable[[Gain], float], int]]] = (
     ("rate with one, a second", lambda gain: gain.one.rate, 0),
     ("rate with two", lambda gain: gain.two.rate, 0),
-    ("rate, two to one", lambda gain: gain.rate, 2),
-    ("the most here", lambda gain: gain.most, 2),
+    ("rate, two cores to one", lambda gain: gain.rate, 2),
     ("CPU with one, µs a hop", lambda gain: gain.one.cpu, 2),
     ("CPU with two", lambda gain: gain.two.cpu, 2),
     ("CPU, two to one", lambda gain: gain.cpu, 2),
