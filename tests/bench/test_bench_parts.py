@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import os
 import re
+import subprocess
+import sys
 from ipaddress import ip_address
 from pathlib import Path
 
@@ -13,14 +15,14 @@ import tomli
 
 from proxy.config.load import load
 from proxy.core.steering import worker_of
-from tests.bench import workers
+from tests.bench import bytecodes, workers
 from tests.bench.__main__ import chosen, plan, split_cores, without_groups
 from tests.bench.degrade import counted_in, flood_figures
 from tests.bench.flood import UNKNOWN, Packets, packet
 from tests.bench.load import LoadError, Outcome, last_figures, read_iperf3, read_wrk
 from tests.bench.machine import cpu_model
 from tests.bench.measure import Reading, figures, others_share, scrape_figures
-from tests.bench.peers import all_peers
+from tests.bench.peers import ROOT, all_peers
 from tests.bench.pingpong import percentile
 from tests.bench.programs import is_listening
 from tests.bench.report import Sample, disturbances, medians, standing, summary, table
@@ -389,3 +391,29 @@ def test_each_hop_leads_to_the_next_and_the_last_to_the_origin(tmp_path: Path, p
     exits = tomli.loads(text)["upstream"]["hop1003"]["source"]
     assert {worker_of(ip_address(each), 2) for each in exits} == {1}
     assert {worker_of(ip_address(each), 2) for each in workers.entries(0)} == {0}
+
+
+def test_bytecodes_are_counted_between_two_signals(tmp_path: Path) -> None:
+    target, program = tmp_path / "counts", tmp_path / "counted.py"
+    program.write_text(
+        "import os, signal\n"
+        "def once(): return 1\n"
+        "once()\n"
+        "os.kill(os.getpid(), signal.SIGPROF)\n"
+        "for _ in range(5): once()\n"
+        "os.kill(os.getpid(), signal.SIGPROF)\n"
+        "once()\n"
+    )
+    command = [sys.executable, "-m", "tests.bench.bytecodes", "inside", str(target), "counted"]
+    subprocess.run(command, check=True, env={**os.environ, "PYTHONPATH": f"{tmp_path}:{ROOT}"})
+    counts = {name.split()[1]: found for name, found in json.loads(target.read_text()).items()}
+    codes, calls = counts["once:2"]
+    assert calls == 5
+    assert codes in {5, 10}  # RESUME is not told, and LOAD_CONST and RETURN are one in Python 3.12
+
+
+def test_bytecodes_are_told_for_a_unit_and_by_function() -> None:
+    counts = {"a.py less:1": (100, 10), "b.py more:2": (300, 30)}
+    first, *rest = bytecodes.table(10, counts, 1).splitlines()
+    assert first == "40 bytecodes and 4.0 calls, of 10 units"
+    assert [line.split() for line in rest] == [["30.0", "3.00", "b.py", "more:2"]]
