@@ -13,14 +13,18 @@ What has come due waits in a slot of its own until the owner takes it, some at a
 flows that were opened together are due together, and each of them takes microseconds. There it can
 be cancelled like anywhere else.
 
+The owner may sleep as long as ``quiet`` says, and is told if something is scheduled that comes due
+before: who has nothing to do does not have to be awake for each tick.
+
 Units: seconds outside, ticks inside. An item is never due early, and late by less than two ticks
-plus the time since ``advance`` was last called.
+plus the time for which ``advance`` was not called though something was due.
 
 Source: G. Varghese and T. Lauck, "Hashed and hierarchical timing wheels" (1987), scheme 7.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from itertools import islice
 from math import ceil
 from typing import Final, Protocol, TypeAlias
@@ -30,6 +34,9 @@ SLOTS: Final = 1 << SLOT_BITS
 LEVELS: Final = 4
 HORIZON: Final = 1 << (SLOT_BITS * LEVELS)
 """Ticks; a deadline beyond it waits in the last slot and is dealt out again (9.7 days at 50 ms)."""
+
+QUIET: Final = SLOTS // 2
+"""Ticks that an owner may sleep at most; far fewer than those after which all is sorted anew."""
 
 Slot: TypeAlias = "dict[Timed, int]"
 """The items of a slot, in the order they came, with the tick each is due at."""
@@ -56,15 +63,20 @@ class TimerWheel:
         now: monotonic seconds at the start.
         tick: resolution in seconds.
 
+    Attributes:
+        sooner: called when something comes due before the end of what ``quiet`` said last.
+
     """
 
     def __init__(self, now: float, tick: float = 0.05) -> None:
         self.tick = tick
+        self.sooner: Callable[[], None] = _nobody_sleeps
         self._start = now
         self._ticks = 0  # every slot up to and including this tick has been emptied
         self._levels: list[list[Slot]] = [[{} for _ in range(SLOTS)] for _ in range(LEVELS)]
         self._due: Slot = {}
         self._count = 0
+        self._awaited = 0  # the tick that the owner sleeps until
 
     def __len__(self) -> int:
         return self._count
@@ -80,6 +92,9 @@ class TimerWheel:
         if due_tick - ticks < SLOTS:  # as `_place` would, without the way there
             item.slot = slot = self._levels[0][due_tick % SLOTS]
             slot[item] = due_tick
+            if due_tick < self._awaited:
+                self._awaited = due_tick
+                self.sooner()
         else:
             self._place(item, due_tick)
         self._count += 1
@@ -91,11 +106,25 @@ class TimerWheel:
             item.slot = None
             self._count -= 1
 
+    def quiet(self, now: float) -> float:
+        """Seconds from now in which nothing comes due of what is scheduled; none left if late.
+
+        Nothing is looked for beyond the next cascade, which may deal out anything.
+        """
+        if self._due:
+            return 0.0
+        slots, ticks = self._levels[0], self._ticks
+        end = min(ticks + QUIET, (ticks | SLOTS - 1) + 1)
+        following = range(ticks + 1, end)
+        self._awaited = next((tick for tick in following if slots[tick % SLOTS]), end)
+        return max(0.0, self._start + self._awaited * self.tick - now)
+
     def advance(self, now: float, most: int | None = None) -> list[Timed]:
         """Go on to ``now`` and return items that are due, ``most`` at most; they leave the wheel.
 
         If as many are returned there may be more, for the next call.
         """
+        self._awaited = 0
         target = int((now - self._start) / self.tick)
         if target - self._ticks > SLOTS:
             self._jump(target)
@@ -157,6 +186,10 @@ class TimerWheel:
         slot = self._levels[level][((ticks + distance) >> shift) % SLOTS]
         slot[item] = due_tick
         item.slot = slot
+
+
+def _nobody_sleeps() -> None:
+    """Whoever advances at every tick need not be told."""
 
 
 def _due_tick(entry: tuple[Timed, int]) -> int:

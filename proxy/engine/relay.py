@@ -171,7 +171,11 @@ class Relay:
     async def keep_time(self) -> None:
         """Tell everything whose deadline has come, until cancelled."""
         while True:
-            await trio.sleep(self.wheel.tick)
+            sooner = trio.Event()
+            self.wheel.sooner = sooner.set
+            with trio.move_on_after(self.wheel.quiet(monotonic())):
+                await sooner.wait()
+                continue
             turn = Turn()
             while self._tell_due(monotonic()) == TOLD_AT_ONCE:
                 await turn.may_end()

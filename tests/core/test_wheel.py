@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from proxy.core.wheel import HORIZON, Slot, TimerWheel
+from proxy.core.wheel import HORIZON, QUIET, Slot, TimerWheel
 
 TICK = 0.05
 
@@ -90,6 +90,54 @@ def test_every_item_comes_due_exactly_once_tick_by_tick(delays: list[float]) -> 
             assert -1e-6 <= tick * TICK - delays[item.name] < 2 * TICK  # a tick, and its rounding
             seen.append(item.name)
     assert sorted(seen) == list(range(len(delays)))
+
+
+@settings(max_examples=100, deadline=None)
+@given(st.lists(st.tuples(st.floats(0, 40), st.one_of(st.floats(-1, 4), st.floats(0, 60)))))
+def test_an_owner_who_sleeps_while_it_is_quiet_is_never_late(
+    plans: list[tuple[float, float]],
+) -> None:
+    """Plans are when an item is scheduled, and how much later it comes due."""
+    wheel, now, left = TimerWheel(0.0, TICK), 0.0, {}
+    coming = sorted(plans, reverse=True)
+    woken: list[bool] = []
+    wheel.sooner = lambda: woken.append(True)
+    alarm = wheel.quiet(now)
+    while coming or left:
+        if coming and coming[-1][0] < alarm:
+            now, delay = coming.pop()
+            item = Item(len(coming))
+            left[item] = now, now + delay
+            wheel.schedule(item, now + delay)
+            if woken:
+                woken.clear()
+                alarm = now + wheel.quiet(now)
+            continue
+        now = alarm + 1e-6  # nobody awakes on the dot
+        for item in wheel.advance(now):
+            assert isinstance(item, Item)
+            scheduled, deadline = left.pop(item)
+            assert now - deadline >= -1e-6
+            assert now - max(scheduled, deadline) < 2 * TICK
+        alarm = now + wheel.quiet(now)
+
+
+def test_who_has_nothing_to_do_awakes_seldom() -> None:
+    wheel, awake = TimerWheel(0.0, TICK), 0
+    wheel.schedule(Item(0), 3600.0)
+    now = 0.0
+    while not wheel.advance(now):
+        now += wheel.quiet(now) + 1e-6
+        awake += 1
+    assert awake <= 2 * 3600 / (QUIET * TICK)
+
+
+def test_what_is_due_and_not_taken_yet_is_no_time_to_sleep() -> None:
+    wheel = TimerWheel(0.0, TICK)
+    for name in range(2):
+        wheel.schedule(Item(name), TICK)
+    assert len(wheel.advance(2 * TICK, 1)) == 1
+    assert wheel.quiet(2 * TICK) == 0
 
 
 def test_a_deadline_beyond_the_horizon_is_kept() -> None:
