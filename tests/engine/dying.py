@@ -25,6 +25,9 @@ from proxy.engine.handover.transfer import (
 )
 from proxy.engine.wire import HEAD, files_in, rights, room_for
 
+forked: list[int] = []
+"""Processes that a test has not seen off yet; the fixture in conftest.py does."""
+
 Deed: TypeAlias = Callable[[Socket, Socket], None]
 """What it does with a stream: with the client's socket, and the endpoint's."""
 
@@ -85,6 +88,7 @@ class Dying:
         self.pid = os.fork()
         if not self.pid:
             self._live()
+        forked.append(self.pid)
         self._wire.close()
 
     def end_standby(self) -> None:
@@ -94,7 +98,10 @@ class Dying:
 
     def has_ended(self) -> bool:
         """Whether it has; then it is seen off."""
-        return os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        has_ended = os.waitpid(self.pid, os.WNOHANG)[0] == self.pid
+        if has_ended:
+            forked.remove(self.pid)
+        return has_ended
 
     def _live(self) -> NoReturn:
         if self._leash:

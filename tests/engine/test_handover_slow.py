@@ -19,7 +19,8 @@ import trio
 from trio.socket import SocketType
 
 from proxy.core.address import Transport
-from proxy.engine.handover.transfer import HandOverError, Heir
+from proxy.engine.handover.transfer import Bequeather, HandOverError, Heir, Papers
+from proxy.engine.wire import wire_on
 from tests.engine.dying import Dying, Step
 from tests.engine.heirs import TO_ONE, nothing_left, successor_of
 from tests.engine.lab import (
@@ -174,6 +175,20 @@ async def test_streams_come_back_from_an_heir_that_reads_no_more(
             await talk(client, accepted)
         assert len(await lab.live()) == FLOWS
         await end(heir, is_over=step is Step.READY_AGAIN)
+
+
+async def test_an_heir_that_takes_nothing_still_stands_still_when_it_is_given_up(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Half a message has gone, and the wire is closed; what it does next is not known by that."""
+    monkeypatch.setattr("proxy.engine.handover.transfer.PATIENCE", SHORT)
+    ours, theirs = stdlib.socketpair()
+    with theirs:
+        heir = Bequeather(wire_on(ours))
+        with pytest.raises(HandOverError, match="takes nothing"):
+            await heir.give_datagrams([], Papers(1, 0.0, dict.fromkeys(range(1 << 17), 0)))
+        await heir.abandon()
+    assert heir.stands_still
 
 
 async def test_datagrams_come_back_from_an_heir_that_reads_none(

@@ -263,7 +263,7 @@ class Bequeather:
             with trio.fail_after(PATIENCE):
                 await self._wire.send(body, files, whole=False)
         except (WireError, trio.TooSlowError) as error:
-            self.stands_still = isinstance(error, trio.TooSlowError)
+            self.stands_still |= isinstance(error, trio.TooSlowError)
             self._wire.close()
             raise HandOverError("the heir takes nothing") from error
 
@@ -273,7 +273,7 @@ class Bequeather:
             with trio.fail_after(PATIENCE):
                 message = await self._wire.receive()
         except (WireError, trio.TooSlowError) as error:
-            self.stands_still = isinstance(error, trio.TooSlowError)
+            self.stands_still |= isinstance(error, trio.TooSlowError)
             raise HandOverError(f"the heir does not say {word!r}") from error
         if message.body != word or len(message.files) > files:
             for fd in message.files:
