@@ -269,7 +269,7 @@ class ConnectAttempt:
         self._socket = CLOSED
         flow = self._flow
         if error:  # it accepted, perhaps spoke, and then reset; what it said comes first
-            flow.broken = flow.reply
+            flow.break_off(flow.reply, error, now)
         flow.connected(socket, endpoint, now)
         if mask & NEWS:  # the endpoint may have spoken already: the edge is here
             flow.reply.ready(mask, now)

@@ -627,9 +627,11 @@ class StreamLeg(Direction):
         self.block()
         other, flow = self.other, self.flow
         if other.ended or other.pending is BLOCKED:
-            flow.failed(flow.broken or other, error.errno, now)  # the first cause wins
+            flow.break_off(other, error.errno, now)
+            assert flow.broken is not None
+            flow.failed(flow.broken, flow.fault, now)
             return
-        flow.broken = other
+        flow.break_off(other, error.errno, now)
         if other.pending is None:
             other.pull(READ_ON, now)
         else:

@@ -8,7 +8,6 @@ order) always does, because FIN would tell a peer that the data is complete.
 
 from __future__ import annotations
 
-import errno
 from dataclasses import replace
 from math import inf
 from socket import SHUT_WR
@@ -25,7 +24,7 @@ from proxy.core.stalls import insight_of
 from proxy.engine.connect import ConnectAttempt
 from proxy.engine.leg import BLOCKED, WATCH, StreamLeg
 from proxy.engine.passive import ended
-from proxy.engine.tcp import CLOSED, has_data, reason_of, reset_on_close, unsent
+from proxy.engine.tcp import CLOSED, has_data, reason_of, reset_on_close, take_error, unsent
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -83,7 +82,8 @@ class StreamFlow(Flow):
         attempt: the connection attempt under way, while connecting.
         sample: what the kernel last told of both sockets, packed; see ``core.sample``.
         owed: bytes that the kernel has yet to deliver, while closing.
-        broken: the leg whose socket has failed, while what it sent before is still passed on.
+        broken: the leg whose socket has failed, while what it sent before is still passed on, and
+        fault: its errno.
         verdict: why the flow is ending, while it is closing.
 
     """
@@ -91,6 +91,7 @@ class StreamFlow(Flow):
     __slots__ = (
         "attempt",
         "broken",
+        "fault",
         "half_closed",
         "limits",
         "owed",
@@ -105,6 +106,7 @@ class StreamFlow(Flow):
 
     original: StreamLeg
     reply: StreamLeg
+    fault: int | None
 
     def __init__(
         self,
@@ -218,7 +220,7 @@ class StreamFlow(Flow):
     def leg_ended(self, leg: StreamLeg, now: float) -> None:
         """Pass on the end of one direction; all bytes before it have been written."""
         if self.broken is leg:
-            self.failed(leg, errno.ECONNRESET, now)
+            self.failed(leg, self.fault, now)
             return
         self.active = now
         if leg.other.ended:
@@ -240,8 +242,7 @@ class StreamFlow(Flow):
         if self.verdict is not None:
             self._conclude(now)
             return
-        side = CloseSide.CLIENT if leg is self.original else CloseSide.ENDPOINT
-        self.verdict = (reason_of(error, side), side)
+        self._judge(leg, error)
         leg.block()
         leg.other.block()
         leg.other.unsent += unsent(leg.socket)
@@ -259,13 +260,27 @@ class StreamFlow(Flow):
     def failed_unread(self, leg: StreamLeg, now: float) -> None:
         """Act on the failure of a socket that is not being read.
 
-        While the flow is relaying nothing needs to be done: what the peer sent before is read
-        when the way is free, and the failure after it.
+        While the flow is relaying what the peer sent before is read when the way is free, and the
+        end after it. Nothing can be sent to it any more.
         """
         if self.state is State.CONNECTING:
             self.abort(CloseReason.CLIENT_RESET, CloseSide.CLIENT, now)
-        elif self.state is State.CLOSING and leg.socket is not CLOSED:
-            self._conclude(now)
+        elif self.state is State.CLOSING:
+            if leg.socket is not CLOSED:
+                self._conclude(now)
+        elif self.broken is None and (error := take_error(leg.socket)):
+            self.break_off(leg, error, now)
+            leg.other.block()
+
+    def break_off(self, leg: StreamLeg, error: int | None, now: float) -> None:
+        """Know that a socket has failed, and pass on what it sent before, as long as that moves.
+
+        The kernel tells a failure once: the end of what was sent looks like any other after that.
+        """
+        if self.broken is None:  # the first cause wins
+            self.broken, self.fault = leg, error
+            self.active = now
+            self.relay.wheel.schedule(self, self._next_look(now))
 
     def ended_unread(self, leg: StreamLeg, now: float) -> None:
         """Know that a peer has ended its side, while it is not being read."""
@@ -315,6 +330,9 @@ class StreamFlow(Flow):
         if self.attempt is not None:
             self._look_at(self.attempt, now)
             return
+        if self.broken is not None:
+            self._await_passed(self.broken, now)
+            return
         when, reason = deadline_of(self, self.limits)
         if when > now:
             self.relay.wheel.schedule(self, next_look(self, self.limits, now))
@@ -338,6 +356,8 @@ class StreamFlow(Flow):
             self.relay.wheel.schedule(self, self._next_look(now))
 
     def _next_look(self, now: float) -> float:
+        if self.broken is not None:
+            return self.active + self.limits.linger
         if self.attempt is None:
             return next_look(self, self.limits, now)
         return next_look_connecting(self, self.limits, self.attempt.until, now)
@@ -350,6 +370,15 @@ class StreamFlow(Flow):
             self.original.limit()
             self.reply.limit()
 
+    def _await_passed(self, broken: StreamLeg, now: float) -> None:
+        """End the flow if what a failed socket sent before does not move any more."""
+        until = min(self._next_look(now), deadline_of(self, self.limits)[0])
+        if now < until:
+            self.relay.wheel.schedule(self, until)
+        else:
+            self._judge(broken, self.fault)
+            self._conclude(now)
+
     def _await_sent(self, now: float) -> None:
         survivor = self.reply if self.original.socket is CLOSED else self.original
         owed = unsent(survivor.socket)
@@ -359,6 +388,11 @@ class StreamFlow(Flow):
             self.relay.wheel.schedule(self, now)
         else:
             self._conclude(now)
+
+    def _judge(self, leg: StreamLeg, error: int | None) -> None:
+        """Know why the flow ends: the socket of this leg has failed."""
+        side = CloseSide.CLIENT if leg is self.original else CloseSide.ENDPOINT
+        self.verdict = (reason_of(error, side), side)
 
     def _conclude(self, now: float) -> None:
         assert self.verdict is not None

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import suppress
+from socket import IPPROTO_TCP, TCP_USER_TIMEOUT
 
 import pytest
 import trio
@@ -10,6 +11,7 @@ from trio.socket import SocketType
 
 from proxy.core.expiry import FlowLimits
 from proxy.core.query import FlowQuery, FlowRow
+from proxy.engine.leg import StreamLeg
 from proxy.engine.stream import StreamFlow
 from proxy.engine.tcp import unsent
 from tests.engine.lab import (
@@ -118,3 +120,86 @@ async def test_a_clock_is_a_timeout_of_ours() -> None:
         assert row["closed"] is not None
         assert row["half_closed"] is not None
         assert row["closed"] - row["half_closed"] >= 0.1
+
+
+async def pour_until_cut(socket: SocketType) -> None:
+    with suppress(OSError):
+        await pour(socket)
+
+
+async def legs_of(lab: Lab, side: str) -> tuple[StreamLeg, StreamLeg]:
+    """Of the only flow: that of this side, and the other one."""
+    await lab.wait_live("established")
+    (flow,) = lab.worker._relay.table
+    assert isinstance(flow, StreamFlow)
+    both = flow.original, flow.reply
+    return both if side == "client" else both[::-1]
+
+
+@pytest.mark.parametrize("silent", ["client", "endpoint"])
+async def test_a_peer_that_falls_silent_in_the_middle_of_bulk_has_not_reset(silent: str) -> None:
+    """The kernel tells ETIMEDOUT once, to whichever call comes first."""
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab, trio.open_nursery() as nursery:
+        client, accepted = await pair(lab, endpoint)
+        nursery.start_soon(pour_until_cut, accepted if silent == "client" else client)
+        leg, other = await legs_of(lab, silent)
+        leg.socket.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, 300)
+        while not other.pending:
+            await trio.sleep(0.002)
+        (row,) = await lab.wait_ended()
+        assert end_of(row) == ("unreachable", silent, "failure")
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("first", ["client", "endpoint"])
+async def test_a_reset_past_a_peer_that_never_reads_is_bounded_by_linger(first: str) -> None:
+    endpoint = listening()
+    limits = FlowLimits(linger=0.2)
+    async with relaying([endpoint.getsockname()], limits=limits) as lab:
+        client, accepted = await pair(lab, endpoint)
+        resets, never_reads = (client, accepted) if first == "client" else (accepted, client)
+        leg, other = await legs_of(lab, first)
+        with trio.move_on_after(0.3):
+            await pour(resets)
+        assert leg.pending
+        reset(resets)
+        await wait_broken(lab)
+        before = other.bytes
+        with suppress(OSError):
+            await send_all(never_reads, b"nobody will have this")
+        (row,) = await lab.wait_ended()
+        assert end_of(row) == (f"{first}_reset", first, "rst")
+        assert other.bytes == before
+        with pytest.raises(OSError, match=r"reset|pipe"):
+            await pour(never_reads)
+
+
+async def wait_broken(lab: Lab) -> None:
+    (flow,) = lab.worker._relay.table
+    assert isinstance(flow, StreamFlow)
+    while flow.broken is None:
+        await trio.sleep(0.002)
+
+
+@pytest.mark.parametrize("first", ["client", "endpoint"])
+async def test_what_was_sent_before_a_reset_arrives_while_it_moves(first: str) -> None:
+    """However long that takes beside ``linger``: more than the kernel holds by itself."""
+    endpoint = listening()
+    limits = FlowLimits(linger=0.3)
+    async with relaying([endpoint.getsockname()], limits=limits) as lab:
+        client, accepted = await pair(lab, endpoint)
+        resets, reads = (client, accepted) if first == "client" else (accepted, client)
+        with trio.move_on_after(0.3):
+            await pour(resets)
+        reset(resets)
+        await wait_broken(lab)
+        received, began = 0, trio.current_time()
+        with suppress(ConnectionResetError):
+            while part := await reads.recv(1 << 18):
+                received += len(part)
+                await trio.sleep(0.05)
+        assert trio.current_time() - began > limits.linger
+        (row,) = await lab.wait_ended()
+        assert end_of(row) == (f"{first}_reset", first, "rst")
+        assert row["original" if first == "client" else "reply"]["bytes"] >= received > 1 << 20
