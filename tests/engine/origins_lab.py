@@ -11,6 +11,7 @@ import socket as std
 import struct
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, contextmanager
+from pathlib import Path
 
 import trio
 from trio.socket import SocketType
@@ -26,17 +27,35 @@ CLIENT, CLIENT_V6 = "10.0.1.2", "fd01::2"
 SERVER, SERVER_V6 = "10.0.2.20", "fd02::20"
 OWN = [f"10.0.2.{number}" for number in range(1, 10)]
 
-# As in config/transparent.toml: what is for a transparent socket is delivered here, not routed.
-DIVERT = """
-table inet sockpair {
-    chain divert {
+RECIPE = Path(__file__).parents[2] / "config/transparent.toml"
+
+
+def shipped_rules() -> str:
+    """The rules of nft as users copy them, which suit these hosts; with those for IPv6 added."""
+    text = RECIPE.read_text().partition("nft -f - <<'EOF'\n")[2].partition("#   EOF\n")[0]
+    lines = [line.removeprefix("#   ") for line in text.splitlines()]
+    for line in [line for line in lines if "tproxy ip " in line]:
+        sixth = line.replace(" ip daddr 10.0.2.0/24", " ip6 daddr fd02::/64")
+        lines.insert(lines.index(line), sixth.replace("tproxy ip ", "tproxy ip6 "))
+    return "\n".join(lines)
+
+
+def _to_our_sockets() -> str:
+    """Of these the one that delivers here, and routes not, what is for a transparent socket."""
+    (rule,) = [line for line in shipped_rules().splitlines() if "socket transparent 1" in line]
+    return rule.strip()
+
+
+DIVERT = f"""
+table inet sockpair {{
+    chain divert {{
         type filter hook prerouting priority mangle
-        meta l4proto { tcp, udp } socket transparent 1 meta mark set 1 accept
+        {_to_our_sockets()}
         iifname != "eth0" accept
         meta l4proto PROTOCOLS ip daddr 10.0.2.0/24 tproxy ip to :15000 meta mark set 1
         meta l4proto PROTOCOLS ip6 daddr fd02::/64 tproxy ip6 to :15000 meta mark set 1
-    }
-}
+    }}
+}}
 """
 REDIRECT = """
 table inet sockpair {

@@ -30,6 +30,7 @@ from tests.engine.origins_lab import (
     listening,
     noted,
     routed,
+    shipped_rules,
     sniffing,
     traffic_class,
     unprivileged,
@@ -212,6 +213,61 @@ async def test_tproxy_hides_us_from_both_sides_of_datagrams(
         lab.worker.stop()
         assert len(exits) == 0
         assert lab.worker._relay.files.used == 0
+
+
+NARROW, NARROW_V6 = "10.0.2.128", "fd02::80"
+FORWARDING = ("net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding")
+
+
+def narrow(network: Network) -> None:
+    """A host behind a link of 1300 bytes, to which ``server`` routes."""
+    network.run("server", "sysctl", "-qw", *(f"{key}=1" for key in FORWARDING))
+    # A router asks for neighbours from its link-local address when it passes on what others sent.
+    network.run("server", "ip", "address", "add", "fe80::20/64", "dev", "eth0", "nodad")
+    network.add("inner")
+    network.join("beyond", "server", "eth1", "10.0.3.1/24", "fd03::1/64", "fe80::31/64")
+    network.join("beyond", "inner", "eth0", "10.0.3.2/24", "fd03::2/64", "fe80::32/64")
+    for host, server, inner, back in (
+        (NARROW, SERVER, "10.0.3.2", "10.0.3.1"),
+        (NARROW_V6, SERVER_V6, "fd03::2", "fd03::1"),
+    ):
+        bits = "128" if ":" in host else "32"
+        network.run("inner", "ip", "address", "add", f"{host}/{bits}", "dev", "lo")
+        network.run("inner", "ip", "route", "add", "default", "via", back)
+        network.run("server", "ip", "route", "add", host, "via", inner, "mtu", "1300")
+        network.run("proxy", "ip", "route", "add", host, "via", server)
+
+
+@pytest.mark.parametrize(
+    ("client_host", "inner"), [(CLIENT, NARROW), (CLIENT_V6, NARROW_V6)], ids=["v4", "v6"]
+)
+async def test_the_shipped_rules_let_a_stream_through_a_narrow_link(
+    network: Network, client_host: str, inner: str
+) -> None:
+    """The router's ICMP is for the client's address, and must find our socket that bears it."""
+    narrow(network)
+    network.run("proxy", "nft", shipped_rules())
+    endpoint = listening(network, "inner", inner, 5432)
+    async with housed(configuration(listener="transparent = true")):
+        client = await connecting(network, "client", client_host, (inner, 5432))
+        accepted = await accept(endpoint)
+        assert accepted.getpeername() == client.getsockname()
+        with trio.fail_after(5):  # nothing comes at all, where the ICMP is lost
+            await send_all(client, b"x" * 100_000)
+            assert len(await receive_exactly(accepted, 100_000)) == 100_000
+
+
+@BOTH
+async def test_the_shipped_rules_let_a_refused_datagram_be_counted(
+    network: Network, client_host: str, server_host: str
+) -> None:
+    network.run("proxy", "nft", shipped_rules())
+    async with housed(configuration("udp://[::]:15000", listener="transparent = true")) as lab:
+        client = datagrams(network, "client", client_host, (server_host, 53))
+        await client.send(b"nobody hears")
+        with trio.fail_after(5):
+            await lab.wait_counter(lambda c: c["listeners"][0]["dropped"]["refused"], 1)
+        assert await lab.live()
 
 
 async def test_one_exit_serves_all_who_asked_the_same_address(network: Network) -> None:
