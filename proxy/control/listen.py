@@ -71,7 +71,6 @@ REMEDIES: Final = {
     errno.EADDRNOTAVAIL: 'this host has no such address; "ip address" lists those it has',
     errno.EAFNOSUPPORT: "this host has no IPv6",
     errno.ENODEV: '"ip link" lists interfaces; a multicast group needs a route or an interface',
-    errno.EPROTONOSUPPORT: "this kernel has no Multipath TCP, or net.mptcp.enabled is 0",
     errno.ENOPROTOOPT: "this kernel lacks one of the socket options that are set",
 }
 
@@ -312,13 +311,14 @@ def bind_socket(
         beside: whether another socket of ours is in the way, and lets us: SO_REUSEPORT.
 
     Raises:
-        OSError: it could not be bound; nothing is left open then.
+        MarkError: the kernel does not take an option; nothing is left open then.
+        OSError: it could not be bound; the same.
 
     """
     datagrams = listen.transport is Transport.UDP
     family = AF_INET6 if ":" in listen.host else AF_INET
     kind = (SOCK_DGRAM if datagrams else SOCK_STREAM) | SOCK_NONBLOCK
-    socket = Socket(family, kind, IPPROTO_MPTCP if mptcp else 0)
+    socket = _multipath(family, kind) if mptcp else Socket(family, kind)
     try:
         if family == AF_INET6:
             socket.setsockopt(IPPROTO_IPV6, IPV6_V6ONLY, not dual_stack)
@@ -331,7 +331,7 @@ def bind_socket(
             socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
             set_options(socket, options)
             if fastopen:
-                socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, fastopen)
+                set_options(socket, ((IPPROTO_TCP, TCP_FASTOPEN, fastopen),))
         marks.set(socket)
         before_bind(socket, share)
         if beside:
@@ -347,6 +347,14 @@ def bind_socket(
         socket.close()
         raise
     return socket
+
+
+def _multipath(family: int, kind: int) -> Socket:
+    """A socket of Multipath TCP, which a kernel may lack or an administrator turn off."""
+    try:
+        return Socket(family, kind, IPPROTO_MPTCP)
+    except OSError as error:
+        raise MarkError("tcp.mptcp", error) from error
 
 
 def ask_for_local_address(socket: Socket, *, transparent: bool) -> None:

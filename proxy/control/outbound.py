@@ -25,6 +25,11 @@ REMEDIES: Final = {
     ("priority", errno.EPERM): "above 6 it needs CAP_NET_ADMIN",
     ("interface", errno.EPERM): "it needs CAP_NET_RAW",
     ("interface", errno.ENODEV): 'this host has no such interface; "ip link" lists those it has',
+    ("tcp.mptcp", errno.EPROTONOSUPPORT): "this kernel has no Multipath TCP; set mptcp = false",
+    ("tcp.mptcp", errno.ENOPROTOOPT): 'see "sysctl net.mptcp.enabled", or set mptcp = false',
+    ("tcp.user_timeout", errno.ENOPROTOOPT): (
+        "this kernel has no TCP_USER_TIMEOUT for Multipath TCP; remove it, or mptcp"
+    ),
     ("source", errno.EADDRNOTAVAIL): 'this host has no such address; "ip address" lists those',
     ("source", errno.EACCES): "ports below 1024 need root or CAP_NET_BIND_SERVICE",
 }

@@ -119,7 +119,7 @@ def fit(socket: Socket, listener: Listener, *, stored: bool) -> None:
     """Set all options of a listener on an inherited socket, as far as it takes them.
 
     Raises:
-        MarkError: a mark is refused.
+        MarkError: a mark is refused, or an option of TCP.
         OSError: another option is.
 
     """
@@ -154,8 +154,14 @@ def _set_buffer(socket: Socket, former: Former, new: Listener) -> None:
 def _set_stream_options(socket: Socket, _former: Former, new: Listener) -> None:
     if new.listen.transport.is_unix or new.listen.transport.is_datagram:
         return
-    set_options(socket, STREAM_DEFAULTS + stream_options(new.tcp))
-    socket.setsockopt(IPPROTO_TCP, TCP_FASTOPEN, new.tcp.fastopen)
+    for level, name, value in STREAM_DEFAULTS:
+        try:
+            socket.setsockopt(level, name, value)
+        except OSError as error:  # Multipath TCP has no TCP_USER_TIMEOUT, so nobody has set it
+            if error.errno != errno.ENOPROTOOPT:
+                raise
+    fastopen = (IPPROTO_TCP, TCP_FASTOPEN, new.tcp.fastopen)
+    set_options(socket, (*stream_options(new.tcp), fastopen))
 
 
 def _set_marks(socket: Socket, former: Former, new: Listener) -> None:

@@ -13,6 +13,7 @@ from socket import (
     IPPROTO_TCP,
     SO_KEEPALIVE,
     SOL_SOCKET,
+    TCP_FASTOPEN,
     TCP_KEEPCNT,
     TCP_KEEPIDLE,
     TCP_KEEPINTVL,
@@ -22,6 +23,8 @@ from socket import (
 from socket import SocketType as Socket
 from typing import TYPE_CHECKING, Final, TypeAlias
 
+from proxy.engine.marks import MarkError
+
 if TYPE_CHECKING:
     from proxy.config.model import TcpOptions
 
@@ -30,6 +33,17 @@ SocketOptions: TypeAlias = tuple[tuple[int, int, int | bytes], ...]
 
 NODELAY: Final[SocketOptions] = ((IPPROTO_TCP, TCP_NODELAY, 1),)
 """What a relay wants by itself: small writes have already been gathered by whoever made them."""
+
+KEYS: Final = {
+    (IPPROTO_TCP, TCP_NODELAY): "tcp.nodelay",
+    (SOL_SOCKET, SO_KEEPALIVE): "tcp.keepalive_idle",
+    (IPPROTO_TCP, TCP_KEEPIDLE): "tcp.keepalive_idle",
+    (IPPROTO_TCP, TCP_KEEPINTVL): "tcp.keepalive_interval",
+    (IPPROTO_TCP, TCP_KEEPCNT): "tcp.keepalive_count",
+    (IPPROTO_TCP, TCP_USER_TIMEOUT): "tcp.user_timeout",
+    (IPPROTO_TCP, TCP_FASTOPEN): "tcp.fastopen",
+}
+"""The configuration's word for each."""
 
 
 def stream_options(tcp: TcpOptions) -> SocketOptions:
@@ -51,8 +65,11 @@ def set_options(socket: Socket, options: SocketOptions) -> None:
     """Set them all.
 
     Raises:
-        OSError: the kernel does not take one.
+        MarkError: the kernel does not take one.
 
     """
     for level, name, value in options:
-        socket.setsockopt(level, name, value)
+        try:
+            socket.setsockopt(level, name, value)
+        except OSError as error:
+            raise MarkError(KEYS[level, name], error) from error

@@ -7,7 +7,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from socket import IPPROTO_IP, IPPROTO_TCP, SO_RCVBUF, SOL_SOCKET, TCP_NODELAY
+from socket import IPPROTO_IP, IPPROTO_TCP, SO_RCVBUF, SOL_SOCKET, TCP_KEEPIDLE, TCP_NODELAY
 from socket import socket as Socket
 from typing import Any
 
@@ -262,6 +262,21 @@ async def test_a_stream_socket_gives_way_to_one_at_its_own_address(
         assert answer["problems"] == []
         assert here.socket("w") is not before
         assert before.fileno() == -1
+
+
+async def test_options_are_set_on_a_living_socket_of_multipath_tcp(tmp_path: Path) -> None:
+    """It has no TCP_USER_TIMEOUT, which is no matter to who has not asked for one."""
+    listen = f"tcp://127.0.0.1:{free_port()}"
+    tcp = "[listener.w.tcp]\nmptcp = true\n"
+    async with town(tmp_path, listener("w", listen)) as here:
+        answer = await here.reload(listener("w", listen, tcp))
+        if "Multipath TCP" in str(answer["problems"]):
+            pytest.skip("this kernel has no Multipath TCP")
+        before = here.socket("w")
+        answer = await here.reload(listener("w", listen, f'{tcp}keepalive_idle = "75s"'))
+        assert answer["problems"] == []
+        assert here.socket("w") is before
+        assert before.getsockopt(IPPROTO_TCP, TCP_KEEPIDLE) == 75
 
 
 async def test_the_file_of_a_unix_socket_comes_and_goes(tmp_path: Path) -> None:

@@ -23,12 +23,15 @@ from socket import socket as Socket
 import pytest
 import trio
 
+from proxy.config.load import parse
 from proxy.config.model import TcpOptions
 from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
+from proxy.control.outbound import OptionError
 from proxy.core.address import Transport
 from proxy.engine.options import stream_options
 from proxy.engine.stream import StreamFlow
+from tests.control.binding import bind_listeners
 from tests.engine.lab import (
     Lab,
     accept,
@@ -88,14 +91,10 @@ async def test_nothing_is_set_that_nobody_asked_for() -> None:
 async def test_multipath_tcp_is_accepted_and_relayed() -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
-        try:
-            socket = bind_socket(LOOPBACK, mptcp=True)
-        except OSError as error:
-            if error.errno in {errno.EPROTONOSUPPORT, errno.ENOPROTOOPT}:
-                pytest.skip("this kernel has no Multipath TCP")
-            raise
+        multipath().close()
+        socket = bind_socket(LOOPBACK, mptcp=True)
         await open_listener(lab.worker, "m", socket, [endpoint.getsockname()])
-        client = trio.socket.from_stdlib_socket(Socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP))
+        client = trio.socket.from_stdlib_socket(multipath())
         with client:
             await client.connect(socket.getsockname())
             accepted = await accept(endpoint)
@@ -109,6 +108,36 @@ async def test_multipath_tcp_is_accepted_and_relayed() -> None:
             accepted.close()
             (ended,) = await lab.wait_ended()
             assert ended["close_reason"] == "finished"
+
+
+def test_an_option_that_multipath_tcp_lacks_is_named() -> None:
+    with multipath() as socket:
+        try:
+            socket.setsockopt(IPPROTO_TCP, TCP_USER_TIMEOUT, 1)
+        except OSError:
+            pass
+        else:
+            pytest.skip("this kernel has the option for Multipath TCP")
+    text = (
+        '[listener.m]\nlisten = "tcp://127.0.0.1:0"\nupstream = "w"\n'
+        'tcp = { mptcp = true, user_timeout = "3s" }\n[upstream.w]\nendpoints = ["127.0.0.1:9"]\n'
+    )
+    with pytest.raises(OptionError) as caught:
+        bind_listeners(parse(text, "f"))
+    assert str(caught.value) == (
+        "listener.m.tcp.user_timeout: cannot be used: Protocol not available; this kernel has no "
+        "TCP_USER_TIMEOUT for Multipath TCP; remove it, or mptcp"
+    )
+
+
+def multipath() -> Socket:
+    """A socket of Multipath TCP."""
+    try:
+        return Socket(AF_INET, SOCK_STREAM, IPPROTO_MPTCP)
+    except OSError as error:
+        if error.errno in {errno.EPROTONOSUPPORT, errno.ENOPROTOOPT}:
+            pytest.skip("this kernel has no Multipath TCP")
+        raise
 
 
 async def test_data_in_the_syn_is_relayed() -> None:
