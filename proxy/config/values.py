@@ -55,6 +55,9 @@ BUFFER_MAX: Final = 2**30 - 1
 INTERFACE: Final = re.compile(r"[^\s/:%]{1,15}")
 """IFNAMSIZ less the final NUL, and what the kernel refuses: dev_valid_name, net/core/dev.c."""
 
+NEAR_SCOPES: Final = frozenset({1, 2})
+"""Of IPv6 groups: within an interface, within a link (RFC 4291 section 2.7); they have zones."""
+
 LISTEN_PATTERN: Final = f"^((tcp|udp)://.+:[0-9]+|{UNIX_PATTERN})$"
 ENDPOINT_PATTERN: Final = f"^(original|{UNIX_PATTERN}|{SERVICE_PATTERN}|.+:[0-9]+)$"
 NAME_PATTERN: Final = r"^[A-Za-z0-9_.-]{1,63}$"
@@ -121,7 +124,10 @@ def parse_listen(text: str) -> ListenAddress:
     if transport.is_unix:
         return ListenAddress(transport, parse_socket_name(rest, text), 0)
     host, port = parse_host_port(rest, lowest_port=0)
-    return ListenAddress(transport, _literal(host, text), port)
+    literal = _literal(host, text)
+    if "%" in literal and ipaddress.ip_address(literal).is_multicast:
+        raise ValueError(f'"{text}" is a group: listen on "udp://[::]:{port}", with multicast')
+    return ListenAddress(transport, literal, port)
 
 
 def parse_endpoint(text: str) -> HostPort:
@@ -254,7 +260,7 @@ def parse_interface(text: str) -> str:
 def _literal(host: str, text: str) -> str:
     """The canonical spelling of an IP address.
 
-    A link-local address needs its zone (``fe80::1%eth0``), and no other has one. An IPv4-mapped
+    A link-local address needs its zone (``fe80::1%eth0``), ``ff02::1`` may have one. An IPv4-mapped
     address is refused because a socket that is kept to IPv6 cannot be bound to it.
     """
     try:
@@ -271,12 +277,18 @@ def _literal(host: str, text: str) -> str:
 
 
 def _check_zone(address: ipaddress.IPv6Address, text: str) -> None:
-    """Link-local addresses mean nothing without an interface, others nothing with one."""
+    """Link-local addresses mean nothing without an interface, most others nothing with one.
+
+    Groups within a link or an interface (RFC 4291 section 2.7) may have it, as routing may choose.
+    """
     zone = address.scope_id
-    if address.is_link_local and not (zone and INTERFACE.fullmatch(zone)):
+    is_near_group = address.is_multicast and address.packed[1] & 0xF in NEAR_SCOPES
+    is_named = zone is not None and INTERFACE.fullmatch(zone) is not None
+    if address.is_link_local and not is_named:
         raise ValueError(f'"{text}" is link-local: name its interface, as "[fe80::1%eth0]:53"')
-    if zone is not None and not address.is_link_local:
-        raise ValueError(f'"{text}" names a zone ("%"), which only link-local addresses have')
+    if zone is not None and not (is_named and (address.is_link_local or is_near_group)):
+        owners = "link-local addresses have, and groups such as ff01::1 and ff02::1"
+        raise ValueError(f'"{text}" names a zone ("%"), which only {owners}')
 
 
 def written(parse: Callable[[str], Any], expected: str, **schema: Any) -> tuple[Any, ...]:

@@ -168,32 +168,30 @@ def join_groups(socket: Socket, groups: Sequence[str], interface: str | None) ->
 
     Args:
         socket: bound to a wildcard of the groups' family.
-        groups: literal addresses.
-        interface: its name; None leaves the choice to routing.
+        groups: literal addresses, some perhaps with a zone.
+        interface: the name of that for those without; None leaves the choice to routing.
 
     Raises:
         OSError: there is no such interface, or the kernel allows no further group.
 
     """
-    index = interface_index(interface) if interface else 0
     for group in groups:
+        request = _membership(group, interface)
         if socket.family == AF_INET6:
-            request = inet_pton(AF_INET6, group) + struct.pack("=I", index)
             socket.setsockopt(IPPROTO_IPV6, IPV6_JOIN_GROUP, request)
         else:
-            socket.setsockopt(IPPROTO_IP, IP_ADD_MEMBERSHIP, _mreqn(group, index))
+            socket.setsockopt(IPPROTO_IP, IP_ADD_MEMBERSHIP, request)
 
 
 def leave_groups(socket: Socket, groups: Sequence[str], interface: str | None) -> None:
     """Receive no more what is sent to these groups, joined with the same arguments."""
-    index = interface_index(interface) if interface else 0
     for group in groups:
         with suppress(OSError):  # its interface has gone, and the membership with it
+            request = _membership(group, interface)
             if socket.family == AF_INET6:
-                request = inet_pton(AF_INET6, group) + struct.pack("=I", index)
                 socket.setsockopt(IPPROTO_IPV6, IPV6_LEAVE_GROUP, request)
             else:
-                socket.setsockopt(IPPROTO_IP, IP_DROP_MEMBERSHIP, _mreqn(group, index))
+                socket.setsockopt(IPPROTO_IP, IP_DROP_MEMBERSHIP, request)
 
 
 def only_joined_groups(socket: Socket) -> None:
@@ -221,7 +219,7 @@ def _towards(address: Address, path: MulticastPath) -> Socket:
     try:
         index = interface_index(path.interface) if path.interface else 0
         if socket.family == AF_INET6:
-            scope = index or (address[3] if len(address) == 4 else 0)
+            scope = (address[3] if len(address) == 4 else 0) or index
             socket.setsockopt(IPPROTO_IPV6, IPV6_MULTICAST_HOPS, path.ttl)
             socket.setsockopt(IPPROTO_IPV6, IPV6_MULTICAST_IF, scope)
         else:
@@ -240,6 +238,16 @@ def _socket(address: Address) -> Socket:
     socket = Socket(family_of(address), SOCK_DGRAM | SOCK_NONBLOCK)
     socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)  # two sockets, one address
     return socket
+
+
+def _membership(group: str, interface: str | None) -> bytes:
+    """What joins a group or leaves it, ``struct ipv6_mreq`` or ``ip_mreqn``."""
+    host, _, zone = group.partition("%")
+    where = zone or interface
+    index = interface_index(where) if where else 0
+    if ":" in host:
+        return inet_pton(AF_INET6, host) + struct.pack("=I", index)
+    return _mreqn(host, index)
 
 
 def _mreqn(group: str, index: int) -> bytes:

@@ -9,7 +9,7 @@ from pydantic import BaseModel, ValidationError
 
 from proxy.config.load import parse
 from proxy.config.model import Config, Listener, PerFlow
-from proxy.config.values import ListenAddress, parse_listen
+from proxy.config.values import ListenAddress, parse_endpoint, parse_group, parse_listen
 from proxy.core.address import HostPort, Transport
 
 LEAST = """
@@ -72,6 +72,29 @@ def test_idle_is_what_the_rfc_of_the_transport_advises(scheme: str, seconds: flo
 )
 def test_a_listen_address_is_written_as_it_is_read(url: str) -> None:
     assert str(parse_listen(url)) == url
+
+
+NEAR_GROUPS = ["ff02::c%eth1", "ff01::1%lo", "ff12::1%3", "ff32:40:2001:db8::1%eth1.5"]
+FAR_GROUPS = ["ff05::c%eth1", "ff0e::1%eth1", "ff03::1%eth1", "ff02::c%0123456789abcdef"]
+
+
+@pytest.mark.parametrize("group", [*NEAR_GROUPS, "ff02::c", "ff05::c"])
+def test_a_group_within_a_link_or_an_interface_may_have_a_zone(group: str) -> None:
+    assert parse_endpoint(f"[{group}]:1901") == HostPort(group, 1901)
+    assert parse_group(group) == group
+
+
+@pytest.mark.parametrize("group", FAR_GROUPS)
+def test_no_other_group_has_a_zone(group: str) -> None:
+    with pytest.raises(ValueError, match="names a zone"):
+        parse_endpoint(f"[{group}]:1901")
+    with pytest.raises(ValueError, match="names a zone"):
+        parse_group(group)
+
+
+def test_a_group_with_a_zone_is_joined_and_not_bound() -> None:
+    with pytest.raises(ValueError, match=r'listen on "udp://\[::\]:1900", with multicast'):
+        parse_listen("udp://[ff02::c%eth1]:1900")
 
 
 NO_URL = ["", "8080", "0.0.0.0:80", "tcp:0.0.0.0:80", "TCP://0.0.0.0:80", "http://1.1.1.1:80"]

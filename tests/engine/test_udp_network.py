@@ -60,10 +60,11 @@ async def relaying(
     path: MulticastPath | None = None,
     groups: Sequence[str] = (),
     limits: FlowLimits | None = None,
+    group_interface: str = "eth0",
 ) -> AsyncIterator[Lab]:
     """The relay on the host ``proxy``."""
     worker = Worker(1000, recent=1000)
-    socket = bind_socket(parse_listen(listen), groups=groups, group_interface="eth0")
+    socket = bind_socket(parse_listen(listen), groups=groups, group_interface=group_interface)
     await open_listener(
         worker,
         "lab",
@@ -344,6 +345,51 @@ async def test_an_ipv6_group_works_the_same_way(network: Network) -> None:
             "[fe80::22%eth1]:1900",
             "[fe80::23%eth1]:1900",
         }
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("text", ["ff02::c", "ff12::c"])
+async def test_the_zone_of_a_group_says_where_before_any_key_does(
+    network: Network, text: str
+) -> None:
+    """The keys name the wrong side of each."""
+    device = network.socket("one", "::", 1900)
+    with network.inside("one"):
+        member = std.inet_pton(std.AF_INET6, text) + struct.pack("=I", index_of("eth0"))
+        device.setsockopt(std.IPPROTO_IPV6, std.IPV6_JOIN_GROUP, member)
+    client = network.socket("client", "fe80::2", scope="eth0")
+    with network.inside("client"):
+        scope = index_of("eth0")
+    address = scoped(f"{text}%eth1", 1900)
+    ways = MulticastPath("eth0"), [f"{text}%eth0"]
+    options = DatagramOptions(multicast=True)
+    async with (
+        relaying("udp://[::]:1900", [address], options, *ways, group_interface="eth1") as lab,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(echo, device)
+        await client.sendto(SEARCH, (text, 1900, 0, scope))
+        assert (await client.recvfrom(1000))[0] == SEARCH
+        (row,) = await lab.live()
+        assert row["endpoint"]["remote"] == f"[{text}%eth1]:1900"
+        assert [each["remote"] for each in row["responders"] or []] == ["[fe80::22%eth1]:1900"]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_group_within_an_interface_is_heard_on_this_host(network: Network) -> None:
+    device = network.socket("proxy", "::", 1901)
+    member = std.inet_pton(std.AF_INET6, "ff01::c") + struct.pack("=I", index_of("eth1"))
+    device.setsockopt(std.IPPROTO_IPV6, std.IPV6_JOIN_GROUP, member)
+    client = network.socket("client", "10.0.1.2")
+    endpoint = scoped("ff01::c%eth1", 1901)
+    async with (
+        relaying("udp://10.0.1.1:53", [endpoint]) as lab,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(echo, device)
+        assert await ask(client, ("10.0.1.1", 53)) == ("10.0.1.1", 53)
+        (row,) = await lab.live()
+        assert row["endpoint"]["remote"] == "[ff01::c%eth1]:1901"
         nursery.cancel_scope.cancel()
 
 
