@@ -64,7 +64,7 @@ async def serve(
 
     """
     sink = configure(format_of(config.log), config.log.level, config.log.flows)
-    with await open_house(config, notifier, inheritance, newcomer) as house:
+    with await _opened(config, sink, notifier, inheritance, newcomer) as house:
         steward = Steward(house, file, lambda changed: _adopt_log(changed.log, sink))
         async with trio.open_nursery() as writing:
             await writing.start(sink.run)
@@ -73,6 +73,21 @@ async def serve(
                 await _relay(house, steward, sink, stay)
                 telling.cancel_scope.cancel()
             writing.cancel_scope.cancel()
+
+
+async def _opened(
+    config: Config,
+    sink: FlowSink,
+    notifier: Notifier,
+    inheritance: Inheritance,
+    newcomer: Newcomer | None,
+) -> House:
+    """Open the house; if it cannot be, write what was logged of it, since no task will."""
+    try:
+        return await open_house(config, notifier, inheritance, newcomer)
+    except BaseException:
+        sink.flush()
+        raise
 
 
 async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> None:

@@ -29,7 +29,7 @@ import trio
 from proxy.control.predecessor import Predecessor, PredecessorError, Report, StrangerError, Total
 
 if TYPE_CHECKING:
-    from collections.abc import Awaitable, Callable, Iterable, Sequence
+    from collections.abc import Awaitable, Callable, Collection, Iterable, Sequence
     from socket import SocketType as Socket
     from typing import Any
 
@@ -225,9 +225,15 @@ class Heritage:
         if self._predecessors:
             await self._alone.wait()
 
-    async def end(self) -> None:
-        """Have all that are left end."""
-        for each in list(self._predecessors):
+    async def end(self, pids: Collection[int] | None = None) -> None:
+        """Have predecessors end; nothing is expected of anybody any more, before ``prepare``.
+
+        Args:
+            pids: of whom; None: of all that are left.
+
+        """
+        ending = [each for each in self._predecessors if pids is None or each.pid in pids]
+        for each in ending:
             with suppress(PredecessorError):
                 await each.end()
             self._forget(each)

@@ -1,7 +1,9 @@
 """How a house is opened: in which order, and with how many workers.
 
 What a predecessor left is looked at before anything is bound. Its sockets are used in place of new
-ones; where it is in the way of one, with sockets that are no use to us, it has to end.
+ones; where it is in the way of one, with sockets that are no use to us, it has to end. Where
+somebody else is, we fail to start, as by a file with a problem, and it relays on until we come
+again.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from proxy.config.values import AUTO
 from proxy.control.admin_sockets import admin_users, open_admin
 from proxy.control.adopt import adopt
 from proxy.control.crew import Crew
-from proxy.control.holder import explained
+from proxy.control.holder import explained, in_the_way
 from proxy.control.house import NOBODY, NOTHING, House
 from proxy.control.listen import BindError
 from proxy.control.store import ChannelStore
@@ -29,6 +31,8 @@ if TYPE_CHECKING:
     from proxy.control.inherited import Inheritance
     from proxy.control.newcomer import Newcomer
     from proxy.control.notify import Notifier
+    from proxy.control.sockets import Given
+    from proxy.engine.specs import UpstreamSpec
 
 log = structlog.get_logger()
 
@@ -64,21 +68,49 @@ async def open_house(
         given = adopt(config, inheritance, house.store, house.workers)
         for socket in (socket for sockets in given.values() for socket in sockets):
             undo.enter_context(socket)
-        try:
-            await house.put_to_work(config, upstreams, given)
-        except BindError as error:
-            if newcomer is not None or house.heritage.is_empty:
-                drain = (row["pid"] for row in house.heritage.rows() if row["draining"])
-                raise explained(error, drain) from error
-            log.error(
-                "predecessors_in_the_way", reason=str(error), remedy="they and their flows end"
-            )
-            await house.heritage.end()
-            await house.put_to_work(config, upstreams, given)
+        await _put_to_work(house, upstreams, given, alone=newcomer is None)
         if house.heritage.is_empty:
             house.steer()
         undo.pop_all()
     return house
+
+
+async def _put_to_work(
+    house: House, upstreams: dict[str, UpstreamSpec], given: Given, *, alone: bool
+) -> None:
+    """Have the house do what its configuration says; predecessors that are in the way end.
+
+    Each time round there is one fewer of them.
+
+    Args:
+        house: the house.
+        upstreams: of its configuration.
+        given: sockets that serve listeners already.
+        alone: whether nobody has started us who could go on in our place.
+
+    """
+    ours = {os.fstat(socket.fileno()).st_ino for group in given.values() for socket in group}
+    while True:
+        try:
+            await house.put_to_work(house.config, upstreams, given)
+        except BindError as error:
+            rows = house.heritage.rows()
+            ending = set[int]()
+            if alone and not house.heritage.is_empty:
+                ending = in_the_way(error, [row["pid"] for row in rows], ours)
+            if not ending:
+                drain = (row["pid"] for row in rows if row["draining"])
+                raise explained(error, drain) from error
+            log.error(
+                "predecessors_in_the_way",
+                reason=str(error),
+                pids=sorted(ending),
+                remedy="they and their flows end",
+            )
+            await house.heritage.end(ending)
+            house.heritage.prepare(house.workers)
+        else:
+            return
 
 
 def _workers(config: Config, notifier: Notifier) -> Worker | Crew:

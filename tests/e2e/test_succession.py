@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from socket import AF_INET, SOCK_STREAM, socket
 
 import pytest
 import trio
@@ -40,6 +41,16 @@ class Service:
 
     async def begin(self) -> None:
         """Start another life with all that is stored; return when it is ready."""
+        life = await self._try_to_begin()
+        assert life.process.poll() is None, life.story()
+
+    async def fail(self) -> str:
+        """Start another life that does not come up; what it says."""
+        life = await self._try_to_begin()
+        assert life.process.poll() == 1, life.story()
+        return life.story()
+
+    async def _try_to_begin(self) -> Program:
         self.settings.write()
         self.said.clear()
         stored, name = {**self.manager.stored}, f"life{len(self.lives)}"
@@ -50,7 +61,7 @@ class Service:
             "a start",
             3 * PATIENCE,
         )
-        assert life.process.poll() is None, life.story()
+        return life
 
     def story(self) -> str:
         return "\n".join(life.story() for life in self.lives)
@@ -151,6 +162,43 @@ async def test_who_is_in_the_way_of_a_start_ends(stage: Stage) -> None:
             chatter.begin("one", "tcp", ("127.0.0.1", web.port), "127.0.0.2")
             await chatter.wait_words()
             assert "predecessors_in_the_way" in serving.story()
+            chatter.nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize(
+    ("workers", "number"),
+    [(1, signal.SIGUSR2), (2, signal.SIGUSR2), (2, signal.SIGKILL)],
+    ids=["restart-1", "restart-2", "kill-2"],
+)
+async def test_a_strangers_address_keeps_the_next_life_away_and_cuts_no_flow(
+    stage: Stage, workers: int, number: signal.Signals
+) -> None:
+    """It is as with a file that has a problem: there is time to mend it."""
+    async with chatting() as chatter:
+        web, dns = Forward("web", "tcp", [chatter.tcp]), Forward("dns", "udp", [chatter.udp])
+        settings = stage.settings(web, dns, workers=workers)
+        async with service(settings) as serving:
+            talk(chatter, web, dns, "first")
+            await chatter.wait_words()
+            await serving.lives[-1].stop(number)
+            with socket(AF_INET, SOCK_STREAM) as stranger:
+                stranger.bind(("127.0.0.1", 0))
+                stranger.listen()
+                new = Forward("new", "tcp", [chatter.tcp], port=stranger.getsockname()[1])
+                serving.settings = Settings(
+                    settings.folder, [web, dns, new], settings.engine, settings.admin_port
+                )
+                for _ in range(2):
+                    story = await serving.fail()
+                    assert f"listener.new: cannot listen on tcp://127.0.0.1:{new.port}" in story
+                    assert "predecessors_in_the_way" not in story
+                    await chatter.wait_words()
+                talk(chatter, web, dns, "between")
+                await chatter.wait_words()
+            await serving.begin()
+            await chatter.wait_words()
+            flows = await serving.sockpair.flows()
+            assert len(flows) == len(chatter.ways) == 4 * TALKERS
             chatter.nursery.cancel_scope.cancel()
 
 
