@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import os
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import time
@@ -34,6 +34,7 @@ from proxy.control.tenure import Tenure
 from proxy.core.condition import Administration
 from proxy.core.query import ROW_SORTS
 from proxy.engine.commons import Commons, make_commons
+from proxy.engine.drains import untold_row
 from proxy.engine.handover.forebears import Forebears
 from proxy.engine.merge import (
     merge_counters,
@@ -42,6 +43,7 @@ from proxy.engine.merge import (
     merge_status,
     only_names_of,
 )
+from proxy.engine.readiness import drained_listener
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget
 from proxy.engine.watch import Pending, Told
 
@@ -56,6 +58,7 @@ if TYPE_CHECKING:
     from proxy.core.query import FlowQuery
     from proxy.engine.flow_lines import FlowLog, Lines
     from proxy.engine.port import (
+        DrainRow,
         FlowIds,
         FlowPage,
         MovedFlows,
@@ -301,12 +304,31 @@ class Crew:
         self._losses = trio.Event()
 
     async def status(self) -> RelayStatus:
-        """Say how the relay is."""
+        """Say how the relay is; of drains also what no worker is there to tell."""
         status = merge_status(await self._all(RemoteWorker.status))
-        away = [index for index, remote in enumerate(self._remotes) if remote is None]
-        not_ready = [*status["not_ready"], *(f"worker {index}: not running" for index in away)]
-        own = {"pid": os.getpid(), "started": self._started, "not_ready": not_ready}
-        return {**status, **own}  # type: ignore[typeddict-item]
+        draining = status["draining"] or EVERYTHING in self._drains
+        not_ready = [*status["not_ready"], *self._not_ready(draining=draining)]
+        return {
+            **status,
+            "pid": os.getpid(),
+            "started": self._started,
+            "draining": draining,
+            "drains": [*status["drains"], *self._untold_drains(status["drains"])],
+            "not_ready": list(dict.fromkeys(not_ready)),
+        }
+
+    def _not_ready(self, *, draining: bool) -> Iterator[str]:
+        """What is not ready that we know of ourselves; no listener is missed if all drains."""
+        for target in () if draining else self._drains:
+            if target.listener is not None:
+                yield drained_listener(target.listener)
+        for index, remote in enumerate(self._remotes):
+            if remote is None:
+                yield f"worker {index}: not running"
+
+    def _untold_drains(self, rows: Sequence[DrainRow]) -> Iterator[DrainRow]:
+        told = {DrainTarget(row["listener"], row["upstream"], row["endpoint"]) for row in rows}
+        return (untold_row(each) for target, each in self._drains.items() if target not in told)
 
     async def alive(self) -> None:
         """Return at once: that workers move is seen to here, see ``_read_often``."""

@@ -75,13 +75,10 @@ class Division:
 
     def part(self, change: Change, index: int) -> Change:
         """What of a change is for one worker."""
-        opened = [
-            each._replace(sockets=tuple(self._sockets_of(each, index))) for each in change.opened
-        ]
         return replace(
             change,
             upstreams=self.upstreams(change.upstreams, index),
-            opened=tuple(each for each in opened if each.sockets),
+            opened=tuple(self._opened(change.opened, index)),
             pace=self._pace(change.pace),
             table_limit=self._share(change.table_limit, index),
             recent=self._share(change.recent, index),
@@ -109,14 +106,22 @@ class Division:
         """What of a drain is for each worker."""
         return order._replace(pace=self._pace(order.pace))
 
-    def _sockets_of(self, opened: OpenListener, index: int) -> Iterator[Socket]:
-        """A worker's sockets of a listener; those of one that was drained are closed."""
-        own: Sequence[Socket] = ()
+    def _opened(self, opened: Sequence[OpenListener], index: int) -> Iterator[OpenListener]:
+        """A worker's listeners; of one that was drained the sockets are closed.
+
+        It is the worker's all the same, without any: so that it says that nobody can come by it.
+        """
+        for each in opened:
+            own = self._sockets_of(each, index)
+            if own:
+                there = (socket for socket in own if socket.fileno() >= 0)
+                yield each._replace(sockets=tuple(there))
+
+    def _sockets_of(self, opened: OpenListener, index: int) -> Sequence[Socket]:
+        """A worker's sockets of a listener, closed ones among them."""
         if self._is_shared(opened):
-            own = opened.sockets[index :: self._size]
-        elif self._lone_worker(opened) == index:
-            own = opened.sockets
-        return (socket for socket in own if socket.fileno() >= 0)
+            return opened.sockets[index :: self._size]
+        return opened.sockets if self._lone_worker(opened) == index else ()
 
     def _pace(self, pace: Pace) -> Pace:
         """A worker's part of a pace: it ends its own flows, and knows nothing of the others'."""

@@ -188,6 +188,19 @@ class Drains:
         }
 
 
+def untold_row(order: DrainOrder) -> DrainRow:
+    """A drain that is in force while no worker is there to tell of it."""
+    return {
+        "listener": order.target.listener,
+        "upstream": order.target.upstream,
+        "endpoint": order.target.endpoint,
+        "phase": Phase.WAITING.value,
+        "flows": 0,
+        "ended": 0,
+        "seconds_left": order.pace.timeout,
+    }
+
+
 def is_of(flow: Flow, target: DrainTarget) -> bool:
     """Whether a flow belongs to what drains."""
     if target == EVERYTHING:

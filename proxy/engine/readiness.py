@@ -23,10 +23,15 @@ def not_ready(roster: Roster, now: float, *, draining: bool) -> Iterator[str]:
     """
     roster.upstreams.refresh(now)
     for name in () if draining else roster.closed_listeners():
-        yield f'listener "{name}": drained; a reload opens it again'
+        yield drained_listener(name)
     for upstream in roster.upstreams:
         if not any(endpoint.counters.up(now) for endpoint in upstream.usable):
             yield f'upstream "{upstream.name}": {_unusable(upstream)}'
+
+
+def drained_listener(name: str) -> str:
+    """Say that nobody can come by a listener, and what to do."""
+    return f'listener "{name}": drained; a reload opens it again'
 
 
 def _unusable(upstream: Upstream) -> str:

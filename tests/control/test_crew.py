@@ -21,12 +21,14 @@ from proxy.control.house import House
 from proxy.control.opening import open_house
 from proxy.control.remote import RemoteWorker
 from proxy.control.steward import Steward
+from proxy.core.address import Transport
 from proxy.core.condition import Administration, Health
 from proxy.core.events import FlowEvent
+from proxy.core.explanation import FlowQuestion
 from proxy.core.query import FlowQuery
 from proxy.engine.flow_lines import FlowLog
 from proxy.engine.port import RelayCounters
-from proxy.engine.specs import EVERYTHING, HealthReport
+from proxy.engine.specs import EVERYTHING, DrainTarget, HealthReport
 from proxy.engine.worker import open_files
 from tests.engine.lab import PATIENCE, _noted, datagram_socket, listening
 
@@ -452,6 +454,73 @@ async def test_a_drained_listener_stays_so_when_a_worker_is_replaced(tmp_path: P
         for host in CLIENTS:
             assert await asks(await client_from(host, port))
         nursery.cancel_scope.cancel()
+
+
+async def test_a_drained_listener_stays_so_when_every_worker_is_replaced(tmp_path: Path) -> None:
+    """None that lives had its socket: what was ordered is known to the crew alone."""
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    text += listener("other", "tcp://127.0.0.1:0", endpoint.getsockname())
+    file = tmp_path / "f.toml"
+    file.write_text(text)
+    async with crewed(text) as house, trio.open_nursery() as nursery:
+        nursery.start_soon(echo, endpoint)
+        crew, port = crew_of(house), await port_of(house, "web")
+        steward = Steward(house, str(file))
+        await steward.drain(listener="web", by="test")
+        while (await crew.status())["drains"][0]["phase"] != "done":
+            await trio.sleep(0.01)
+        before = await crew.status()
+        assert before["not_ready"] == ['listener "web": drained; a reload opens it again']
+        for number in range(2):
+            await replace_all(crew)
+            after = await crew.status()
+            assert after["not_ready"] == before["not_ready"], number
+            assert after["drains"] == before["drains"]
+        assert await is_refused(CLIENTS[0], port)
+        question = FlowQuestion(Transport.TCP, (CLIENTS[0], 0), "web")
+        assert (await crew.explain(question)) is not None
+        assert (await steward.drain(listener="web", by="test"))["draining"] == [{"listener": "web"}]
+        assert (await steward.reload("test"))["problems"] == []
+        assert (await crew.status())["not_ready"] == []
+        assert (await crew.status())["drains"] == []
+        port = await port_of(house, "web")
+        for host in CLIENTS:
+            assert await asks(await client_from(host, port))
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_drain_is_told_while_no_worker_is_there(tmp_path: Path) -> None:
+    """Else who watches it would be told that a reload has ended it."""
+    endpoint = listening()
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
+    async with crewed(text) as house:
+        crew = crew_of(house)
+        await house.drain(DrainTarget(listener="web"))
+        end_all(crew)
+        while crew._remotes != [None, None]:
+            await trio.sleep(0.001)
+        status = await crew.status()
+        assert [row["listener"] for row in status["drains"]] == ["web"]
+        assert status["not_ready"] == [
+            'listener "web": drained; a reload opens it again',
+            "worker 0: not running",
+            "worker 1: not running",
+        ]
+
+
+def end_all(crew: Crew) -> None:
+    for remote in crew._remotes:
+        assert remote is not None
+        os.kill(remote.pid, signal.SIGKILL)
+
+
+async def replace_all(crew: Crew) -> None:
+    """Kill every worker, and wait until others are at work."""
+    former = [*crew._remotes]
+    end_all(crew)
+    while any(each in former or each is None for each in crew._remotes):
+        await trio.sleep(0.01)
 
 
 async def test_what_checks_say_is_told_to_a_worker_that_is_replaced(tmp_path: Path) -> None:
