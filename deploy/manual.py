@@ -20,6 +20,7 @@ from proxy import __version__
 from proxy.cli import COMMANDS, main
 from proxy.config.schema import json_schema
 from proxy.config.whole import ONLY
+from proxy.core.flow import CloseReason
 
 FILES = [
     ("/etc/sockpair/sockpair.toml", "the configuration, unless -c names another one"),
@@ -27,9 +28,20 @@ FILES = [
 ]
 
 SIGNALS = [
-    ("SIGTERM, SIGINT", "end the relay"),
+    (
+        "SIGTERM, SIGINT",
+        "end the relay: accept no more, drain, end; a second one ends every flow at once",
+    ),
     ("SIGHUP", 'ask for a reload; "systemctl reload sockpair" checks the file first'),
+    ("SIGUSR2", "under systemd leave what lives to the next life, and end; elsewhere refused"),
 ]
+
+REASONS = (
+    "Why a flow ended is its close reason, in the table, the log and the metrics: one of "
+    + ", ".join(reason.value for reason in CloseReason)
+    + '. What causes each, and what to do, is told below "How flows end" in '
+    "deploy/OPERATIONS.md of the source."
+)
 
 STATUSES = [
     ("0", "done"),
@@ -40,7 +52,7 @@ STATUSES = [
 
 def command_page() -> str:
     """The page of the command."""
-    context = click.Context(main, info_name="sockpair")
+    context = click.Context(main, info_name="sockpair", **main.context_settings)
     return page(
         "sockpair",
         1,
@@ -50,6 +62,7 @@ def command_page() -> str:
         section("COMMANDS", [line for name in COMMANDS for line in command(context, name)]),
         section("EXIT STATUS", terms(STATUSES)),
         section("SIGNALS", terms(SIGNALS)),
+        section("CLOSE REASONS", [text(REASONS)]),
         section("ENVIRONMENT", terms([("SOCKPAIR_ADMIN", "the same as --admin")])),
         section("FILES", terms(FILES)),
         section("SEE ALSO", [".BR sockpair.toml (5),", ".BR systemctl (1),", ".BR ss (8)"]),

@@ -159,8 +159,9 @@ class AdminClient:
         elsewhere = "name its socket with --admin PATH or SOCKPAIR_ADMIN=PATH"
         start = 'start it with "sockpair run -c FILE"'
         if isinstance(exc, FileNotFoundError):
-            nobody = "sockpair is not running here"
-            return f"{self.path} does not exist: {nobody}; {start}, or {elsewhere}"
+            nobody = f"sockpair is not running here; {start}, or {elsewhere}"
+            removed = 'if it runs ("ss -xl | grep sockpair" shows its sockets), this was removed'
+            return f"{self.path} does not exist: {nobody}; {removed}: a restart makes it anew"
         if isinstance(exc, ConnectionRefusedError) and not Path(self.path).is_socket():
             return f"{self.path} is not a socket: {elsewhere}"
         if isinstance(exc, ConnectionRefusedError):

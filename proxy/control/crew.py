@@ -143,6 +143,7 @@ class Crew:
         self._aside: list[RemoteWorker] = []  # workers that began when it was not ours
         self._begun = set[int]()  # workers of which one has been at work
         self._readings = Readings(size)
+        self._lost_flows: list[int | None] = [0] * size  # with the last of each that was lost
         self._losses = trio.Event()
         self.forebears = Forebears()
         self._flow_log: FlowLog | None = None
@@ -432,7 +433,7 @@ class Crew:
             self._events.lose()
         lineage = self._lineages[index]
         lives_on = lineage is not None and not self._finishing and lineage.has_standby
-        self._readings.lost(index, lives_on=lives_on)
+        self._lost_flows[index] = self._readings.lost(index, lives_on=lives_on)
         self._losses.set()
 
     async def _keep(self, index: int, *, task_status: trio.TaskStatus[None]) -> None:
@@ -464,7 +465,9 @@ class Crew:
                 lineage is not None and lineage.has_standby
             ):
                 pause = 0.0  # flows wait for the standby
-            log.error("worker_lost", worker=index, pid=remote.pid, exit=code, again_in=pause)
+            lost = self._lost_flows[index]
+            what = {"worker": index, "pid": remote.pid, "exit": code, "lost": lost}
+            log.error("worker_lost", **what, again_in=pause)
             await trio.sleep(pause)
             pause = min(LONGEST_PAUSE, max(FIRST_PAUSE, 2 * pause))
             self.restarts += 1

@@ -58,8 +58,8 @@ class Readings:
         self._unsettled.discard(index)
         return wanted
 
-    def lost(self, index: int, *, lives_on: bool) -> None:
-        """Know that a worker has ended.
+    def lost(self, index: int, *, lives_on: bool) -> int | None:
+        """Know that a worker has ended; return how many flows are lost, None if they live on.
 
         Args:
             index: of the worker.
@@ -75,6 +75,12 @@ class Readings:
         elif bereft is not None and not lives_on:  # nobody was left to say what lived on
             self.past.append(settle_counters(bereft, merge_counters(())))
             self._bereft[index] = None
+        return None if lives_on else _flows(last or bereft)
+
+
+def _flows(reading: RelayCounters | None) -> int:
+    rows = () if reading is None else reading["listeners"]
+    return sum(count for row in rows for count in row["live"].values())
 
 
 def _rows(reading: RelayCounters) -> int:

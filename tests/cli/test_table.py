@@ -330,6 +330,7 @@ def test_a_missing_socket_says_what_to_start(tmp_path: Path) -> None:
     result = CliRunner().invoke(main, ["flows", "--admin", str(tmp_path / "none.sock")])
     assert result.exit_code == 1
     assert "none.sock does not exist" in result.stderr
+    assert "a restart makes it anew" in result.stderr, "it may run, and its socket be gone"
     assert "sockpair run -c FILE" in result.stderr
     assert "SOCKPAIR_ADMIN" in result.stderr
 

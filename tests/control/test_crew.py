@@ -301,21 +301,24 @@ async def test_a_worker_that_dies_is_replaced_and_the_others_go_on(tmp_path: Pat
         }
         victim = crew._remotes[0]
         assert victim is not None
-        os.kill(victim.pid, signal.SIGKILL)
-        for host, client in clients.items():
-            if owners[host] == 1:
-                assert await asks(client), "the other worker's flows never notice"
-            else:
-                assert await is_over(client)
-        for host in CLIENTS:
-            again = await client_from(host, port)
-            assert await asks(again), "its clients wait in the queue for its successor"
+        with structlog.testing.capture_logs() as logs:
+            os.kill(victim.pid, signal.SIGKILL)
+            for host, client in clients.items():
+                if owners[host] == 1:
+                    assert await asks(client), "the other worker's flows never notice"
+                else:
+                    assert await is_over(client)
+            for host in CLIENTS:
+                again = await client_from(host, port)
+                assert await asks(again), "its clients wait in the queue for its successor"
         assert crew.restarts == 1
         assert sum(each["worker_restarts"] for each in crew.past()) == 1  # and so a successor's
         after = await house.worker.counters()
         (web,), (was,) = after["listeners"], before["listeners"]
         lost = sum(1 for owner in owners.values() if owner == 0)
         assert web["closed"]["internal"] == lost
+        told = [each for each in logs if each["event"] == "worker_lost"]
+        assert [(each["worker"], each["lost"]) for each in told] == [(0, lost)]
         assert web["opened"] == was["opened"] + 20
         assert sum(web["live"].values()) == 40 - lost
         assert web["original"]["received"] >= was["original"]["received"]
