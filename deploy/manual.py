@@ -32,7 +32,7 @@ SIGNALS = [
         "SIGTERM, SIGINT",
         "end the relay: accept no more, drain, end; a second one ends every flow at once",
     ),
-    ("SIGHUP", 'ask for a reload; "systemctl reload sockpair" checks the file first'),
+    ("SIGHUP", 'ask for a reload; "sockpair reload" does too, and says how it went'),
     ("SIGUSR2", "under systemd leave what lives to the next life, and end; elsewhere refused"),
 ]
 

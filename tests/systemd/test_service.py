@@ -26,6 +26,14 @@ upstream = "echo"
 endpoints = ["127.0.0.1:7000"]
 """
 
+BUSY = """
+[listener.busy]
+listen = "tcp://127.0.0.1:7001"
+upstream = "echo"
+[listener.dns]
+"""
+"""A stranger has this address."""
+
 PEER = ("/usr/bin/python3", "/checkout/tests/systemd/peer.py")
 FILE = "/etc/sockpair/sockpair.toml"
 DROP_INS = "/run/systemd/system/sockpair.service.d"
@@ -42,8 +50,9 @@ def lab(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[Lab]:
 def at_rest(machine: Lab, reinstall: Callable[[Lab], None]) -> Iterator[None]:
     """Bring a machine to rest before and after, with an endpoint and our configuration."""
     reinstall(machine)
-    if machine.ask("systemctl", "is-active", "echo.service").stdout != "active\n":
-        machine.run("systemd-run", "--unit=echo", *PEER, "echo", "7000")
+    for unit, port in (("echo", "7000"), ("stranger", "7001")):
+        if machine.ask("systemctl", "is-active", unit).stdout != "active\n":
+            machine.run("systemd-run", f"--unit={unit}", *PEER, "echo", port)
     rest(machine)
     machine.write(FILE, CONFIG)
     yield
@@ -164,17 +173,61 @@ def test_a_listener_that_is_gone_from_the_file_is_gone_after_a_restart(lab: Lab)
     lab.until_told("stored_socket_dropped")
 
 
-def test_a_reload_checks_the_file_first(lab: Lab) -> None:
-    lab.start()
-    pid = pid_of(lab)
-    lab.run("systemctl", "reload", "sockpair.service")
-    lab.write(FILE, CONFIG.replace("listen =", "lissten ="))
-    refused = lab.ask("systemctl", "reload", "sockpair.service")
-    assert refused.returncode != 0
-    lab.until_told(f'{FILE}:6: listener.web.lissten: unknown key; did you mean "listen"?')
+def last_reload(lab: Lab) -> str:
+    """What the metrics say of it: "1" if it did anything."""
+    metrics = lab.run("curl", "--silent", "http://127.0.0.1:9600/metrics")
+    return re.findall(r"^sockpair_config_last_reload_successful (\d)", metrics, re.MULTILINE)[0]
+
+
+def reload_fails(lab: Lab, why: str) -> None:
+    """A reload changes nothing; systemctl says so, and who runs knows it."""
+    pid, failures = pid_of(lab), lab.journal().count('"reload_failed"')
+    assert lab.ask("systemctl", "reload", "sockpair.service").returncode != 0
+    lab.until_told(why)
+    lab.until(lambda: lab.journal().count('"reload_failed"') > failures, "the event")
+    assert last_reload(lab) == "0"
     assert pid_of(lab) == pid
     assert lab.show("sockpair.service", "ActiveState") == "active"
+    assert lab.show("sockpair.service", "SubState") == "running"
     assert says(lab, "tcp", 80) == "hello"
+
+
+def test_a_reload_that_fails_is_known_to_systemctl_and_to_who_runs(lab: Lab) -> None:
+    lab.start()
+    lab.run("systemctl", "reload", "sockpair.service")
+    assert last_reload(lab) == "1"
+    lab.write(FILE, CONFIG.replace("listen =", "lissten ="))
+    reload_fails(lab, f'{FILE}:6: listener.web.lissten: unknown key; did you mean "listen"?')
+    lab.write(FILE, CONFIG)
+    lab.run("systemctl", "reload", "sockpair.service")
+    assert last_reload(lab) == "1"
+    lab.write(FILE, CONFIG.replace("[listener.dns]", BUSY))
+    reload_fails(lab, "listener.busy: cannot listen on tcp://127.0.0.1:7001")
+    lab.write(FILE, CONFIG)
+    lab.run("systemctl", "reload", "sockpair.service")
+    assert last_reload(lab) == "1"
+
+
+def test_a_reload_without_an_admin_socket_is_by_signal(lab: Lab) -> None:
+    admin = '[admin]\nsocket = ""\n'
+    lab.write(FILE, admin + CONFIG)
+    lab.start()
+    lab.run("systemctl", "reload", "sockpair.service")
+    lab.until_told('"reloaded"')
+    lab.write(FILE, admin + CONFIG.replace("listen =", "lissten ="))
+    reload_fails(lab, f"{FILE}:8: listener.web.lissten")
+
+
+def test_a_reload_by_an_admin_socket_elsewhere(lab: Lab) -> None:
+    place = "/run/sockpair/other.sock"
+    admin = f'[admin]\nsocket = "{place}"\n'
+    lab.write(FILE, admin + CONFIG)
+    lab.write(f"{DROP_INS}/admin.conf", f"[Service]\nEnvironment=SOCKPAIR_ADMIN={place}\n")
+    lab.run("systemctl", "daemon-reload")
+    lab.start()
+    lab.run("systemctl", "reload", "sockpair.service")
+    lab.write(FILE, admin + CONFIG.replace("[listener.dns]", BUSY))
+    reload_fails(lab, "listener.busy: cannot listen on tcp://127.0.0.1:7001")
 
 
 def test_a_start_with_a_broken_file_says_what_is_wrong(lab: Lab) -> None:

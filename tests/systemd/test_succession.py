@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 import pytest
 
 from tests.systemd.lab import Lab
-from tests.systemd.test_service import CONFIG, FILE, PEER, at_rest, inodes, pid_of, says
+from tests.systemd.test_service import BUSY, CONFIG, FILE, PEER, at_rest, inodes, pid_of, says
 
 CLIENTS = {"staying": ("stay", "80"), "querying": ("query", "53")}
 
@@ -106,6 +106,32 @@ def test_a_kill_of_the_service_is_noticed_by_no_flow_of_its_workers(lab: Lab) ->
     end_clients(lab)
     lab.run("systemctl", "stop", "sockpair.service")
     lab.until(lambda: processes(lab) == [], "the end of every process")
+
+
+def test_an_address_that_a_stranger_has_cuts_no_flow_at_a_restart(lab: Lab) -> None:
+    lab.write(FILE, CREW)
+    lab.start()
+    begin_clients(lab)
+    lab.write(FILE, CREW.replace("[listener.dns]", BUSY))
+    assert lab.ask("systemctl", "restart", "sockpair.service").returncode != 0
+    lab.until_told("listener.busy: cannot listen on tcp://127.0.0.1:7001")
+    assert says(lab, "tcp", 80) == "hello", "who is left serves"
+    lab.write(FILE, CREW)
+    lab.until(lambda: lab.show("sockpair.service", "SubState") == "running", "the next life")
+    lab.until(lambda: flows(lab) == 2, "both flows")
+    end_clients(lab)
+    lab.until_told("handed_over")
+    assert "predecessors_in_the_way" not in lab.journal()
+
+
+def test_who_is_left_ends_if_it_has_the_address_itself(lab: Lab) -> None:
+    crew = CREW.replace('"tcp://0.0.0.0:80"', '"tcp://[::]:80"\ndual_stack = false')
+    lab.write(FILE, crew)
+    lab.start()
+    lab.write(FILE, crew.replace("dual_stack = false", "dual_stack = true"))
+    lab.start(verb="restart")
+    lab.until_told("predecessors_in_the_way")
+    assert says(lab, "tcp", 80) == "hello"
 
 
 def test_a_stop_while_the_next_life_is_waited_for_leaves_nobody_behind(lab: Lab) -> None:
