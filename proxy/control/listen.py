@@ -1,6 +1,7 @@
 """Listening sockets: made and bound before anything runs, all of them or none.
 
-Options that accepted sockets inherit (TCP_NODELAY) are set here once, so that a flow pays for none.
+Options that accepted sockets inherit (TCP_NODELAY, SO_OOBINLINE) are set here once, so that a flow
+pays for none.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from proxy.control.unix import (
 from proxy.core.address import HostPort, Transport
 from proxy.engine.group import join_groups, only_joined_groups
 from proxy.engine.marks import UNMARKED, MarkError, Marks
-from proxy.engine.options import NODELAY, SocketOptions, set_options, stream_options
+from proxy.engine.options import IN_LINE, NODELAY, SocketOptions, set_options, stream_options
 from proxy.engine.sockaddr import IP_PKTINFO, IPV6_RECVPKTINFO, scoped
 from proxy.engine.transparent import ask_for_original
 
@@ -329,7 +330,7 @@ def bind_socket(
                 socket.setsockopt(SOL_SOCKET, SO_RCVBUF, receive_buffer)
         else:
             socket.setsockopt(SOL_SOCKET, SO_REUSEADDR, 1)
-            set_options(socket, options)
+            set_options(socket, options if mptcp else options + IN_LINE)
             if fastopen:
                 set_options(socket, ((IPPROTO_TCP, TCP_FASTOPEN, fastopen),))
         marks.set(socket)

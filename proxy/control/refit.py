@@ -42,7 +42,7 @@ from proxy.engine.accept import DIVERTED
 from proxy.engine.datagram_options import IP_MTU_DISCOVER, IPV6_MTU_DISCOVER, Pmtu, set_pmtu
 from proxy.engine.group import join_groups, leave_groups, only_joined_groups
 from proxy.engine.marks import IFNAMSIZ, MARK_MAX, SO_MARK
-from proxy.engine.options import SocketOptions, set_options, stream_options
+from proxy.engine.options import IN_LINE, SocketOptions, set_options, stream_options
 
 if TYPE_CHECKING:
     from proxy.config.model import Listener
@@ -161,7 +161,8 @@ def _set_stream_options(socket: Socket, _former: Former, new: Listener) -> None:
             if error.errno != errno.ENOPROTOOPT:
                 raise
     fastopen = (IPPROTO_TCP, TCP_FASTOPEN, new.tcp.fastopen)
-    set_options(socket, (*stream_options(new.tcp), fastopen))
+    in_line = () if new.tcp.mptcp else IN_LINE  # a socket that we did not make has it not
+    set_options(socket, (*in_line, *stream_options(new.tcp), fastopen))
 
 
 def _set_marks(socket: Socket, former: Former, new: Listener) -> None:

@@ -11,8 +11,9 @@ How many a socket gave and took::
     consumed = tcpi_bytes_received - SIOCINQ - FIN received + urgent byte taken at its mark
     written  = tcpi_bytes_acked + SIOCOUTQ - SYN, if we connected - FIN sent
 
-SIOCINQ must be asked with SO_OOBINLINE set where urgent data is about, or it ends at the mark. An
-urgent byte that was taken stays in the sequence until the next receive skips it. The SYN of an
+SIOCINQ must be asked with SO_OOBINLINE set where urgent data is about, or it ends at the mark. Our
+sockets have it set; on one that has not, an urgent byte that was taken stays in the sequence until
+the next receive skips it. The SYN of an
 accepted socket is not among the acknowledged bytes, that of a connected one is; what TCP Fast Open
 carries counts like all payload.
 

@@ -29,7 +29,7 @@ from proxy.engine.routed import RoutedFlow
 from proxy.engine.sockaddr import canonical
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.survival.surviving import SURVIVING, Surviving
-from proxy.engine.tcp import reset_on_close
+from proxy.engine.tcp import read_in_line, reset_on_close
 from proxy.engine.waiting import WaitingClient
 
 if TYPE_CHECKING:
@@ -175,6 +175,7 @@ class StreamListener:
         identity: Identity | None,
     ) -> None:
         """Take in a client that a predecessor had accepted."""
+        read_in_line(client)
         if identity is not None or self.terms.prefaces is None:
             self.decide(client, remote, local, now, identity)
         else:

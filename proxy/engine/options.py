@@ -12,6 +12,7 @@ from math import ceil
 from socket import (
     IPPROTO_TCP,
     SO_KEEPALIVE,
+    SO_OOBINLINE,
     SOL_SOCKET,
     TCP_FASTOPEN,
     TCP_KEEPCNT,
@@ -42,8 +43,14 @@ KEYS: Final = {
     (IPPROTO_TCP, TCP_KEEPCNT): "tcp.keepalive_count",
     (IPPROTO_TCP, TCP_USER_TIMEOUT): "tcp.user_timeout",
     (IPPROTO_TCP, TCP_FASTOPEN): "tcp.fastopen",
+    (SOL_SOCKET, SO_OOBINLINE): "tcp.mptcp",
 }
-"""The configuration's word for each."""
+"""The configuration's word for each; that which is why ``IN_LINE`` could be refused."""
+
+IN_LINE: Final[SocketOptions] = ((SOL_SOCKET, SO_OOBINLINE, 1),)
+"""What a relay reads urgent data by: each byte stays in the stream. Out of line the kernel drops
+one that is next to be read when another is announced (tcp_check_urg in net/ipv4/tcp_input.c).
+Multipath TCP has no urgent data, and does not take it: EOPNOTSUPP."""
 
 
 def stream_options(tcp: TcpOptions) -> SocketOptions:

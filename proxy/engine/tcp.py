@@ -5,8 +5,18 @@ from __future__ import annotations
 import errno
 import struct
 from array import array
+from contextlib import suppress
 from fcntl import ioctl
-from socket import MSG_DONTWAIT, MSG_OOB, MSG_PEEK, SO_ERROR, SO_LINGER, SOL_SOCKET
+from socket import (
+    AF_UNIX,
+    MSG_DONTWAIT,
+    MSG_OOB,
+    MSG_PEEK,
+    SO_ERROR,
+    SO_LINGER,
+    SO_OOBINLINE,
+    SOL_SOCKET,
+)
 from socket import SocketType as Socket
 from termios import FIONREAD, TIOCOUTQ
 from typing import Final
@@ -89,6 +99,41 @@ def at_urgent_mark(socket: Socket) -> bool:
     except OSError:  # a Unix socket before Linux 5.15, which has no urgent data
         return False
     return bool(mark[0])
+
+
+def is_in_line(socket: Socket) -> bool:
+    """Whether urgent bytes are read with the others, and not apart (SO_OOBINLINE, socket(7))."""
+    return bool(socket.getsockopt(SOL_SOCKET, SO_OOBINLINE))
+
+
+def is_urgent_taken(socket: Socket) -> bool:
+    """Whether the urgent byte of a TCP socket out of line was read apart, and is still to skip."""
+    if not at_urgent_mark(socket):
+        return False
+    try:
+        socket.recv(1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT)
+    except OSError as error:  # EAGAIN: it is announced, and not there yet
+        return error.errno == errno.EINVAL
+    return False
+
+
+def read_in_line(socket: Socket) -> None:
+    """Have urgent bytes read with the others, on a socket that was read by another process.
+
+    A byte that it has read apart would be read again.
+    """
+    if is_in_line(socket):
+        return
+    is_taken = socket.family != AF_UNIX and is_urgent_taken(socket)
+    with suppress(OSError):  # EOPNOTSUPP: Multipath TCP, which has no urgent data
+        socket.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        if is_taken:
+            socket.recv(1, MSG_DONTWAIT)
+
+
+def skip_urgent(socket: Socket) -> None:
+    """Take the urgent byte that is next out of a TCP socket."""
+    socket.recv(1, MSG_DONTWAIT if is_in_line(socket) else MSG_OOB | MSG_DONTWAIT)
 
 
 def send_urgent(socket: Socket, byte: bytes) -> None:

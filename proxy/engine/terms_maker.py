@@ -14,6 +14,7 @@ from proxy.core.route_counters import ELSE, RouteCounters
 from proxy.core.server_names import ServerNames
 from proxy.core.survive import Survive
 from proxy.engine.limited import Policing
+from proxy.engine.options import IN_LINE
 from proxy.engine.outbound import Outbound
 from proxy.engine.preface import PrefaceRoom
 from proxy.engine.routed import Routes, Way
@@ -146,7 +147,7 @@ class TermsMaker:
         outbound = Outbound(marks, route.pool, as_client, route.spec.copies_dscp)
         if spec.transport.is_datagram:
             return outbound.way(SOCK_DGRAM)
-        return outbound.way(SOCK_STREAM, spec.options)
+        return outbound.way(SOCK_STREAM, IN_LINE + spec.options)
 
 
 def route_keys(spec: ListenerSpec) -> Iterator[RouteKey]:

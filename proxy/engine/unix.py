@@ -10,6 +10,7 @@ They differ from TCP in what a relay sees of them:
 * Every message that the peer takes is news that there is room (unix_write_space), wanted or not;
   so a socket is watched for room only while it is needed.
 * There is no RST. Who closes with something unread gives the peer ECONNRESET; else it is an end.
+* An accepted socket inherits no option, because it was made when its peer connected.
 * A datagram socket stays connected to the very socket that had the name, not to the name. When
   that one is gone it says ECONNREFUSED once, and ENOTCONN from then on.
 """
@@ -37,6 +38,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from proxy.core.unix import Credentials, UnixAddress
 from proxy.engine.leg import WATCH
+from proxy.engine.options import IN_LINE, set_options
 
 if TYPE_CHECKING:
     from proxy.core.wheel import Slot
@@ -144,7 +146,9 @@ class UnixDatagramSocket(UnixSocket):
 
 def stream_socket() -> UnixSocket:
     """A socket for a stream to an endpoint."""
-    return UnixSocket(SOCK_STREAM)
+    socket = UnixSocket(SOCK_STREAM)
+    set_options(socket, IN_LINE)
+    return socket
 
 
 class BacklogWait:

@@ -22,6 +22,7 @@ from proxy.engine.drops import drop_of
 from proxy.engine.identified import IdentifiedUnixFlow
 from proxy.engine.limited import LimitedFlow
 from proxy.engine.mmsg import DatagramBatch
+from proxy.engine.options import IN_LINE, set_options
 from proxy.engine.sockaddr import CMSG
 from proxy.engine.sources import user_key
 from proxy.engine.unix import UCRED, credentials_of, read_credentials, serve_unix_leg, unix_name
@@ -76,6 +77,7 @@ class UnixListener(StreamListener):
     ) -> None:
         """Open the flow of a client that the gate has admitted."""
         terms = self.terms
+        set_options(client, IN_LINE)
         kind = UnixFlow if terms.style is None else IdentifiedUnixFlow
         flow = kind(self.relay, self.counters, terms.limits, client, remote, local, now, source)
         if isinstance(flow, IdentifiedUnixFlow):

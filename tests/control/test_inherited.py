@@ -321,6 +321,7 @@ def test_options_are_set_on_the_living_socket_and_taken_back(
     option = given["web"][0].getsockopt
     assert option(Socket.IPPROTO_TCP, Socket.TCP_NODELAY)
     assert option(Socket.IPPROTO_TCP, Socket.TCP_FASTOPEN) == 7
+    assert option(Socket.SOL_SOCKET, Socket.SO_OOBINLINE)
     assert not option(Socket.SOL_SOCKET, Socket.SO_KEEPALIVE)
     assert not option(Socket.IPPROTO_TCP, Socket.TCP_USER_TIMEOUT)
     assert not option(Socket.IPPROTO_IP, Socket.IP_TOS)

@@ -9,6 +9,7 @@ from socket import (
     IPPROTO_TCP,
     MSG_FASTOPEN,
     SO_KEEPALIVE,
+    SO_OOBINLINE,
     SO_PROTOCOL,
     SOCK_STREAM,
     SOL_SOCKET,
@@ -64,6 +65,7 @@ def legs(lab: Lab) -> tuple[Socket, Socket]:
     ("level", "option", "value"),
     [
         (IPPROTO_TCP, TCP_NODELAY, 1),
+        (SOL_SOCKET, SO_OOBINLINE, 1),
         (SOL_SOCKET, SO_KEEPALIVE, 1),
         (IPPROTO_TCP, TCP_KEEPIDLE, 75),
         (IPPROTO_TCP, TCP_KEEPINTVL, 10),

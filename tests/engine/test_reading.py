@@ -34,7 +34,13 @@ from proxy.core.crossing import (
 from proxy.engine.splice import FLAGS
 from proxy.engine.survival import reading
 from proxy.engine.survival.reading import has_failed, peer_of, read_socket
-from proxy.engine.tcp import RESET_ON_CLOSE, bytes_to_read
+from proxy.engine.tcp import (
+    RESET_ON_CLOSE,
+    bytes_to_read,
+    is_in_line,
+    read_in_line,
+    skip_urgent,
+)
 from tests.engine.lab import PATIENCE
 
 SETTING = Path("/proc/sys/net/ipv4/tcp_fastopen")
@@ -207,6 +213,42 @@ async def test_urgent_data_before_at_and_behind_its_mark(ends: Ends) -> None:
     ends.connected.send(b"56")
     assert ends.find() == Crossing(7)
     assert not ends.accepted.getsockopt(SOL_SOCKET, SO_OOBINLINE)
+
+
+async def test_urgent_data_that_is_read_in_line(ends: Ends) -> None:
+    """As the relay reads it; the mark itself is the only thing that is special."""
+    read_in_line(ends.accepted)
+    ends.client.send(b"12")
+    ends.client.send(b"!", MSG_OOB)
+    await ends.wait(lambda reading: reading.unread == 3)
+    ends.accepted.recv(100)
+    ends.connected.send(b"12")
+    await ends.wait(lambda reading: reading.urgent is Urgent.NEXT)
+    assert ends.find() == Crossing(2)
+    ends.connected.send(b"!", MSG_OOB)
+    assert ends.find() == Crossing(3, is_again=True)
+    skip_urgent(ends.accepted)
+    assert ends.find() == Crossing(3)
+    reading = await ends.wait(lambda reading: reading.unread == 0)
+    assert reading.urgent is Urgent.NONE
+    assert is_in_line(ends.accepted)
+
+
+@pytest.mark.parametrize("is_taken", [False, True])
+async def test_a_socket_that_was_read_out_of_line_is_read_on_in_line(
+    ends: Ends, *, is_taken: bool
+) -> None:
+    """Such as one of a predecessor; what it has taken is not given again."""
+    ends.client.send(b"12")
+    ends.client.send(b"!", MSG_OOB)
+    ends.client.send(b"34")
+    await ends.wait(lambda reading: reading.unread == 5)
+    assert ends.accepted.recv(100) == b"12"
+    if is_taken:
+        assert ends.accepted.recv(1, MSG_OOB) == b"!"
+    read_in_line(ends.accepted)
+    read_in_line(ends.accepted)
+    assert ends.accepted.recv(100) == (b"34" if is_taken else b"!34")
 
 
 async def test_urgent_byte_that_is_pending_or_the_last(ends: Ends) -> None:

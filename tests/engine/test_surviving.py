@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from pathlib import Path
 from select import EPOLLIN, EPOLLOUT, EPOLLPRI
-from socket import MSG_DONTWAIT, MSG_OOB, SHUT_WR, SO_OOBINLINE, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
+from socket import MSG_DONTWAIT, MSG_OOB, SHUT_WR, SO_RCVBUF, SO_SNDBUF, SOL_SOCKET
 from socket import socket as Socket
 from time import monotonic
 from types import FrameType
@@ -28,13 +28,13 @@ from proxy.core.endpoint import Endpoint
 from proxy.core.expiry import FlowLimits
 from proxy.core.flow_state import FlowState
 from proxy.engine.leg import WATCH, WATCH_BOTH
+from proxy.engine.options import IN_LINE, set_options
 from proxy.engine.relay import Relay
 from proxy.engine.survival.executor import NOBODY, _stream_state
 from proxy.engine.survival.reading import read_socket
 from proxy.engine.survival.shared import BUFFER, read_mark, take_mark
 from proxy.engine.survival.surviving import Surviving
 from proxy.engine.survival.will import STREAM, Will
-from proxy.engine.tcp import at_urgent_mark
 from tests.engine.lab import PATIENCE
 
 FOLDER: Final = Path(proxy.engine.__file__).parent
@@ -71,7 +71,8 @@ class Scene:
         take_mark(1)
         self.client, accepted = pair(small=False)
         connected, self.endpoint = pair(small=small)
-        self.endpoint.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        for socket in (accepted, connected, self.endpoint):
+            set_options(socket, IN_LINE)
         counters = ListenerCounters("lab", Transport.TCP, "lab")
         here = ("127.0.0.1", 1)
         self.flow = Surviving(self.relay, counters, FlowLimits(), accepted, here, here, 0.0)
@@ -246,7 +247,7 @@ def check(scene: Scene, found: set[str]) -> None:
     scene.read()
     scene.sockets[1].shutdown(SHUT_WR)
     sent = scene.got + rest_of(scene.endpoint)
-    left = unread(scene.sockets[0])
+    left = rest_of(scene.sockets[0])
     original = state.original
     assert original.received == len(sent) + len(original.pending)
     assert sent + original.pending + left == scene.said
@@ -260,13 +261,3 @@ def rest_of(socket: Socket) -> bytes:
     while part := socket.recv(1 << 16):
         parts.append(part)
     return b"".join(parts)
-
-
-def unread(socket: Socket) -> bytes:
-    """What the flow has not read; an urgent byte in its place, unless it was taken."""
-    try:
-        byte = socket.recv(1, MSG_OOB | MSG_DONTWAIT)
-    except OSError:  # it was taken, or there is none
-        return rest_of(socket)
-    before = b"" if at_urgent_mark(socket) else socket.recv(1 << 20)
-    return before + byte + rest_of(socket)

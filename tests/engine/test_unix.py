@@ -15,6 +15,7 @@ from socket import (
     MSG_OOB,
     SCM_RIGHTS,
     SHUT_WR,
+    SO_OOBINLINE,
     SO_RCVBUF,
     SO_SNDBUF,
     SOCK_DGRAM,
@@ -50,6 +51,7 @@ from tests.engine.lab import (
     pass_both_ways,
     receive_all,
     receive_exactly,
+    send_all,
 )
 
 BULK = os.urandom(8 << 20)
@@ -305,6 +307,33 @@ async def test_urgent_data_keeps_its_place(front: str, tmp_path: Path) -> None:
         assert await receive_exactly(accepted, 5) == b"after"
         row = await lab.wait_live("established")
         assert row["original"]["bytes"] == 12
+
+
+@pytest.mark.skipif(not knows_urgent(), reason="Unix sockets have urgent data since Linux 5.15")
+@pytest.mark.parametrize("front", ["tcp", "unix"])
+@pytest.mark.parametrize("turned", [False, True])
+async def test_urgent_bytes_in_quick_succession_are_all_there(
+    front: str, tmp_path: Path, *, turned: bool
+) -> None:
+    door, origin = tmp_path / "door", tmp_path / "origin"
+    endpoint = await unix_listening(origin) if front == "tcp" else listening()
+    target = unix(origin) if front == "tcp" else endpoint.getsockname()
+    url = "tcp://127.0.0.1:0" if front == "tcp" else f"unix://{door}"
+    async with relaying(url, [target]) as lab:
+        for _ in range(20):
+            client = await (connect(lab.address) if front == "tcp" else unix_client(door))
+            accepted = await accept(endpoint)
+            sender, receiver = (accepted, client) if turned else (client, accepted)
+            receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+            await send_all(sender, b"abc")
+            assert await receive_exactly(receiver, 3) == b"abc"
+            for byte in b"01234":
+                sender._sock.send(bytes([byte]), MSG_OOB)
+            await send_all(sender, b"z")
+            sender.shutdown(SHUT_WR)
+            assert await receive_all(receiver) == b"01234z"
+            client.close()
+            accepted.close()
 
 
 async def test_abstract_names(tmp_path: Path) -> None:

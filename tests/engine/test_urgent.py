@@ -148,3 +148,97 @@ async def test_many_urgent_bytes_lose_no_data(ends: Ends) -> None:
             await trio.sleep(0.005)
         sender.shutdown(SHUT_WR)
         assert await receive_all(receiver) == b"".join(b"%02d!" % n for n in range(20))
+
+
+@both_directions
+async def test_urgent_bytes_in_quick_succession_are_all_there(ends: Ends) -> None:
+    """The first of them is next to be read when the second is announced."""
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        for _ in range(100):
+            sender, receiver = await ends(lab, endpoint)
+            receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+            await send_all(sender, b"abc")
+            assert await receive_exactly(receiver, 3) == b"abc"
+            burst(sender, b"01234")
+            await send_all(sender, b"z")
+            sender.shutdown(SHUT_WR)
+            assert await receive_all(receiver) == b"01234z"
+            receiver.close()
+            sender.close()
+        assert await moved(lab, 100, ends) == [(9, 0)] * 100
+
+
+@both_directions
+async def test_urgent_bytes_between_bulk_are_all_there(ends: Ends) -> None:
+    """Bulk goes through a pipe, which can carry none."""
+    endpoint = listening()
+    part = b"b" * (2 << 20)
+    async with relaying([endpoint.getsockname()]) as lab:
+        sender, receiver = await ends(lab, endpoint)
+        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        for _ in range(10):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(send_all, sender, part)
+                assert await receive_exactly(receiver, len(part)) == part
+            burst(sender, b"01234")
+            await send_all(sender, b"z")
+            assert await receive_exactly(receiver, 6) == b"01234z"
+        receiver.close()
+        sender.close()
+        assert await moved(lab, 1, ends) == [(10 * (len(part) + 6), 0)]
+
+
+@both_directions
+async def test_urgent_bytes_within_bulk_are_all_there(ends: Ends) -> None:
+    endpoint = listening()
+    part = b"b" * (1 << 20)
+    data = (part + b"01234") * 20 + part
+    async with relaying([endpoint.getsockname()]) as lab:
+        sender, receiver = await ends(lab, endpoint)
+        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+
+        async def send() -> None:
+            for _ in range(20):
+                await send_all(sender, part)
+                for digit in range(5):
+                    await send_urgent(sender, b"%d" % digit)
+            await send_all(sender, part)
+            sender.shutdown(SHUT_WR)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(send)
+            assert await receive_all(receiver) == data
+        receiver.close()
+        sender.close()
+        assert await moved(lab, 1, ends) == [(len(data), 0)]
+
+
+@both_directions
+async def test_the_last_of_many_urgent_bytes_keeps_its_mark(ends: Ends) -> None:
+    """The kernel knows one mark only, so those before it may be ordinary bytes on arrival."""
+    endpoint = listening()
+    async with relaying([endpoint.getsockname()]) as lab:
+        for _ in range(100):
+            sender, receiver = await ends(lab, endpoint)
+            receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+            burst(sender, b"01234")
+            await send_all(sender, b"z")
+            sender.shutdown(SHUT_WR)
+            data, marks = await receive_with_marks(receiver)
+            assert data == b"01234z"
+            assert marks[-1] == 4
+            receiver.close()
+            sender.close()
+
+
+def burst(socket: SocketType, data: bytes) -> None:
+    """Send each byte as urgent data; the worker has no turn meanwhile."""
+    for byte in data:
+        assert socket._sock.send(bytes([byte]), MSG_OOB) == 1
+
+
+async def moved(lab: Lab, count: int, ends: Ends) -> list[tuple[int, int]]:
+    """What the flows have moved that have ended: where bytes were sent, and the other way."""
+    ways = ("original", "reply") if ends is original else ("reply", "original")
+    return [(row[ways[0]]["bytes"], row[ways[1]]["bytes"]) for row in await lab.wait_ended(count)]

@@ -34,7 +34,7 @@ import os
 from collections.abc import Iterable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
-from socket import MSG_DONTWAIT, MSG_OOB, SO_LINGER, SOL_SOCKET
+from socket import SO_LINGER, SOL_SOCKET
 from socket import SocketType as Socket
 from time import monotonic
 from typing import TYPE_CHECKING, Final, NamedTuple
@@ -50,7 +50,7 @@ from proxy.engine.identified import Identified
 from proxy.engine.survival.reading import has_failed, read_socket
 from proxy.engine.survival.ways import Way
 from proxy.engine.survival.will import NO_FILE
-from proxy.engine.tcp import CLOSE_IN_ORDER, reset_on_close
+from proxy.engine.tcp import CLOSE_IN_ORDER, reset_on_close, skip_urgent
 
 if TYPE_CHECKING:
     from proxy.core.flow_state import FlowState, LegState
@@ -460,7 +460,7 @@ def returned_leg(
     if crossing is None or not _is_ours(crossing, left):
         return None
     if crossing.is_again:
-        socket.recv(1, MSG_OOB | MSG_DONTWAIT)
+        skip_urgent(socket)
     pending = left.pending[crossing.at : crossing.at + crossing.size]
     return left._replace(
         received=crossing.bytes,

@@ -28,6 +28,7 @@ from proxy.engine.sources import user_key
 from proxy.engine.stream import FILES_PER_FLOW, StreamFlow
 from proxy.engine.survival.leave_behind import leave_behind
 from proxy.engine.survival.surviving import SURVIVING, Surviving
+from proxy.engine.tcp import read_in_line
 from proxy.engine.trains import TrainReader, ask_for_trains
 from proxy.engine.unix import UnixDatagramSocket, serve_unix_leg
 from proxy.engine.unix_flow import UnixFlow
@@ -97,6 +98,8 @@ def _revive_stream(
     now: float,
 ) -> StreamFlow:
     client, endpoint = (Socket(fileno=fd) for fd in files)
+    for socket in (client, endpoint):
+        read_in_line(socket)
     terms = roster.terms_of(spec)
     kind = _kind_of(state)
     if terms.will is not None and not state.transport.is_unix:

@@ -25,8 +25,6 @@ from select import POLLRDHUP, poll
 from socket import (
     AF_INET,
     AF_INET6,
-    MSG_DONTWAIT,
-    MSG_OOB,
     SO_ACCEPTCONN,
     SOCK_DGRAM,
     SOCK_STREAM,
@@ -47,7 +45,7 @@ from proxy.engine.survival.reading import has_failed, peer_of, read_socket
 from proxy.engine.survival.shared import BUFFER, Mark, read_mark
 from proxy.engine.survival.unserved import find_untouched
 from proxy.engine.survival.will import ASSURED, FINISHED, FREE, LEAVING, NO_FILE, STREAM, Suspect
-from proxy.engine.tcp import bytes_to_read, reset_on_close
+from proxy.engine.tcp import bytes_to_read, reset_on_close, skip_urgent
 
 if TYPE_CHECKING:
     from proxy.engine.survival.will import LegRecord, Record, Will
@@ -283,7 +281,7 @@ def _leg_state(
     if crossing is None:
         return None
     if crossing.is_again:
-        socket.recv(1, MSG_OOB | MSG_DONTWAIT)
+        skip_urgent(socket)
     data = _bytes_of(crossing, leg)
     if len(data) != crossing.size:
         return None

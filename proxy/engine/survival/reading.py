@@ -9,15 +9,11 @@ kernel had received and acknowledged the same before and after it.
 
 from __future__ import annotations
 
-import errno
 import struct
 from select import POLLERR, POLLPRI, poll
 from socket import (
     AF_INET6,
     IPPROTO_TCP,
-    MSG_DONTWAIT,
-    MSG_OOB,
-    MSG_PEEK,
     SO_OOBINLINE,
     SO_PROTOCOL,
     SOL_SOCKET,
@@ -28,7 +24,7 @@ from typing import TYPE_CHECKING, Final
 
 from proxy.core.crossing import Reading, TcpState, Urgent
 from proxy.engine.sockaddr import canonical, decode
-from proxy.engine.tcp import at_urgent_mark, bytes_to_read, unsent
+from proxy.engine.tcp import at_urgent_mark, bytes_to_read, is_in_line, is_urgent_taken, unsent
 
 if TYPE_CHECKING:
     from proxy.core.address import Address
@@ -113,15 +109,16 @@ def _look_for_urgent(socket: Socket) -> tuple[Urgent, bool]:
     is_announced = any(mask & POLLPRI for _, mask in events.poll(0))
     if not at_urgent_mark(socket):
         return Urgent.NONE, is_announced
-    try:
-        socket.recv(1, MSG_OOB | MSG_PEEK | MSG_DONTWAIT)
-    except OSError as error:  # EINVAL: it has been taken; EAGAIN: it is not there yet
-        return (Urgent.TAKEN if error.errno == errno.EINVAL else Urgent.NONE), True
-    return Urgent.NEXT, True
+    if not is_in_line(socket) and is_urgent_taken(socket):
+        return Urgent.TAKEN, True
+    is_there = _unread_inline(socket) > 0
+    return (Urgent.NEXT if is_there else Urgent.NONE), True
 
 
 def _unread_inline(socket: Socket) -> int:
     """SIOCINQ beyond the urgent mark."""
+    if is_in_line(socket):
+        return bytes_to_read(socket.fileno())
     socket.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
     try:
         return bytes_to_read(socket.fileno())

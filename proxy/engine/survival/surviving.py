@@ -74,10 +74,10 @@ class SurvivingLeg(StreamLeg):
 
     def _pass_urgent(self, mask: int, now: float) -> bool:
         try:
-            byte = self.socket.recv(1, MSG_OOB | MSG_PEEK | DONTWAIT)
+            byte = self.socket.recv(1, MSG_PEEK | DONTWAIT)
         except OSError:
-            return True
-        if self.place:
+            byte = b""
+        if self.place and byte:
             kept = self.will.deposit(*leg_at(self.place), byte, urgent=True)
             self.deposited = kept is not None
         is_free = super()._pass_urgent(mask, now)
