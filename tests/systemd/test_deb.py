@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from tests.systemd.lab import OFFLINE, Lab
+from tests.systemd.test_uninstall import enable_socket_units, states
 
 FILE = "/etc/sockpair/sockpair.toml"
 APT = ("apt-get", "--yes", "--quiet", "--no-install-recommends")
@@ -81,15 +82,23 @@ def test_the_script_does_not_mix_in(installed: Lab) -> None:
 
 
 def test_removing_stops_it_and_leaves_the_configuration(installed: Lab) -> None:
+    installed.run("systemctl", "stop", "sockpair.service")
+    enable_socket_units(installed)
     installed.run("systemctl", "start", "sockpair.service")
-    installed.run(*APT, "remove", "sockpair", **QUIET)
+    said = installed.run(*APT, "remove", "sockpair", **QUIET)
+    assert "sockpair: stopped and disabled sockpair-mine.socket" in said
+    assert states(installed, "sockpair-mine.socket") == ("inactive\n", "disabled\n")
+    assert states(installed, "sockpair-other.socket") == ("active\n", "enabled\n")
     assert installed.ask("systemctl", "is-active", "sockpair").stdout != "active\n"
     assert installed.ask("test", "-e", "/opt/sockpair").returncode == 1
     assert installed.ask("test", "-e", FILE).returncode == 0
 
 
 def test_a_purge_leaves_nothing(installed: Lab) -> None:
-    installed.run(*APT, "purge", "sockpair", **QUIET)
+    said = installed.run(*APT, "purge", "sockpair", **QUIET)
+    assert "sockpair: removed /etc/systemd/system/sockpair-mine.socket" in said
+    assert states(installed, "sockpair-mine.socket")[1] == "", "there is none"
+    assert states(installed, "sockpair-other.socket") == ("active\n", "enabled\n")
     for path in ("/etc/sockpair", "/var/lib/sockpair", "/var/lib/private/sockpair"):
         assert installed.ask("test", "-e", path).returncode == 1, path
     assert installed.ask("getent", "group", "sockpair-admin").returncode != 0
