@@ -111,8 +111,15 @@ async def _relay(house: House, steward: Steward, sink: FlowSink, stay: Stay) -> 
         else:
             if not house.succeeded.is_set():  # else they are the successor's to look after
                 await house.heritage.end()
-            log.info("stopped", ended=await house.worker.finish())
+            log.info("stopped", ended=await _finish(house))
         relaying.cancel_scope.cancel()
+
+
+async def _finish(house: House) -> int:
+    """End what is left; return how many flows the stop has ended, by its drain and now."""
+    drains = (await house.worker.status())["drains"]
+    by_drain = sum(row["ended"] for row in drains if row["listener"] is row["upstream"] is None)
+    return by_drain + await house.worker.finish()
 
 
 async def _inherit(house: House, scope: trio.CancelScope) -> None:

@@ -109,6 +109,7 @@ async def test_what_is_left_ends_paced_and_the_idle_first(stage: Stage) -> None:
     rows = sorted(sockpair.logged("web"), key=lambda row: row["closed"])
     assert {row["close_reason"] for row in rows} == {"drained"}
     assert all(one["last_active"] <= two["last_active"] for one, two in pairwise(rows))
+    assert sockpair.log_records("stopped")[0]["ended"] == 10
     assert rows[-1]["closed"] - rows[0]["closed"] > 8 / 20  # ten parts of 1/20 s; a tick is 1/20
 
 
