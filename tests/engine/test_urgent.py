@@ -79,8 +79,7 @@ async def test_an_urgent_byte_alone(ends: Ends) -> None:
 async def test_it_keeps_its_place_between_data(ends: Ends) -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
-        sender, receiver = await ends(lab, endpoint)
-        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        sender, receiver = await in_line(ends, lab, endpoint)
         await send_all(sender, b"before")
         await send_urgent(sender, b"!")
         await send_all(sender, b"after")
@@ -96,8 +95,7 @@ async def test_it_keeps_its_place_in_a_busy_stream(ends: Ends, size: int) -> Non
     """Sizes at which the mark falls on the end of a whole receive, and elsewhere."""
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
-        sender, receiver = await ends(lab, endpoint)
-        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        sender, receiver = await in_line(ends, lab, endpoint)
         received: list[tuple[bytes, list[int]]] = []
 
         async def receive() -> None:
@@ -140,8 +138,7 @@ async def test_many_urgent_bytes_lose_no_data(ends: Ends) -> None:
     """A later mark takes the earlier one's place; what the receiver reads must still be whole."""
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
-        sender, receiver = await ends(lab, endpoint)
-        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        sender, receiver = await in_line(ends, lab, endpoint)
         for number in range(20):
             await send_all(sender, b"%02d" % number)
             await send_urgent(sender, b"!")
@@ -156,8 +153,7 @@ async def test_urgent_bytes_in_quick_succession_are_all_there(ends: Ends) -> Non
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         for _ in range(100):
-            sender, receiver = await ends(lab, endpoint)
-            receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+            sender, receiver = await in_line(ends, lab, endpoint)
             await send_all(sender, b"abc")
             assert await receive_exactly(receiver, 3) == b"abc"
             burst(sender, b"01234")
@@ -175,8 +171,7 @@ async def test_urgent_bytes_between_bulk_are_all_there(ends: Ends) -> None:
     endpoint = listening()
     part = b"b" * (2 << 20)
     async with relaying([endpoint.getsockname()]) as lab:
-        sender, receiver = await ends(lab, endpoint)
-        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        sender, receiver = await in_line(ends, lab, endpoint)
         for _ in range(10):
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(send_all, sender, part)
@@ -195,8 +190,7 @@ async def test_urgent_bytes_within_bulk_are_all_there(ends: Ends) -> None:
     part = b"b" * (1 << 20)
     data = (part + b"01234") * 20 + part
     async with relaying([endpoint.getsockname()]) as lab:
-        sender, receiver = await ends(lab, endpoint)
-        receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+        sender, receiver = await in_line(ends, lab, endpoint)
 
         async def send() -> None:
             for _ in range(20):
@@ -220,8 +214,7 @@ async def test_the_last_of_many_urgent_bytes_keeps_its_mark(ends: Ends) -> None:
     endpoint = listening()
     async with relaying([endpoint.getsockname()]) as lab:
         for _ in range(100):
-            sender, receiver = await ends(lab, endpoint)
-            receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+            sender, receiver = await in_line(ends, lab, endpoint)
             burst(sender, b"01234")
             await send_all(sender, b"z")
             sender.shutdown(SHUT_WR)
@@ -230,6 +223,13 @@ async def test_the_last_of_many_urgent_bytes_keeps_its_mark(ends: Ends) -> None:
             assert marks[-1] == 4
             receiver.close()
             sender.close()
+
+
+async def in_line(ends: Ends, lab: Lab, endpoint: SocketType) -> tuple[SocketType, SocketType]:
+    """Both ends of a direction; the receiver reads urgent bytes with the others."""
+    sender, receiver = await ends(lab, endpoint)
+    receiver.setsockopt(SOL_SOCKET, SO_OOBINLINE, 1)
+    return sender, receiver
 
 
 def burst(socket: SocketType, data: bytes) -> None:
