@@ -86,10 +86,10 @@ def flow_columns(
         Column("LISTENER", lambda row: row["listener"]),
         Column("PROTO", lambda row: row["transport"]),
         Column("LAST STATE" if recent else "STATE", lambda row: row["state"], coloured=True),
-        Column("CLIENT", lambda row: row["client"]["remote"] or "-", pair=True),
+        Column("CLIENT", client_text, pair=True),
         Column("LOCAL", lambda row: row["client"]["local"] or "-", pair=True),
         Column("OUTBOUND", lambda row: row["endpoint"]["local"] or "-", pair=True),
-        Column("ENDPOINT", lambda row: row["endpoint"]["remote"] or "-", pair=True),
+        Column("ENDPOINT", endpoint_text, pair=True),
         *(WHO if wide else []),
         Column("ORIGINAL", lambda row: size(row["original"]["bytes"]), number=True),
         Column("REPLY", lambda row: size(row["reply"]["bytes"]), number=True),
@@ -99,6 +99,26 @@ def flow_columns(
         *([STAYS] if stays else []),
         *([CLASS] if evictable else []),
     ]
+
+
+def client_text(row: Any) -> str:
+    """Who the client of a flow is."""
+    return _who(row["client"]["remote"], row.get("credentials"))
+
+
+def endpoint_text(row: Any) -> str:
+    """Where a flow goes."""
+    return _who(row["endpoint"]["remote"], row.get("endpoint_credentials"))
+
+
+def _who(address: str | None, process: Any) -> str:
+    """An address, and of a Unix socket the process behind it: ``unix:/run/x(pid=7,uid=0)``.
+
+    A process that is older than this command does not tell it.
+    """
+    if process is None:
+        return address or "-"
+    return f"{address or '-'}(pid={process['pid']},uid={process['uid']})"
 
 
 def _half_closed(row: Any) -> str:

@@ -13,7 +13,7 @@ from typing import Any, Final, Literal, NamedTuple, TypeAlias
 import click
 
 from proxy.cli.board import ORDERS, Board, Line, Order
-from proxy.cli.columns import Column, table_lines
+from proxy.cli.columns import Column, client_text, endpoint_text, table_lines
 from proxy.core.printable import printable
 from proxy.core.units import format_size, format_span, parse_bandwidth
 
@@ -248,8 +248,8 @@ def flow_columns(now: float) -> list[Column]:
         Column("LISTENER", lambda line: line.row["listener"]),
         Column("PROTO", lambda line: line.row["transport"]),
         Column("STATE", lambda line: line.row["state"], coloured=True),
-        Column("CLIENT", lambda line: line.row["client"]["remote"] or "-", pair=True),
-        Column("ENDPOINT", lambda line: line.row["endpoint"]["remote"] or "-", pair=True),
+        Column("CLIENT", lambda line: client_text(line.row), pair=True),
+        Column("ENDPOINT", lambda line: endpoint_text(line.row), pair=True),
         Column("ORIGINAL/S", lambda line: _rate(line.original), number=True),
         Column("REPLY/S", lambda line: _rate(line.reply), number=True),
         Column("BYTES", lambda line: format_size(line.bytes), number=True),

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, Final, NamedTuple
 
 import trio
 
-from proxy.core.flow_state import STATE_VERSION
+from proxy.core.flow_state import READABLE_STATES
 from proxy.engine.handover.succession import VERSION, knock, write_leave_order
 from proxy.engine.wire import Wire, WireError
 
@@ -120,10 +120,12 @@ class Predecessor:
 
         """
         greeting = await self._ask({"ask": "greet"})
-        versions = greeting.get("version"), greeting.get("states")
-        if versions != (VERSION, STATE_VERSION):
-            known = f"{VERSION} and {STATE_VERSION}"
-            raise StrangerError(f"it speaks versions {versions}, not {known}; it drains")
+        version, states = greeting.get("version"), greeting.get("states")
+        if version != VERSION or states not in READABLE_STATES:
+            known = f"{VERSION} and {' or '.join(map(str, sorted(READABLE_STATES)))}"
+            raise StrangerError(
+                f"it speaks versions {version} and {states}, not {known}; it drains"
+            )
         try:
             self.pid, self.worker = int(greeting["pid"]), int(greeting["worker"])
             self.is_draining = bool(greeting["draining"])

@@ -268,6 +268,11 @@ class Flow:
         return None
 
     @property
+    def endpoint_credentials(self) -> Credentials | None:
+        """The process that listens at the endpoint, where the kernel tells it."""
+        return None
+
+    @property
     def is_plain(self) -> bool:
         """Whether all these but the insight are known to say nothing, of a flow of streams.
 

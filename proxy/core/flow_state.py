@@ -2,8 +2,8 @@
 
 A worker that leaves writes the states of its flows; its successor reads them, and makes live flows
 of them again. Both may be of different versions of the program, so what they write has a version
-of its own, ``STATE_VERSION``. Whoever is given another one must not guess: flows stay with the
-predecessor then, which drains.
+of its own, ``STATE_VERSION``. Whoever is given one that it cannot read must not guess: flows stay
+with the predecessor then, which drains.
 
 Written as JSON, because a worker reads what strangers send: whatever it says is only data. A flow
 is an array, its fields in the order they have here; bytes are base64, an address is an array too.
@@ -29,8 +29,11 @@ from proxy.core.unix import Credentials, UnixAddress
 if TYPE_CHECKING:
     from proxy.core.address import Address
 
-STATE_VERSION: Final = 1
+STATE_VERSION: Final = 2
 """Changes with the fields below, and with what they mean."""
+
+READABLE_STATES: Final = frozenset({1, STATE_VERSION})
+"""The versions that are read: the first has no ``endpoint_credentials``, which are last."""
 
 UNREADABLE: Final = (
     ValueError,
@@ -148,6 +151,7 @@ class FlowState(NamedTuple):
         end: how it ended; None of one that lives.
         sample: what the kernel last told of its sockets, packed; see ``core.sample``.
         headed: whether a header may have gone before its first byte, either way.
+        endpoint_credentials: the process that listens at the endpoint.
 
     """
 
@@ -172,6 +176,7 @@ class FlowState(NamedTuple):
     end: EndState | None = None
     sample: bytes | None = None
     headed: bool = False
+    endpoint_credentials: Credentials | None = None
 
 
 class ClientState(NamedTuple):
@@ -199,7 +204,7 @@ def write_states(states: Iterable[FlowState]) -> str:
 
 
 def read_states(text: str | bytes) -> list[FlowState]:
-    """Read what ``write_states`` of the same version has written.
+    """Read what ``write_states`` of a version in ``READABLE_STATES`` has written.
 
     Raises:
         StateError: it has not.
@@ -274,14 +279,19 @@ def _read(fields: list[Any]) -> FlowState:
     fields[12], fields[13] = _read_leg(fields[12]), _read_leg(fields[13])
     for index in ADDRESSES:
         fields[index] = _read_address(fields[index])
-    identity, credentials, datagrams, end, sample, headed = fields[15:]
+    identity, credentials, datagrams, end, sample, headed, *last = fields[15:]
     fields[15] = None if identity is None else _read_identity(identity)
-    fields[16] = None if credentials is None else Credentials(*credentials)
+    fields[16] = _read_credentials(credentials)
     fields[17] = None if datagrams is None else _read_datagrams(datagrams)
     fields[18] = None if end is None else _read_end(end)
     fields[19] = None if sample is None else _bytes(sample)
     fields[20] = bool(headed)
+    fields[21:] = map(_read_credentials, last)
     return FlowState(*fields)
+
+
+def _read_credentials(fields: list[int] | None) -> Credentials | None:
+    return None if fields is None else Credentials(*fields)
 
 
 def _write_leg(leg: LegState) -> list[Any]:

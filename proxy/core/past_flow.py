@@ -95,6 +95,11 @@ class PastFlow(Flow):
         """The client's process."""
         return self._state.credentials
 
+    @property
+    def endpoint_credentials(self) -> Credentials | None:
+        """The process that listened at the endpoint."""
+        return self._state.endpoint_credentials
+
 
 def _endpoint_of(state: FlowState) -> Endpoint | None:
     if state.endpoint_remote is None or not state.upstream:

@@ -202,6 +202,7 @@ class FlowRow(HelloRow):
     stays: str | None
     source: str
     credentials: CredentialsRow | None
+    endpoint_credentials: CredentialsRow | None
     responders: list[ResponderRow] | None
     tlvs: list[TlvRow] | None
     slowed_by: str | None
@@ -253,7 +254,8 @@ def flow_row(
         "limits": limits,
         "stays": stays,
         "source": source_of(flow),
-        "credentials": None if flow.credentials is None else credentials_row(flow.credentials),
+        "credentials": credentials_row(flow.credentials),
+        "endpoint_credentials": credentials_row(flow.endpoint_credentials),
         "responders": None if flow.responders is None else flow.responders.rows(),
         "tlvs": tlv_rows(flow.identity),
         **hello_row(flow.identity),
@@ -304,8 +306,10 @@ def tlv_rows(identity: Identity | None) -> list[TlvRow] | None:
     return [tlv_row(tlv) for tlv in identity.tlvs] if identity and identity.via else None
 
 
-def credentials_row(credentials: Credentials) -> CredentialsRow:
-    """Describe a client's process."""
+def credentials_row(credentials: Credentials | None) -> CredentialsRow | None:
+    """Describe the process behind a Unix socket."""
+    if credentials is None:
+        return None
     return {"pid": credentials.pid, "uid": credentials.uid, "gid": credentials.gid}
 
 

@@ -53,7 +53,8 @@ NO_PACKETS: Final = (NULL, NULL)
 PLACES: Final = (
     *("id", "client_local", "client_remote", "via", "endpoint_local", "endpoint_remote"),
     *("opened", "active", "closed", "bytes", "packets", "reply_bytes", "reply_packets"),
-    *("half_closed", "unsent", "source", "credentials", "responders", "identity", "insight"),
+    *("half_closed", "unsent", "source", "credentials", "endpoint_credentials"),
+    *("responders", "identity", "insight"),
 )
 """What comes between the pieces of a row."""
 
@@ -104,12 +105,12 @@ def row_json(flow: Flow, wall_offset: float, limits: str, stays: Stay | None = N
     counters, reason = flow.counters, flow.close_reason
     original, reply = flow.original, flow.reply
     half_closed, unsent = flow.half_closed, flow.unsent
-    credentials, responders, identity = flow.credentials, flow.responders, flow.identity
-    insight = flow.insight
+    client_process, endpoint_process = flow.credentials, flow.endpoint_credentials
+    responders, identity, insight = flow.responders, flow.identity, flow.insight
     packets, reply_packets = NO_PACKETS
     if counters.transport.is_datagram:
         packets, reply_packets = str(original.packets), str(reply.packets)
-    a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u = _layout(  # noqa: E741
+    a, b, c, d, e, f, g, h, i, j, k, l, m, n, o, p, q, r, s, t, u, v = _layout(  # noqa: E741
         counters.listener,
         upstream_of(flow),
         counters.transport,
@@ -128,10 +129,11 @@ def row_json(flow: Flow, wall_offset: float, limits: str, stays: Stay | None = N
         f"{j}{original.bytes}{k}{packets}{l}{reply.bytes}{m}{reply_packets}"
         f"{n}{NULL if half_closed is None else time_text(half_closed + wall_offset)}"
         f"{o}{NULL if unsent is None else _unsent(*unsent)}{p}{_source(flow)}"
-        f"{q}{NULL if credentials is None else _json(credentials_row(credentials))}"
-        f"{r}{NULL if responders is None else _json(responders.rows())}"
-        f"{s}{UNIDENTIFIED if identity is None else _identity(identity)}"
-        f"{t}{NO_INSIGHT if insight is None else insight_json(insight, wall_offset)}{u}"
+        f"{q}{NULL if client_process is None else _json(credentials_row(client_process))}"
+        f"{r}{NULL if endpoint_process is None else _json(credentials_row(endpoint_process))}"
+        f"{s}{NULL if responders is None else _json(responders.rows())}"
+        f"{t}{UNIDENTIFIED if identity is None else _identity(identity)}"
+        f"{u}{NO_INSIGHT if insight is None else insight_json(insight, wall_offset)}{v}"
     )
 
 
@@ -223,7 +225,7 @@ def _layout(
         f',"close_reason":{_word(reason)},"close_side":{_word(side)}'
         f',"close_kind":{_word(None if reason is None else KINDS[reason])}'
         f',"half_closed":\0,"unsent":\0,"limits":{limits},"stays":{_word(stays)}'
-        ',"source":\0,"credentials":\0,"responders":\0\0\0}'
+        ',"source":\0,"credentials":\0,"endpoint_credentials":\0,"responders":\0\0\0}'
     )
     return row.split("\0")
 
@@ -251,6 +253,7 @@ def _plain_layout(
         "reply_packets": NULL,
         "unsent": NULL if reason is None else _unsent(0, 0),
         "credentials": NULL,
+        "endpoint_credentials": NULL,
         "responders": NULL,
         "identity": UNIDENTIFIED,
     }

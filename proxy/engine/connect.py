@@ -39,7 +39,7 @@ from proxy.engine.passive import missed
 from proxy.engine.rival import Rival
 from proxy.engine.sockaddr import canonical
 from proxy.engine.tcp import CLOSED, RESET_SINCE, UNREACHABLE, take_error
-from proxy.engine.unix import RETRY, BacklogWait, serve_unix_leg, stream_socket
+from proxy.engine.unix import RETRY, BacklogWait, credentials_of, serve_unix_leg, stream_socket
 
 if TYPE_CHECKING:
     from socket import SocketType as Socket
@@ -368,6 +368,7 @@ class ConnectAttempt:
         endpoint.counters.answered()
         if endpoint.record is not None:
             endpoint.record.reached(now)
+        flow.endpoint_credentials = credentials_of(socket)
         flow.relay.pump.register(socket.fileno(), flow.reply, WATCH_BOTH)
         flow.connected(socket, endpoint, now)
         if flow.reply.socket is socket:

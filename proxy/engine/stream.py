@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from proxy.core.endpoint import Endpoint
     from proxy.core.sample import Insight
     from proxy.core.sources import SourceKey
+    from proxy.core.unix import Credentials
     from proxy.core.upstream import Choice
     from proxy.core.wheel import Slot
     from proxy.engine.outbound import Connect
@@ -91,6 +92,7 @@ class StreamFlow(Flow):
     __slots__ = (
         "attempt",
         "broken",
+        "endpoint_credentials",
         "fault",
         "half_closed",
         "limits",
@@ -141,6 +143,7 @@ class StreamFlow(Flow):
         self.limits = limits
         self.attempt: Attempt | None = None
         self.broken: StreamLeg | None = None
+        self.endpoint_credentials: Credentials | None = None
         self.half_closed: float | None = None
         self.sample: bytes | None = None
         self.owed = 0
@@ -157,7 +160,8 @@ class StreamFlow(Flow):
     @property
     def is_plain(self) -> bool:
         """Whether there is nothing to tell but what there is of every stream."""
-        return not (self.tells_more or self.original.unsent or self.reply.unsent)
+        told = self.tells_more or self.endpoint_credentials is not None
+        return not (told or self.original.unsent or self.reply.unsent)
 
     @property
     def insight(self) -> Insight | None:

@@ -37,6 +37,7 @@ class KnownFlow(Flow):
     """A flow that tells all there is to tell."""
 
     known: Credentials | None = None
+    served_by: Credentials | None = None
     answers: Responders | None = None
     said: Identity | None = None
     seen: Insight | None = None
@@ -45,7 +46,7 @@ class KnownFlow(Flow):
 
     @property
     def is_plain(self) -> bool:
-        known = (self.known, self.answers, self.said)
+        known = (self.known, self.served_by, self.answers, self.said)
         lost = None if self.close_reason is None else (0, 0)
         plain = self.lost == lost and all(each is None for each in known)
         return plain and not self.transport.is_datagram
@@ -65,6 +66,10 @@ class KnownFlow(Flow):
     @property
     def credentials(self) -> Credentials | None:
         return self.known
+
+    @property
+    def endpoint_credentials(self) -> Credentials | None:
+        return self.served_by
 
     @property
     def insight(self) -> Insight | None:
@@ -94,6 +99,8 @@ def flows(draw: st.DrawFn) -> KnownFlow:
         flow.endpoint = Endpoint(draw(st.text(max_size=10)), "it", ("192.0.2.1", 1))
     if draw(st.booleans()):
         flow.known = Credentials(draw(PORTS), draw(PORTS), draw(PORTS))
+    if draw(st.booleans()):
+        flow.served_by = Credentials(draw(PORTS), draw(PORTS), draw(PORTS))
     if draw(st.booleans()):
         tlvs = draw(
             st.lists(st.builds(Tlv, st.integers(0, 255), st.binary(max_size=9)), max_size=2)
@@ -125,7 +132,7 @@ def test_it_is_the_same_row(flow: KnownFlow, stays: Stay | None) -> None:
 
 @given(flows(), st.none() | st.sampled_from(Stay), st.booleans())
 def test_a_plain_row_is_the_same_row(flow: KnownFlow, stays: Stay | None, reached: bool) -> None:
-    flow.known = flow.answers = flow.said = None
+    flow.known = flow.served_by = flow.answers = flow.said = None
     if reached and not flow.transport.is_unix:
         flow.client_remote, flow.endpoint_local = ("192.0.2.7", 1234), ("10.0.0.9", 40001)
     if flow.close_reason is None:

@@ -274,6 +274,7 @@ ROW_KEYS: Final = (
     "stays",
     "source",
     "credentials",
+    "endpoint_credentials",
     "responders",
     "tlvs",
     "server_name",

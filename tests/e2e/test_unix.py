@@ -67,6 +67,10 @@ async def test_a_tcp_listener_fronts_redis_at_a_unix_socket(stage: Stage) -> Non
         carried = [sum(row[way]["bytes"] for row in rows) for way in ("original", "reply")]
         assert carried == [after.received - before.received, after.sent - before.sent]
         assert {row["endpoint"]["remote"] for row in rows} == {f"unix:{path}"}
+        (server,) = {tuple(row["endpoint_credentials"].items()) for row in rows}
+        assert dict(server).items() >= ME.items()
+        told = f"unix:{path}(pid={dict(server)['pid']},uid={os.getuid()})"
+        assert told in await sockpair_command(sockpair, "flows", "--recent")
         agree_nothing_lost("cache", await sockpair.metrics())
 
 

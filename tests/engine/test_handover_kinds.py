@@ -114,6 +114,7 @@ async def test_addresses_of_every_kind(front: str, back: str, tmp_path: Path) ->
         await talk(client, accepted)
         before = await lab.live()
         assert before[0]["credentials"] == (ME if front == "unix" else None)
+        assert before[0]["endpoint_credentials"] == (ME if back == "unix" else None)
         async with successor_of(lab) as (heir, left):
             assert left.handed == 1
             assert await heir.live() == before

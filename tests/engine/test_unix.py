@@ -155,6 +155,7 @@ async def test_streams_of_both_kinds_go_to_endpoints_of_both_kinds(
             assert row["credentials"] is None
         if back == "unix":
             assert row["endpoint"] == {"local": "unix:", "remote": f"unix:{origin}"}
+        assert row["endpoint_credentials"] == (ME if back == "unix" else None)
         listener = (await lab.counters())["listeners"][0]
         assert listener["original"]["sent"] == listener["reply"]["sent"] == len(BULK)
 

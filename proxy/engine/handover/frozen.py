@@ -149,6 +149,7 @@ def state_of(flow: Flow, limits: str = "") -> FlowState:
         end=end,
         sample=flow.sample if isinstance(flow, StreamFlow) else None,
         headed=isinstance(flow, Identified),
+        endpoint_credentials=flow.endpoint_credentials,
     )
 
 

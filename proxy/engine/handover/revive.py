@@ -117,6 +117,7 @@ def _revive_stream(
     relay.table.give_back(flow.id)
     flow.arrive(state)
     flow.half_closed, flow.sample = state.half_closed, state.sample
+    flow.endpoint_credentials = state.endpoint_credentials
     if isinstance(flow, IdentifiedFlow | IdentifiedUnixFlow):
         flow.identity, flow.style = state.identity, None
     if isinstance(flow, UnixFlow):
