@@ -1,9 +1,9 @@
-"""Limits in the log: what was refused, struck or dropped, at a bounded rate.
+"""What was refused, dropped or struck by a limit, in the log, at a bounded rate.
 
 Whoever floods a listener must not flood the log as well. So nothing is logged when it happens: the
-counters are read every ``EVERY`` seconds, and a listener for which any has grown gets one line that
-says by how much since the last reading. The relay pays for a reading and for nothing else, and
-several workers are one, as everywhere behind the port.
+counters are read every ``EVERY`` seconds, and a listener gets one line of each kind that says by
+how much they have grown since the last reading. The relay pays for a reading and for nothing else,
+and several workers are one, as everywhere behind the port.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from proxy.engine.port import RelayPort
 
 EVERY: Final = 10.0
-"""Seconds between two readings: at most so often a listener has a line."""
+"""Seconds between two readings: at most so often a listener has a line of a kind."""
 
 Counts: TypeAlias = dict[str, dict[str, int]]
 """By what was counted, and the word of its enum."""
@@ -27,7 +27,7 @@ log = structlog.get_logger()
 
 
 async def log_hits(port: RelayPort, every: float = EVERY) -> None:
-    """Write what limits did, until cancelled."""
+    """Write what listeners kept out, until cancelled."""
     before = {_key(row): row for row in (await port.counters())["listeners"]}
     read = trio.current_time()
     while True:
@@ -59,11 +59,16 @@ def _more(before: dict[str, int], now: dict[str, int]) -> dict[str, int]:
 
 
 def _tell(row: ListenerSnapshot, counts: Counts, seconds: float) -> None:
-    words = {what: by_word for what, by_word in counts.items() if by_word}
-    if words.keys() - {"dry_run_hits"}:
-        log.warning("limits_hit", listener=row["listener"], **words, since=seconds)
-    elif words:
-        log.info("limits_hit", listener=row["listener"], **words, since=seconds)
+    of = {"listener": row["listener"], "since": seconds}
+    hits = {kind: counts[kind] for kind in ("hits", "dry_run_hits") if counts[kind]}
+    if "hits" in hits:
+        log.warning("limits_hit", **of, **hits)
+    elif hits:
+        log.info("limits_hit", **of, **hits)
+    if counts["refused"]:
+        log.warning("flows_refused", **of, refused=counts["refused"])
+    if counts["dropped"]:
+        log.warning("datagrams_dropped", **of, dropped=counts["dropped"])
 
 
 def _key(row: ListenerSnapshot) -> tuple[str, str]:

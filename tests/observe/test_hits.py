@@ -1,4 +1,4 @@
-"""What limits did, in the log: one line a listener, with what is new in it."""
+"""What listeners kept out, in the log: a line for each kind, with what is new in it."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from proxy.observe.hits import EVERY, log_hits
 from tests.observe.fake_relay import FakeRelay
 
 
-async def test_a_listener_has_one_line_with_what_was_counted_since_the_last(
+async def test_a_listener_has_a_line_of_each_kind_with_what_was_counted_since_the_last(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     relay = FakeRelay()
@@ -34,19 +34,25 @@ async def test_a_listener_has_one_line_with_what_was_counted_since_the_last(
             "event": "limits_hit",
             "log_level": "warning",
             "listener": "web",
-            "refused": {"listener_flows": 1000},
             "hits": {"listener_flows": 1000},
             "since": EVERY,
         },
         {
-            "event": "limits_hit",
+            "event": "flows_refused",
+            "log_level": "warning",
+            "listener": "web",
+            "refused": {"listener_flows": 1000},
+            "since": EVERY,
+        },
+        {
+            "event": "datagrams_dropped",
             "log_level": "warning",
             "listener": "dns",
             "dropped": {"limited": 3},
             "since": EVERY,
         },
         {
-            "event": "limits_hit",
+            "event": "flows_refused",
             "log_level": "warning",
             "listener": "web",
             "refused": {"access": 1},
