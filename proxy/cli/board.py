@@ -90,12 +90,14 @@ class Board:
         closed: flows that ended since then.
         limited: flows that a limit struck since then.
         gaps: how often something was missing.
+        silent: workers whose flows were missing at the beginning, or after the last gap.
 
     """
 
     def __init__(self) -> None:
         self.now = 0.0
         self.opened = self.closed = self.limited = self.gaps = 0
+        self.silent: list[int] = []
         self._lines: dict[int, Line] = {}
         self._coming: dict[int, Line] | None = None  # of a snapshot that is not complete
         self._omitted = False
@@ -109,6 +111,7 @@ class Board:
         match message["event"]:
             case "snapshot":
                 self._coming = {}
+                self.silent = message.get("silent", [])
             case "flow":
                 self._put(message["flow"])
             case "live":

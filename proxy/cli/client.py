@@ -17,12 +17,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from http.client import HTTPConnection, HTTPException, HTTPResponse
 from pathlib import Path
-from typing import Any, Final, TypeVar
+from typing import Any, Final, NamedTuple, TypeVar
 from urllib.parse import urlencode
 
 import click
 
-from proxy.observe.media import MATCHED, NDJSON
+from proxy.observe.media import MATCHED, NDJSON, SILENT
 
 DEFAULT_ADMIN: Final = "/run/sockpair/admin.sock"
 
@@ -68,6 +68,21 @@ def _checked_path(_context: click.Context, _option: click.Parameter, path: str) 
         example = f'expected the path of a Unix socket, such as "{DEFAULT_ADMIN}"'
         raise click.BadParameter(f'"{path}" is an address; {example}')
     return path
+
+
+class Rows(NamedTuple):
+    """Rows, each a line of JSON.
+
+    Attributes:
+        text: the lines.
+        matched: how many there would be without a limit.
+        silent: workers that do not answer, whose rows are missing.
+
+    """
+
+    text: str
+    matched: int
+    silent: list[int]
 
 
 class AdminClient:
@@ -116,8 +131,8 @@ class AdminClient:
                 yield json.loads(line)
         raise click.ClickException(f"{self.path}: sockpair has ended, or let go of us")
 
-    def lines(self, path: str, params: Mapping[str, object] | None = None) -> tuple[str, int]:
-        """Ask for rows, each as a line of JSON; return them and how many match. Raises as ``get``.
+    def lines(self, path: str, params: Mapping[str, object] | None = None) -> Rows:
+        """Ask for rows, each as a line of JSON. Raises as ``get``.
 
         Who only passes them on has no use for reading them first.
         """
@@ -125,7 +140,9 @@ class AdminClient:
             body = answer.read()
             if answer.status >= 400:
                 _value(answer.status, body)
-            return body.decode(), int(answer.headers.get(MATCHED, ""))
+            silent = answer.headers.get(SILENT, "").split(",")
+            matched = int(answer.headers.get(MATCHED, ""))
+            return Rows(body.decode(), matched, [int(index) for index in silent if index])
 
     def _ask(self, method: str, path: str, params: Mapping[str, object]) -> Any:
         with self._answer(method, path, params) as answer:

@@ -16,6 +16,7 @@ from proxy.cli.board import ORDERS, Board, Line, Order
 from proxy.cli.columns import Column, client_text, endpoint_text, table_lines
 from proxy.core.printable import printable
 from proxy.core.units import format_size, format_span, parse_bandwidth
+from proxy.observe.media import does_not_answer
 
 Deed: TypeAlias = Literal["kill", "limit"]
 
@@ -203,6 +204,7 @@ class Screen:
             f"by {self.order}{' reversed' if self.reverse else ''}",
             *([f'filter "{printable(self.text)}": {len(self._shown)}'] if self.text else []),
             *([click.style("paused", fg="yellow")] if self.paused else []),
+            *([click.style(does_not_answer(board.silent), fg="yellow")] if board.silent else []),
             *([click.style(f"gaps {board.gaps}", fg="yellow")] if board.gaps else []),
         ]
         return "  ".join(words)

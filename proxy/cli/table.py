@@ -13,13 +13,13 @@ from __future__ import annotations
 import json
 import sys
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from enum import StrEnum
 from typing import Any, Final, TypeVar
 
 import click
 
-from proxy.cli.client import AdminClient, NotThereError, admin_option
+from proxy.cli.client import AdminClient, NotThereError, Rows, admin_option
 from proxy.cli.columns import LISTEN_COLUMNS, Column, flow_columns, write_table
 from proxy.cli.drain import drain_line
 from proxy.core.address import Transport
@@ -28,6 +28,7 @@ from proxy.core.printable import printable
 from proxy.core.query import SORTS
 from proxy.core.units import format_span
 from proxy.core.unix import listening_url
+from proxy.observe.media import does_not_answer
 
 FLOWS: Final = "/api/v1/flows"
 SHOWN_FOUND: Final = 100
@@ -146,7 +147,7 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
     if recent and params["sort"] is None:
         params["sort"] = "active"  # so that --limit does not leave the oldest that are kept
     if output != "table":
-        _pass_on(*client.lines(FLOWS, params), output)
+        _pass_on(client.lines(FLOWS, params), output)
         return
     answer = client.get(FLOWS, params)
     rows = answer["flows"]
@@ -159,7 +160,7 @@ def flows(admin: str, output: str, listen: bool, exact: bool, wide: bool, **para
         wide=wide,
     )
     write_table([*columns], rows)
-    _note_cut(len(rows), answer["matched"])
+    _note_missing(len(rows), answer["matched"], answer.get("silent", ()))
 
 
 @click.command()
@@ -176,14 +177,17 @@ def find(admin: str, output: str, exact: bool, address: str) -> None:
     wanted = {"port": port} if port.isdigit() else {"address": address}
     answer = AdminClient(admin).get("/api/v1/find", {**wanted, "limit": SHOWN_FOUND})
     rows = answer["flows"]
+    silent = answer.get("silent", ())
     if not rows:
         what = f"port {port}" if port.isdigit() else printable(address)
-        raise click.ClickException(f"no flow has {what} on either pair, live or recently closed")
+        but = f"; but {does_not_answer(silent)}" if silent else ""
+        nobody = f"no flow has {what} on either pair, live or recently closed"
+        raise click.ClickException(f"{nobody}{but}")
     if output == "table":
         _write_found(rows, exact=exact)
     else:
         _write(rows, output, ())
-    _note_cut(len(rows), answer["matched"])
+    _note_missing(len(rows), answer["matched"], silent)
 
 
 @click.command()
@@ -265,20 +269,22 @@ def _listening(client: AdminClient, params: dict[str, Any]) -> list[dict[str, An
     return [{**row, "state": "listen"} for row in rows if wanted.items() <= row.items()]
 
 
-def _pass_on(lines: str, matched: int, output: str) -> None:
+def _pass_on(lines: Rows, output: str) -> None:
     """Write the rows that came, each a line, as they are."""
-    rows = lines.split("\n")[:-1]
+    rows = lines.text.split("\n")[:-1]
     if output == "json":
         click.echo(f"[{', '.join(rows)}]")
     else:
-        click.echo(lines, nl=False)
-    _note_cut(len(rows), matched)
+        click.echo(lines.text, nl=False)
+    _note_missing(len(rows), lines.matched, lines.silent)
 
 
-def _note_cut(shown: int, matched: int) -> None:
+def _note_missing(shown: int, matched: int, silent: Sequence[int]) -> None:
     """Say on standard error when there is more than was shown."""
     if shown < matched:
         click.echo(f"{shown} of {matched} flows shown", err=True)
+    if silent:
+        click.echo(f"{does_not_answer(silent)}: flows are missing", err=True)
 
 
 def _write_found(rows: list[Any], *, exact: bool) -> None:
@@ -324,8 +330,8 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
         *(f"draining     {drain_line(row)}" for row in answer["drains"]),
     ]
     workers = answer["workers"]
-    if len(workers) > 1:
-        lines += [f"worker       pid {row['pid']}, {_count(row['flows'])}" for row in workers]
+    if len(workers) > 1 or any(row.get("silent") for row in workers):
+        lines += [f"worker       {_worker(row)}" for row in workers]
     for row in answer.get("predecessors", ()):
         lines.append(f"predecessor  pid {row['pid']}, {_count(row['flows'])}, draining")
     rows = [
@@ -337,6 +343,12 @@ def _status_lines(answer: dict[str, Any], now: float) -> list[str]:
     for name, where, upstream in rows:
         lines.append(f"listen       {name:{names}}  {where:{places}}  to {upstream}")
     return lines
+
+
+def _worker(row: dict[str, Any]) -> str:
+    silent = row.get("silent")
+    more = "" if silent is None else f", silent for {format_span(silent)}"
+    return f"pid {row['pid']}, {_count(row['flows'])}{more}"
 
 
 def _mood(answer: dict[str, Any]) -> str:

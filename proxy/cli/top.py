@@ -28,6 +28,7 @@ from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.columns import write_table
 from proxy.cli.screen import Screen, Wanted, flow_columns
 from proxy.cli.table import filter_options
+from proxy.observe.media import does_not_answer
 
 EVENTS: Final = "/api/v1/events"
 FLOWS: Final = "/api/v1/flows"
@@ -77,9 +78,10 @@ def _print(client: AdminClient, params: dict[str, Any], sort: Any, limit: int) -
     """Print the table once, with the rates of a second."""
     board = Board()
     for turn in range(2):
-        rows = client.get(FLOWS, params)["flows"]
+        answer = client.get(FLOWS, params)
+        rows = answer["flows"]
         now = time.time()
-        board.hear({"event": "snapshot", "time": now})
+        board.hear({"event": "snapshot", "time": now, "silent": answer.get("silent", [])})
         for row in rows:
             board.hear({"event": "flow", "flow": row})
         board.hear({"event": "live", "time": now})
@@ -87,6 +89,8 @@ def _print(client: AdminClient, params: dict[str, Any], sort: Any, limit: int) -
         if not turn:
             Event().wait(LOOK)
     write_table(flow_columns(board.now), board.lines(sort)[:limit])
+    if board.silent:
+        click.echo(f"{does_not_answer(board.silent)}: flows are missing", err=True)
 
 
 def _watch(client: AdminClient, params: dict[str, Any], screen: Screen) -> None:

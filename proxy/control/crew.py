@@ -7,6 +7,9 @@ A worker that ends is started again at once, with a growing pause if it does so 
 everything that was ordered before. Its clients wait meanwhile, see ``duplicates``; its flows are
 gone, unless it has a standby, and counted by ``readings``.
 
+Who asks does not wait for a worker that is silent, see there: what was last known of it stands in
+for its answer, so that no counter goes backwards, or it is said whose part is missing.
+
 Order of changes: one at a time, for all workers, the one just starting among them.
 """
 
@@ -29,6 +32,7 @@ from proxy.control.line_queue import LineQueue
 from proxy.control.lineage import Lineage
 from proxy.control.readings import Readings
 from proxy.control.remote import RemoteWorker, WorkerLostError, start_line
+from proxy.control.silence import SILENT
 from proxy.control.slots import Slots
 from proxy.control.tenure import Tenure
 from proxy.core.condition import Administration
@@ -65,6 +69,7 @@ if TYPE_CHECKING:
         OrderCount,
         RelayCounters,
         RelayStatus,
+        WorkerRow,
     )
     from proxy.engine.specs import EndpointOrder, HealthReport, UpstreamSpec
 
@@ -154,6 +159,11 @@ class Crew:
         self._started = round(time(), 3)
 
     @property
+    def _there(self) -> list[RemoteWorker]:
+        """Workers that are at work."""
+        return [remote for remote in self._remotes if remote is not None]
+
+    @property
     def has_standbys(self) -> bool:
         """Whether flows can outlive their worker."""
         return None not in self._lineages
@@ -235,8 +245,8 @@ class Crew:
 
     async def order_counts(self) -> list[OrderCount]:
         """How many live flows each order is for, in all workers."""
-        parts = await self._all(RemoteWorker.order_counts)
-        return merge_order_counts(parts)
+        await self._hear(RemoteWorker.order_counts)
+        return merge_order_counts([remote.last_counts for remote in self._there])
 
     async def own(self) -> None:
         """Have all workers know that what came from predecessors stays; those to come too."""
@@ -250,17 +260,18 @@ class Crew:
 
     async def flows(self, query: FlowQuery) -> FlowPage:
         """List live or recently closed flows: for short answers."""
-        pages = await self._all(lambda remote: remote.flows(query))
+        pages, silent = await self._hear(lambda remote: remote.flows(query))
         rows = list(heapq.merge(*(page["rows"] for page in pages), key=ROW_SORTS[query.sort]))
         return {
             "rows": rows[: query.limit] if query.limit else rows,
             "matched": sum(page["matched"] for page in pages),
+            "silent": silent,
         }
 
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         """Find the same flows, and return their ids."""
-        parts = await self._all(lambda remote: remote.flow_ids(query))
-        return merge_ids(parts, query.limit)
+        parts, silent = await self._hear(lambda remote: remote.flow_ids(query))
+        return merge_ids(parts, query.limit, silent)
 
     async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
         """Describe flows as JSON, each id's; None where the flow is gone."""
@@ -271,10 +282,11 @@ class Crew:
             if own:
                 rows.update(zip(own, await remote.flow_rows(own, recent=recent), strict=True))
 
-        await self._all(ask)
+        await self._hear(ask)
         strayed = [id for id in ids if rows.get(id) is None]
         if strayed:  # they came from more workers, or fewer, and are with another
-            for found in await self._all(lambda one: one.flow_rows(strayed, recent=recent)):
+            parts, _ = await self._hear(lambda one: one.flow_rows(strayed, recent=recent))
+            for found in parts:
                 there = zip(strayed, found, strict=True)
                 rows |= {id: row for id, row in there if row is not None}
         return [rows.get(id) for id in ids]
@@ -285,9 +297,10 @@ class Crew:
 
     async def counters(self) -> RelayCounters:
         """Read every running aggregate; each worker's is consistent in itself."""
-        answers = await self._all(self._read_of)
+        await self._hear(self._read)
         # One that ended while others were asked is among the past by now.
-        parts = [reading for remote, reading in answers if self._remotes[remote.index] is remote]
+        readings = [self._readings.shown(remote.index) for remote in self._there]
+        parts = [reading for reading in readings if reading is not None]
         counters = merge_counters([*parts, *self.past()])
         # Workers that are there know which names there still are.
         return only_names_of(merge_counters(parts), counters) if parts else counters
@@ -306,7 +319,8 @@ class Crew:
 
     async def status(self) -> RelayStatus:
         """Say how the relay is; of drains also what no worker is there to tell."""
-        status = merge_status(await self._all(RemoteWorker.status))
+        await self._hear(RemoteWorker.status)
+        status = merge_status([*self._known()])
         draining = status["draining"] or EVERYTHING in self._drains
         not_ready = [*status["not_ready"], *self._not_ready(draining=draining)]
         return {
@@ -318,6 +332,20 @@ class Crew:
             "not_ready": list(dict.fromkeys(not_ready)),
         }
 
+    def _known(self) -> Iterator[RelayStatus]:
+        """How each worker is, as it has told last."""
+        for remote in self._there:
+            status, reading = remote.last_status, self._readings.shown(remote.index)
+            silent = remote.silence.seconds
+            if status is None:
+                continue
+            if silent is None or reading is None:
+                yield status
+                continue
+            flows = reading["table_entries"]
+            row: WorkerRow = {"pid": remote.pid, "flows": flows, "silent": silent}
+            yield {**status, "flows": flows, "workers": [row]}
+
     def _not_ready(self, *, draining: bool) -> Iterator[str]:
         """What is not ready that we know of ourselves; no listener is missed if all drains."""
         for target in () if draining else self._drains:
@@ -326,6 +354,8 @@ class Crew:
         for index, remote in enumerate(self._remotes):
             if remote is None:
                 yield f"worker {index}: not running"
+            elif remote.silence.seconds is not None:
+                yield f"worker {index}: does not answer"
 
     def _untold_drains(self, rows: Sequence[DrainRow]) -> Iterator[DrainRow]:
         told = {DrainTarget(row["listener"], row["upstream"], row["endpoint"]) for row in rows}
@@ -353,8 +383,7 @@ class Crew:
 
     def channels(self) -> list[tuple[int, Socket]]:
         """Our ends of the workers' channels, by their process ids; they stay ours."""
-        remotes = [remote for remote in self._remotes if remote is not None]
-        return [(each.pid, each.channel) for each in remotes if each.channel is not None]
+        return [(each.pid, each.channel) for each in self._there if each.channel is not None]
 
     async def stand_up(self) -> None:
         """Have those that stand aside take clients in: the successor has failed."""
@@ -377,13 +406,17 @@ class Crew:
         await self._all(RemoteWorker.part)
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:
-        """Ask the client's worker; None if there is no such listener, or the worker is away."""
+        """Ask the client's worker; None if there is no such listener, or the worker is away.
+
+        Or it is silent.
+        """
         opened = self._wanted.opened if self._wanted is not None else ()
         for each in opened:
             if each.spec.name == question.listener:
                 remote = self._remotes[self._division.worker_for(each, question.peer)]
-                with suppress(WorkerLostError):
-                    return None if remote is None else await remote.explain(question)
+                if remote is not None:
+                    with suppress(WorkerLostError), remote.silence.asking():
+                        return await remote.explain(question)
         await trio.lowlevel.checkpoint()
         return None
 
@@ -401,7 +434,7 @@ class Crew:
         """Have every worker tell what happens to these flows, and those to come too."""
         async with self._changing:
             self._queries = queries
-            await self._all(lambda remote: remote.watch(queries))
+            await self._hear(lambda remote: remote.watch(queries))  # see ``_heard_again``
 
     async def wait_flow_events(self) -> Told:
         """Wait for something to happen to flows that are watched, in any worker."""
@@ -410,7 +443,7 @@ class Crew:
 
     async def moved_flows(self) -> MovedFlows:
         """Which watched flows have moved bytes since the last call."""
-        parts = await self._all(RemoteWorker.moved_flows)
+        parts, _ = await self._hear(RemoteWorker.moved_flows)
         return {
             "flows": [flow for part in parts for flow in part["flows"]],
             "omitted": sum(part["omitted"] for part in parts),
@@ -492,6 +525,7 @@ class Crew:
             if self._lineages[remote.index] is not None:  # at once, for it may be killed again
                 await self._read(remote)
                 self._losses.set()  # what lives on is told from what is past
+            await remote.status()  # what is known of it, should it fall silent
             log.info("worker_started", worker=remote.index, pid=remote.pid)
             if remote.index not in self._begun:  # not before: who waits for it waits for another
                 self._begun.add(remote.index)
@@ -548,20 +582,33 @@ class Crew:
             while True:
                 await trio.sleep(READING)
                 with trio.move_on_after(HUNG) as waiting:
-                    await self._read(remote)
+                    await self._read_patiently(remote)
                     await self._read_former(remote)
                 if waiting.cancelled_caught:
                     log.error("worker_hung", worker=remote.index, pid=remote.pid, silent=HUNG)
                     remote.kill_process()
 
-    async def _read_of(self, remote: RemoteWorker) -> tuple[RemoteWorker, RelayCounters]:
-        return remote, await self._read(remote)
+    async def _read_patiently(self, remote: RemoteWorker) -> None:
+        """Read a worker's counters; while it does not answer it is silent."""
+        with trio.move_on_after(SILENT):
+            await self._read(remote)
+            return
+        log.warning("worker_silent", worker=remote.index, pid=remote.pid)
+        with remote.silence.lasting():
+            await self._read(remote)
+        await self._heard_again(remote)
 
-    async def _read(self, remote: RemoteWorker) -> RelayCounters:
+    async def _heard_again(self, remote: RemoteWorker) -> None:
+        """Have one that was silent know what is watched, and readers that they have missed some."""
+        log.info("worker_answers", worker=remote.index, pid=remote.pid)
+        if self._queries:
+            await remote.watch(self._queries)
+            self._events.lose()
+
+    async def _read(self, remote: RemoteWorker) -> None:
         reading = await remote.counters()
         if self._remotes[remote.index] is remote:
             self._readings.keep(remote.index, reading)
-        return reading
 
     async def _read_former(self, remote: RemoteWorker) -> None:
         """Read those of former names, too, when they may have changed; once, for they are many."""
@@ -588,7 +635,23 @@ class Crew:
                 answers[remote.index] = await ask(remote)
 
         async with trio.open_nursery() as nursery:
-            for remote in self._remotes:
-                if remote is not None:
-                    nursery.start_soon(ask_one, remote)
+            for remote in self._there:
+                nursery.start_soon(ask_one, remote)
         return [answers[index] for index in sorted(answers)]
+
+    async def _hear(
+        self, ask: Callable[[RemoteWorker], Awaitable[Answer]]
+    ) -> tuple[list[Answer], list[int]]:
+        """Ask every worker at once, but do not wait for silent ones; say which these are."""
+        silent: list[int] = []
+
+        async def ask_one(remote: RemoteWorker) -> list[Answer]:
+            answer: list[Answer] = []
+            with remote.silence.asking():
+                answer.append(await ask(remote))
+            if not answer:
+                silent.append(remote.index)
+            return answer
+
+        answers = await self._all(ask_one)
+        return [each for part in answers for each in part], sorted(silent)

@@ -31,7 +31,7 @@ class Readings:
         self.past: list[RelayCounters] = []
         self._last: list[RelayCounters | None] = [None] * workers
         self._bereft: list[RelayCounters | None] = [None] * workers  # whose flows live on
-        self._shown = [0] * workers  # names in the last reading of each
+        self._shown: list[RelayCounters | None] = [None] * workers  # without former names
         self._unsettled = set[int]()  # whose former names have to be read once more
 
     def keep(self, index: int, reading: RelayCounters) -> None:
@@ -40,9 +40,13 @@ class Readings:
         if bereft is not None:
             self.past.append(settle_counters(bereft, reading))
         self._last[index] = carry_counters(self._last[index], reading)
-        before, self._shown[index] = self._shown[index], _rows(reading)
-        if self._shown[index] < before:  # a former name's last flow has ended
+        before, self._shown[index] = self._shown[index], reading
+        if _rows(reading) < _rows(before):  # a former name's last flow has ended
             self._unsettled.add(index)
+
+    def shown(self, index: int) -> RelayCounters | None:
+        """The last reading of a worker that is at work, as it was; None if there is none."""
+        return self._shown[index]
 
     def keep_whole(self, index: int, reading: RelayCounters) -> None:
         """Keep one with former names."""
@@ -67,6 +71,7 @@ class Readings:
 
         """
         last, self._last[index] = self._last[index], None
+        self._shown[index] = None
         bereft = self._bereft[index]
         if last is not None:
             fate = None if lives_on else CloseReason.INTERNAL
@@ -83,6 +88,8 @@ def _flows(reading: RelayCounters | None) -> int:
     return sum(count for row in rows for count in row["live"].values())
 
 
-def _rows(reading: RelayCounters) -> int:
+def _rows(reading: RelayCounters | None) -> int:
+    if reading is None:
+        return 0
     of_listeners = len(reading["listeners"]) + len(reading["routes"])
     return of_listeners + len(reading["endpoints"]) + len(reading["queues"])

@@ -26,6 +26,7 @@ import trio
 
 import proxy
 from proxy.control.lineage import Born
+from proxy.control.silence import Silence
 from proxy.core.events import EventKind, FlowEvent
 from proxy.engine.child import Hello, hello, order, read_lines
 from proxy.engine.handover.succession import channel
@@ -113,6 +114,9 @@ class RemoteWorker:
     Attributes:
         pid: of the process; 0 before it was started.
         channel: our end of its succession channel; None before it was started.
+        silence: whether it answers; its crew notices.
+        last_status: how it was when it last told.
+        last_counts: how many flows each order was for then.
 
     """
 
@@ -133,6 +137,9 @@ class RemoteWorker:
         self._keeper = keeper
         self._origin = origin or NewProcess()
         self.channel: Socket | None = None
+        self.silence = Silence()
+        self.last_status: RelayStatus | None = None
+        self.last_counts: list[OrderCount] = []
         self._parted = False
         self._wire: Wire | None = None
         self._process: Process | None = None
@@ -228,6 +235,7 @@ class RemoteWorker:
     async def order_counts(self) -> list[OrderCount]:
         """How many live flows each order is for."""
         counts: list[OrderCount] = await self._call("order_counts")
+        self.last_counts = counts
         return counts
 
     async def stand_aside(self) -> None:
@@ -277,6 +285,7 @@ class RemoteWorker:
     async def status(self) -> RelayStatus:
         """Say how the relay is."""
         status: RelayStatus = await self._call("status")
+        self.last_status = status
         return status
 
     async def explain(self, question: FlowQuestion) -> Explanation | None:

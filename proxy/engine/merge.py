@@ -245,7 +245,7 @@ def merge_order_counts(parts: Sequence[Sequence[OrderCount]]) -> list[OrderCount
     return [{"number": number, "flows": count} for number, count in flows.items()]
 
 
-def merge_ids(parts: Sequence[FlowIds], limit: int = 0) -> FlowIds:
+def merge_ids(parts: Sequence[FlowIds], limit: int = 0, silent: Sequence[int] = ()) -> FlowIds:
     """Join the ids that workers found into one answer, in the query's order.
 
     Times among the keys are of the monotonic clock, which all processes of a host share.
@@ -253,6 +253,7 @@ def merge_ids(parts: Sequence[FlowIds], limit: int = 0) -> FlowIds:
     Args:
         parts: of each worker, at least the first ``limit`` of what it found.
         limit: at most so many ids; 0 is no limit. Where keys are equal, earlier parts come first.
+        silent: workers that do not answer.
 
     """
     pairs = [zip(part["keys"], part["ids"], strict=True) for part in parts]
@@ -261,6 +262,7 @@ def merge_ids(parts: Sequence[FlowIds], limit: int = 0) -> FlowIds:
         "ids": [id for _, id in found],
         "keys": [key for key, _ in found],
         "matched": sum(part["matched"] for part in parts),
+        "silent": [*silent],
     }
 
 

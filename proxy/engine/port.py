@@ -39,10 +39,14 @@ class ListenRow(TypedDict):
 
 
 class FlowPage(TypedDict):
-    """Rows of the table: ``matched`` counts all that matched, also those beyond the limit."""
+    """Rows of the table: ``matched`` counts all that matched, also those beyond the limit.
+
+    ``silent`` are workers that do not answer, by their index: their flows are missing.
+    """
 
     rows: list[FlowRow]
     matched: int
+    silent: list[int]
 
 
 class FlowIds(TypedDict):
@@ -54,6 +58,7 @@ class FlowIds(TypedDict):
     ids: list[int]
     keys: list[float]
     matched: int
+    silent: list[int]
 
 
 class MovedFlows(TypedDict):
@@ -98,10 +103,15 @@ class DrainRow(TypedDict):
 
 
 class WorkerRow(TypedDict):
-    """One worker: its process, which is the supervisor's own where there is one worker."""
+    """One worker: its process, which is the supervisor's own where there is one worker.
+
+    ``silent`` is for how many seconds it has owed an answer; None if it answers. What is told of
+    one that does not is what was last known.
+    """
 
     pid: int
     flows: int
+    silent: float | None
 
 
 class OrderCount(TypedDict):

@@ -332,7 +332,7 @@ class Worker:
         for flow in matching:
             rows.append(self._rows.row(flow))
             await turn.may_end()
-        return {"rows": rows, "matched": matched}
+        return {"rows": rows, "matched": matched, "silent": []}
 
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         """Find the same flows, and return their ids.
@@ -344,7 +344,7 @@ class Worker:
             await trio.lowlevel.checkpoint()
             every = self._relay.table.ids()
             ids = every[: query.limit or None]
-            return {"ids": ids, "keys": list(ids), "matched": len(every)}
+            return {"ids": ids, "keys": list(ids), "matched": len(every), "silent": []}
         matching, matched = await self._search.find(query)
         places = count()  # several workers' evictions are shown in turn
         key = SORTS[query.sort] if not query.evictable else lambda _: next(places)
@@ -354,7 +354,7 @@ class Worker:
             ids += [flow.id for flow in part]
             keys += map(key, part)
             await turn.may_end()
-        return {"ids": ids, "keys": keys, "matched": matched}
+        return {"ids": ids, "keys": keys, "matched": matched, "silent": []}
 
     async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str | None]:
         """Describe flows as JSON, each id's; None where the flow is gone."""
@@ -420,7 +420,7 @@ class Worker:
             "drains": self._drains.rows(monotonic()),
             "listening": self._roster.listening(),
             "flows": len(relay.table),
-            "workers": [{"pid": os.getpid(), "flows": len(relay.table)}],
+            "workers": [{"pid": os.getpid(), "flows": len(relay.table), "silent": None}],
             "table_limit": relay.table.limit,
             "file_descriptors": open_files(),
             "file_descriptor_limit": resource.getrlimit(resource.RLIMIT_NOFILE)[0],

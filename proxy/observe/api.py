@@ -28,7 +28,7 @@ from proxy.observe.events import READERS_MAX, EventHub
 from proxy.observe.exposition import OPENMETRICS, content_type
 from proxy.observe.flow_metrics import read_flows
 from proxy.observe.http import TEXT, HttpError, Request, Response, json_response
-from proxy.observe.media import EVENTS, MATCHED, NDJSON
+from proxy.observe.media import EVENTS, MATCHED, NDJSON, SILENT, does_not_answer
 from proxy.observe.metrics import render
 from proxy.observe.page import INDEX as PAGE
 from proxy.observe.page import read_assets, wants_page
@@ -171,8 +171,10 @@ class Api:
         return Response(body, kind)
 
     async def healthz(self, _request: Request, _word: str) -> Response:
-        """Say that the process is alive, and its relay answers."""
-        await self._port.status()
+        """Say that the process is alive, and its relay answers: a worker at least."""
+        workers = (await self._port.status())["workers"]
+        if all(row["silent"] is not None for row in workers):
+            raise HttpError(503, "no worker answers")
         return Response(b"ok\n", TEXT)
 
     async def readyz(self, _request: Request, _word: str) -> Response:
@@ -220,9 +222,11 @@ class Api:
         found = await self._port.flow_ids(query)
         parts = self._row_parts(found["ids"], recent=query.recent)
         if NDJSON in request.headers.get("accept", ""):
-            matched = (MATCHED, str(found["matched"]))
-            return Response(as_row_lines(parts), NDJSON, headers=(matched,))
-        return Response(as_object(parts, found["matched"]))
+            headers = [(MATCHED, str(found["matched"]))]
+            if found["silent"]:
+                headers.append((SILENT, ",".join(map(str, found["silent"]))))
+            return Response(as_row_lines(parts), NDJSON, headers=tuple(headers))
+        return Response(as_object(parts, found["matched"], found["silent"]))
 
     async def find(self, request: Request, _word: str) -> Response:
         """Which flows own an address or port on either pair: live ones, then recently closed."""
@@ -232,7 +236,9 @@ class Api:
         page = await self._port.flows(flow_query(values))
         recent = await self._port.flows(flow_query(values, recent=True, sort="opened"))
         matched = page["matched"] + recent["matched"]
-        return json_response({"flows": [*page["rows"], *recent["rows"]], "matched": matched})
+        rows = [*page["rows"], *recent["rows"]]
+        silent = sorted({*page["silent"], *recent["silent"]})
+        return json_response({"flows": rows, "matched": matched, "silent": silent})
 
     async def explain(self, request: Request, _word: str) -> Response:
         """What a new flow would meet with, and why; nothing is sent, and nothing changes."""
@@ -244,7 +250,8 @@ class Api:
         explanation = await self._port.explain(question)
         if explanation is None:
             asked = f'nobody serves this client at listener "{question.listener}" now'
-            raise HttpError(503, f"{asked}: it was closed, or its worker is being started again")
+            why = "it was closed, or its worker does not answer, or is being started again"
+            raise HttpError(503, f"{asked}: {why}")
         return json_response(explanation)
 
     async def events(self, request: Request, _word: str) -> Response:
@@ -263,10 +270,14 @@ class Api:
         """One flow, live or recently closed."""
         params_of(request, ())
         number = flow_id(word)
+        silent: set[int] = set()
         for recent in (False, True):
             page = await self._port.flows(flow_query({}, id=number, recent=recent))
             if page["rows"]:
                 return json_response(page["rows"][0])
+            silent.update(page["silent"])
+        if silent:
+            raise HttpError(503, f"{does_not_answer(sorted(silent))}, and may have flow {number}")
         raise HttpError(404, f"no flow {number} is live, or was closed recently")
 
     async def kill_flow(self, request: Request, word: str) -> Response:
@@ -403,16 +414,16 @@ class Api:
 
 
 async def as_object(
-    parts: AsyncGenerator[list[str], None], matched: int
+    parts: AsyncGenerator[list[str], None], matched: int, silent: list[int]
 ) -> AsyncGenerator[bytes, None]:
-    """Rows as one object, which says how many match."""
+    """Rows as one object, which says how many match, and whose are missing."""
     separator = '{"flows":['
     async with aclosing(parts):
         async for rows in parts:
             yield (separator + ",".join(rows)).encode()
             separator = ","
     opening = "" if separator == "," else separator
-    yield f'{opening}],"matched":{matched}}}\n'.encode()
+    yield f'{opening}],"matched":{matched},"silent":{silent}}}\n'.encode()
 
 
 async def as_row_lines(

@@ -311,6 +311,13 @@ CATALOGUE: Final[tuple[MetricEntry, ...]] = (
         samples.whole(lambda reading: reading.counters["worker_restarts"]),
     ),
     MetricEntry(
+        "sockpair_workers_silent",
+        "gauge",
+        (),
+        "Workers that do not answer now, whose values are those last known.",
+        samples.whole(samples.silent_workers),
+    ),
+    MetricEntry(
         "sockpair_recent_entries",
         "gauge",
         (),

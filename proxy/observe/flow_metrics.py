@@ -6,7 +6,8 @@ metric together, hence a list of lines for each. Rows are read in slices, betwee
 has its turn.
 
 Invariant: at most ``max_series`` flows are shown, the largest; how many were left out is a metric
-itself. A flow that ends while the table is being read is neither.
+itself, and so is how many workers do not answer. A flow that ends while the table is being read is
+neither.
 """
 
 from __future__ import annotations
@@ -116,16 +117,21 @@ FLOW_CATALOGUE: Final = (
 
 
 @dataclass(frozen=True, slots=True)
-class Omitted:
-    """How many flows are not shown: a metric without labels."""
+class Whole:
+    """A metric without labels: what is not shown."""
 
-    name: str = "sockpair_flow_omitted"
+    name: str
+    help: str
     type: MetricType = "gauge"
     labels: Labels = ()
-    help: str = "Live flows that are not shown here, since there are larger ones."
 
 
-OMITTED: Final = Omitted()
+OMITTED: Final = Whole(
+    "sockpair_flow_omitted", "Live flows that are not shown here, since there are larger ones."
+)
+SILENT: Final = Whole(
+    "sockpair_flow_workers_silent", "Workers that do not answer now, whose flows are missing here."
+)
 
 
 class FlowLines:
@@ -139,10 +145,10 @@ class FlowLines:
         for metric, lines in zip(FLOW_CATALOGUE, self._lines, strict=True):
             lines.append(line(metric, *metric.read(row)))
 
-    def pieces(self, omitted: int, *, openmetrics: bool) -> Iterator[bytes]:
+    def pieces(self, omitted: int, silent: int, *, openmetrics: bool) -> Iterator[bytes]:
         """Put everything in order, in pieces to send."""
-        first = [head(OMITTED, openmetrics=openmetrics), line(OMITTED, (), omitted)]
-        yield "".join(first).encode()
+        for whole, value in ((OMITTED, omitted), (SILENT, silent)):
+            yield (head(whole, openmetrics=openmetrics) + line(whole, (), value)).encode()
         for metric, lines in zip(FLOW_CATALOGUE, self._lines, strict=True):
             yield head(metric, openmetrics=openmetrics).encode()
             for start in range(0, len(lines), PIECE_LINES):
@@ -169,4 +175,5 @@ async def read_flows(port: RelayPort, max_series: int, *, openmetrics: bool) -> 
         for row in filter(None, rows):
             lines.add(json.loads(row))
             await turn.may_end()
-    return lines.pieces(found["matched"] - len(ids), openmetrics=openmetrics)
+    omitted, silent = found["matched"] - len(ids), len(found["silent"])
+    return lines.pieces(omitted, silent, openmetrics=openmetrics)

@@ -191,7 +191,7 @@ class _Reader:
     async def _snapshot(self) -> AsyncGenerator[list[Message], None]:
         number, port = self.cursor, self.hub.port
         found = await port.flow_ids(self.wish.query)
-        more = f',"matched":{found["matched"]}'
+        more = f',"matched":{found["matched"]},"silent":{found["silent"]}'
         yield [_message("snapshot", number, more)._replace(number=None)]
         for start in range(0, len(found["ids"]), ROWS):
             rows = await port.flow_rows(found["ids"][start : start + ROWS], recent=False)

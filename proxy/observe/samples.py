@@ -238,6 +238,11 @@ def evictions(reading: Reading) -> float:
     return sum(row["closed"][CloseReason.EVICTED] for row in reading.counters["listeners"])
 
 
+def silent_workers(reading: Reading) -> float:
+    """Workers that do not answer."""
+    return sum(row["silent"] is not None for row in reading.status["workers"])
+
+
 def _pids(reading: Reading) -> list[int]:
     return [row["pid"] for row in reading.status["workers"]]
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from proxy.observe.catalogue import CATALOGUE
 from proxy.observe.exposition import Family
-from proxy.observe.flow_metrics import FLOW_CATALOGUE, OMITTED
+from proxy.observe.flow_metrics import FLOW_CATALOGUE, OMITTED, SILENT
 
 README = Path(__file__).parents[2] / "README.md"
 BEGIN = "<!-- metrics: generated from proxy/observe/catalogue.py -->\n"
@@ -20,7 +20,7 @@ END = "<!-- end of metrics -->\n"
 
 def metrics_table() -> str:
     """Every metric, its type, its labels and its meaning, as Markdown."""
-    of_flows = map(_row, (OMITTED, *FLOW_CATALOGUE))
+    of_flows = map(_row, (OMITTED, SILENT, *FLOW_CATALOGUE))
     return "".join([HEAD, *map(_row, CATALOGUE), FLOWS, HEAD, *of_flows, "\n"])
 
 

@@ -130,3 +130,13 @@ def test_every_order_shows_every_flow_once(
     assert sorted(line.row["id"] for line in lines) == [*range(len(flows))]
     keys = [ORDERS[order](line) for line in lines]
     assert keys == sorted(keys, reverse=reverse)
+
+
+def test_a_snapshot_tells_whose_flows_are_missing() -> None:
+    board = heard(row(1))
+    assert board.silent == []
+    board.hear({"event": "snapshot", "time": 201.0, "silent": [1]})
+    assert board.silent == [1]
+    board.hear({"event": "gap", "time": 202.0, "reason": "lost"})
+    board.hear({"event": "snapshot", "time": 202.0, "silent": []})
+    assert board.silent == []

@@ -173,3 +173,10 @@ def test_it_ends(key: str) -> None:
 )
 def test_bytes_of_a_terminal_are_keys(data: bytes, keys: list[str]) -> None:
     assert list(parse_keys(data)) == keys
+
+
+def test_whose_flows_are_missing_is_said() -> None:
+    board = heard(row(1))
+    assert "answer" not in shown(screen(board))[0]
+    board.silent = [1]
+    assert "worker 1 does not answer" in shown(screen(board))[0]

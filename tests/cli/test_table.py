@@ -205,6 +205,19 @@ def test_a_cut_listing_says_so(house: House) -> None:
     assert house.run("flows", "--limit", "1").stderr == "1 of 2 flows shown\n"
 
 
+@pytest.mark.parametrize("form", ["table", "json", "ndjson"])
+def test_a_listing_without_a_worker_that_does_not_answer_says_so(house: House, form: str) -> None:
+    house.relay.silent = [1]
+    result = house.run("flows", "-o", form)
+    assert (result.exit_code, result.stderr) == (
+        0,
+        "worker 1 does not answer: flows are missing\n",
+    )
+    house.relay.silent = [1, 3]
+    found = house.run("find", "51000", "-o", form)
+    assert found.stderr == "workers 1, 3 do not answer: flows are missing\n"
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
@@ -263,6 +276,9 @@ def test_find_none_is_exit_1(house: House) -> None:
     assert result.stderr == (
         "Error: no flow has 10.0.0.1:81 on either pair, live or recently closed\n"
     )
+    house.relay.silent = [0]
+    unsure = house.run("find", "10.0.0.1:81").stderr
+    assert unsure == f"{result.stderr[:-1]}; but worker 0 does not answer\n"
 
 
 def test_kill_by_id(house: House) -> None:
@@ -319,7 +335,13 @@ def test_status_is_a_few_lines(house: House) -> None:
         "listen       dns  udp://[::]:53       to resolvers",
     ]
     assert "no endpoint\\x1b[2J" in result.stdout
+    assert "worker" not in result.stdout
     assert json.loads(house.run("status", "-o", "json").stdout)["pid"] == 4242
+
+
+def test_status_says_which_worker_does_not_answer(house: House) -> None:
+    house.relay.silent = [0]
+    assert "worker       pid 4242, 2 flows, silent for 2s\n" in house.run("status").stdout
 
 
 def test_the_default_socket_is_that_of_the_configuration() -> None:

@@ -447,6 +447,7 @@ def test_ids_come_in_the_order_of_the_query(keys: list[list[float]], limit: int)
             "ids": [100 * worker + n for n in range(len(part))][: limit or None],
             "keys": part[: limit or None],
             "matched": len(part),
+            "silent": [],
         }
         for worker, part in enumerate(keys)
     ]
@@ -454,8 +455,9 @@ def test_ids_come_in_the_order_of_the_query(keys: list[list[float]], limit: int)
         (key, 100 * worker + n) for worker, part in enumerate(keys) for n, key in enumerate(part)
     ]
     expected = sorted(every)[: limit or None]
-    assert merge_ids(parts, limit) == {
+    assert merge_ids(parts, limit, [7]) == {
         "ids": [id for _, id in expected],
         "keys": [key for key, _ in expected],
         "matched": len(every),
+        "silent": [7],
     }

@@ -63,6 +63,7 @@ class FakeRelay:
         self.stays: dict[int, Stay] = {}
         self.draining = False
         self.not_ready: list[str] = []
+        self.silent: list[int] = []
         self.failure: Exception | None = None
         self.watched: dict[int, FlowQuery] = {}
         self.happened: Pending[FlowEvent] = Pending()
@@ -136,7 +137,8 @@ class FakeRelay:
         if query.evictable:
             found = self._evictable(found, query.newcomer)
         shown = found[: query.limit] if query.limit else found
-        return {"rows": [self._row(flow) for flow in shown], "matched": len(found)}
+        rows = [self._row(flow) for flow in shown]
+        return {"rows": rows, "matched": len(found), "silent": self.silent}
 
     def _row(self, flow: Flow) -> FlowRow:
         return flow_row(flow, WALL, {}, self.stays.get(flow.id))
@@ -149,7 +151,8 @@ class FakeRelay:
 
     async def flow_ids(self, query: FlowQuery) -> FlowIds:
         page = await self.flows(query)
-        return {"ids": [row["id"] for row in page["rows"]], "matched": page["matched"]}
+        ids = [row["id"] for row in page["rows"]]
+        return {"ids": ids, "matched": page["matched"], "silent": self.silent}
 
     async def flow_rows(self, ids: Sequence[int], *, recent: bool) -> list[str]:
         await self._answer()
@@ -209,7 +212,9 @@ class FakeRelay:
                 },
             ],
             "flows": len(self.live),
-            "workers": [{"pid": 4242, "flows": len(self.live)}],
+            "workers": [
+                {"pid": 4242, "flows": len(self.live), "silent": 2.5 if self.silent else None}
+            ],
             "table_limit": 1000,
             "file_descriptors": 20,
             "file_descriptor_limit": 1024,

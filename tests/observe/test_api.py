@@ -189,7 +189,7 @@ async def test_find_shows_live_flows_first(relay: FakeRelay, tmp_path: Path) -> 
         assert [row["id"] for row in found["flows"]] == [1, 2, 4]
         assert found["matched"] == 3
         none = await admin.get("/api/v1/find?address=10.0.0.1:81")
-        assert none.json == {"flows": [], "matched": 0}
+        assert none.json == {"flows": [], "matched": 0, "silent": []}
         assert (await admin.get("/api/v1/find")).status == 400
         by_port = (await admin.get("/api/v1/find?port=80")).json
         assert [row["id"] for row in by_port["flows"]] == [1, 2, 4]
@@ -223,6 +223,35 @@ async def test_status_listeners_upstreams(relay: FakeRelay, tmp_path: Path) -> N
         "expired": 0,
     }
     assert upstreams[1]["queue"] is None
+
+
+async def test_a_part_of_the_flows_is_not_taken_for_the_whole(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        assert (await admin.get("/api/v1/flows")).json["silent"] == []
+        lines = await admin.get("/api/v1/flows", accept="application/x-ndjson")
+        assert "sockpair-silent" not in lines.headers
+        relay.silent = [0, 2]
+        for path in ("/api/v1/flows", "/api/v1/flows?min_bytes=10GiB", "/api/v1/find?port=53"):
+            assert (await admin.get(path)).json["silent"] == [0, 2]
+        lines = await admin.get("/api/v1/flows", accept="application/x-ndjson")
+        assert lines.headers["sockpair-silent"] == "0,2"
+        assert (await admin.get("/api/v1/flows/1")).status == 200
+        unsure = await admin.get("/api/v1/flows/99")
+        assert unsure.status == 503
+        assert unsure.json["error"] == "workers 0, 2 do not answer, and may have flow 99"
+        flows = (await admin.get("/metrics/flows")).body
+        assert b"\nsockpair_flow_workers_silent 2.0\n" in flows
+
+
+async def test_it_is_not_alive_when_no_worker_answers(relay: FakeRelay, tmp_path: Path) -> None:
+    async with admin_server(relay, tmp_path) as admin:
+        assert b"\nsockpair_workers_silent 0.0\n" in (await admin.get("/metrics")).body
+        relay.silent = [0]
+        answer = await admin.get("/healthz")
+        assert (answer.status, answer.json["error"]) == (503, "no worker answers")
+        assert b"\nsockpair_workers_silent 1.0\n" in (await admin.get("/metrics")).body
 
 
 async def test_metrics_add_what_the_sink_dropped(relay: FakeRelay, tmp_path: Path) -> None:

@@ -89,6 +89,7 @@ async def test_a_snapshot_comes_first_and_then_what_happens(tmp_path: Path) -> N
         snapshot = await listener.until("live")
         assert names(snapshot) == ["snapshot", "flow", "live"]
         assert snapshot[0]["matched"] == 1
+        assert snapshot[0]["silent"] == []
         page = (await admin.get("/api/v1/flows")).json
         assert snapshot[1]["flow"] == page["flows"][0]
         flow = relay.open_udp()

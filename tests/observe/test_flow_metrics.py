@@ -13,7 +13,7 @@ from prometheus_client.parser import text_string_to_metric_families as parse_tex
 from prometheus_client.samples import Sample
 
 from proxy.core.flow import CloseReason, CloseSide
-from proxy.observe.flow_metrics import FLOW_CATALOGUE, OMITTED, read_flows
+from proxy.observe.flow_metrics import FLOW_CATALOGUE, OMITTED, SILENT, read_flows
 from tests.e2e.program import peer
 from tests.observe.fake_relay import FakeRelay
 
@@ -79,6 +79,7 @@ async def test_exactly_the_catalogue_is_written(relay: FakeRelay, openmetrics: b
     found = await scrape(relay, openmetrics=openmetrics)
     assert {sample.name for sample in found.samples} == {
         OMITTED.name,
+        SILENT.name,
         *(metric.name for metric in FLOW_CATALOGUE),
     }
     for metric in FLOW_CATALOGUE:

@@ -124,9 +124,10 @@ class App {
     const { shown, all } = this.items();
     this.grids[this.tab].show(shown);
     const count = shown.length === all ? whole(all) : `${whole(shown.length)} of ${whole(all)}`;
-    const missing = this.tab === "flows" ? this.store.missing : 0;
+    const { missing, silent } = this.tab === "flows" ? this.store : { missing: 0, silent: [] };
     setText(byId("count"), `${count} ${this.tab === "closed" ? "closed flows" : this.tab}`
       + (missing > 0 ? `, ${whole(missing)} smaller ones not shown` : "")
+      + (silent.length > 0 ? `, none of worker ${silent.join(", ")}, which does not answer` : "")
       + (this.isPaused ? ", paused" : ""));
   }
 

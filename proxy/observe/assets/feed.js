@@ -44,8 +44,9 @@ export class Feed {
       take(JSON.parse(data));
       this.changed();
     });
-    on("snapshot", ({ matched }) => {
+    on("snapshot", ({ matched, silent }) => {
       rows = [];
+      this.store.silent = silent;
       this.store.missing = Math.max(0, matched - FLOWS_MOST);
     });
     on("flow", ({ flow }) => rows.push(flow));

@@ -43,6 +43,7 @@ export class Store {
   constructor() {
     this.flows = new Map(); // by id
     this.closed = new Map(); // by id, oldest first
+    this.silent = []; // workers that did not answer then, whose flows the table did not tell
     this.missing = 0; // live flows that the table did not tell, because there are too many
     this.listeners = [];
     this.upstreams = [];
