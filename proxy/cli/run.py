@@ -23,6 +23,7 @@ from proxy.control.notify import Notifier
 from proxy.control.outbound import OptionError
 from proxy.control.signals import obey_signals
 from proxy.engine.garbage import spare_collector
+from proxy.engine.process_name import SERVICE, name_process
 
 THREAD_TURN: Final = 0.0005
 """Seconds that a thread keeps the interpreter while the relay wants it, and that at every system
@@ -34,6 +35,7 @@ meanwhile."""
 @config_option
 def run(path: str) -> None:
     """Relay what the configuration says, until SIGTERM or SIGINT."""
+    name_process(SERVICE)
     try:
         newcomer = arrive(os.environ)
     except UnwantedError as error:

@@ -162,11 +162,14 @@ class Lineage:
 
     Args:
         index: of the worker.
-        start: starts the first process, with these descriptors: its wire, channel and line.
+        start: starts the first process of this worker, with these descriptors: its wire, channel
+            and line.
 
     """
 
-    def __init__(self, index: int, start: Callable[[Sequence[int]], Awaitable[Process]]) -> None:
+    def __init__(
+        self, index: int, start: Callable[[int, Sequence[int]], Awaitable[Process]]
+    ) -> None:
         self._index = index
         self._start = start
         self._line: Socket | None = None
@@ -253,7 +256,7 @@ class Lineage:
         with theirs, channel_end, line_end, ExitStack() as undo:
             undo.callback(wire.close)
             ends = theirs.fileno(), channel_end.fileno(), line_end.fileno()
-            process = await self._start(ends)
+            process = await self._start(self._index, ends)
             undo.pop_all()
         return Born(process, wire, self._channel.dup())
 

@@ -135,7 +135,7 @@ class RemoteWorker:
         self._commons = commons
         self._watcher = watcher
         self._keeper = keeper
-        self._origin = origin or NewProcess()
+        self._origin = origin or NewProcess(index)
         self.channel: Socket | None = None
         self.silence = Silence()
         self.last_status: RelayStatus | None = None
@@ -400,7 +400,15 @@ def _read_event(
 
 
 class NewProcess:
-    """A process that is started; an ``Origin``."""
+    """A process that is started; an ``Origin``.
+
+    Args:
+        index: of the worker.
+
+    """
+
+    def __init__(self, index: int) -> None:
+        self._index = index
 
     async def begin(self) -> Born:
         """Start one.
@@ -414,22 +422,25 @@ class NewProcess:
         with theirs, line, ExitStack() as undo:
             undo.callback(wire.close)
             undo.callback(ours.close)
-            process = await start("child", (theirs.fileno(), line.fileno()))
+            process = await start("child", self._index, (theirs.fileno(), line.fileno()))
             undo.pop_all()
         return Born(process, wire, ours)
 
 
-async def start_line(files: Sequence[int]) -> trio.Process:
+async def start_line(index: int, files: Sequence[int]) -> trio.Process:
     """Start a worker that has a standby."""
-    return await start("survival.standby", files)
+    return await start("survival.standby", index, files)
 
 
-async def start(module: str, files: Sequence[int]) -> trio.Process:
-    """Start a module of the engine with these descriptors; it finds the program where we did."""
+async def start(module: str, index: int, files: Sequence[int]) -> trio.Process:
+    """Start a module of the engine as this worker, with these descriptors.
+
+    It finds the program where we did.
+    """
     home = str(Path(proxy.__file__).parents[1])
     path = os.pathsep.join(filter(None, (home, os.environ.get("PYTHONPATH"))))
     return await trio.lowlevel.open_process(
-        [sys.executable, "-P", "-m", f"proxy.engine.{module}", *map(str, files)],
+        [sys.executable, "-P", "-m", f"proxy.engine.{module}", str(index), *map(str, files)],
         pass_fds=files,
         stdin=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,

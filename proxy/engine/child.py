@@ -1,4 +1,4 @@
-"""A worker in a process of its own: ``python -m proxy.engine.child FD CHANNEL``.
+"""A worker in a process of its own: ``python -m proxy.engine.child INDEX FD CHANNEL``.
 
 It is told what to be by the supervisor, over the wire at the descriptor FD, and lives as long as
 that; or longer, as an orphan, if somebody may come by CHANNEL, see ``succession``. It takes no
@@ -45,6 +45,7 @@ from proxy.engine.flow_lines import Lines
 from proxy.engine.garbage import spare_collector
 from proxy.engine.handover.succession import Succession
 from proxy.engine.orphan_log import OrphanLog
+from proxy.engine.process_name import name_process, worker_name
 from proxy.engine.specs import OpenListener
 from proxy.engine.unix import BoundUnixSocket
 from proxy.engine.wire import Message, Wire, WireError
@@ -297,15 +298,19 @@ class EventQueue:
         raise structlog.DropEvent
 
 
-def main(fd: int, channel: int) -> None:
+def main(index: int, fd: int, channel: int) -> None:
     """Serve the supervisor at the other end of a descriptor, or who comes by a channel."""
+    name_process(worker_name(index))
     prepare()
     serve(fd, channel)
 
 
 def prepare() -> None:
-    """Make a process fit for a worker: it takes no signals, and seldom looks for garbage."""
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+    """Make a process fit for a worker: it takes no signals, and seldom looks for garbage.
+
+    None of those that mean something to the service, for who signals that by its name means us too.
+    """
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGUSR2):
         signal.signal(number, signal.SIG_IGN)
     spare_collector()
 
@@ -357,4 +362,4 @@ immortal: Final[list[Worker]] = []
 log = structlog.get_logger()
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:3]))
+    main(*map(int, sys.argv[1:4]))

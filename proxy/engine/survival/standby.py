@@ -1,6 +1,6 @@
 """A worker in a process of its own, with a standby.
 
-    python -m proxy.engine.survival.standby FD CHANNEL LINE
+    python -m proxy.engine.survival.standby INDEX FD CHANNEL LINE
 
 The worker is what ``child`` is. The standby is a second process, cloned before the worker begins,
 that shares its table of descriptors (CLONE_FILES, clone(2)): whatever the worker opens later is
@@ -50,6 +50,7 @@ from threading import Thread
 from typing import Final, NoReturn
 
 from proxy.engine import child
+from proxy.engine.process_name import name_process, worker_name
 from proxy.engine.survival.borrowed import borrowed
 from proxy.engine.survival.executor import execute
 from proxy.engine.survival.will import NO_FILE, Will
@@ -70,22 +71,24 @@ ENDED: Final = 0
 FAILED: Final = 1
 
 
-def main(wire: int, channel: int, line: int) -> NoReturn:
+def main(index: int, wire: int, channel: int, line: int) -> NoReturn:
     """Be the worker at the end of a wire, and then each next one of the line, as standby."""
     child.prepare()
-    Line(channel, line).run(wire)
+    Line(index, channel, line).run(wire)
 
 
 class Line:
     """What the processes of a line have in common, by descriptors and shared memory.
 
     Args:
+        index: of the worker.
         channel: by which a successor comes.
         line: where the supervisor hears of standbys.
 
     """
 
-    def __init__(self, channel: int, line: int) -> None:
+    def __init__(self, index: int, channel: int, line: int) -> None:
+        self._index = index
         self._channel = channel
         self._line = line
         self._life, self._alive = os.pipe()
@@ -97,6 +100,7 @@ class Line:
     def run(self, wire: int) -> NoReturn:
         """Be the worker at the end of a wire, and then each next one, as standby."""
         while True:
+            name_process(worker_name(self._index))
             self._wills.append(Will(self._number, self._life))
             self._number += 1
             self._worker = os.pidfd_open(os.getpid())
@@ -140,6 +144,7 @@ class Line:
             pid = clone()
             if not pid:
                 gc.freeze()
+                name_process(worker_name(self._index, standby=True))
         except OSError:
             os.close(ours)
             os.close(theirs)
@@ -220,4 +225,4 @@ def wait_for_end(worker: int, wire: int) -> bool:
 
 
 if __name__ == "__main__":
-    main(*map(int, sys.argv[1:4]))
+    main(*map(int, sys.argv[1:5]))
