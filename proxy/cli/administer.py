@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import click
 
+from proxy.cli import completion
 from proxy.cli.client import AdminClient, admin_option
+from proxy.cli.completion import upstream_option
 from proxy.core.printable import printable
 
 
 @click.command()
-@click.argument("endpoint", metavar="HOST:PORT")
-@click.option("--upstream", metavar="NAME", help="Of this upstream only; by default of all.")
+@click.argument("endpoint", metavar="HOST:PORT", shell_complete=completion.ENDPOINTS)
+@upstream_option
 @admin_option
 def disable(admin: str, endpoint: str, upstream: str | None) -> None:
     """Give an endpoint no new flows until "sockpair enable"; those it has live on.
@@ -21,8 +23,8 @@ def disable(admin: str, endpoint: str, upstream: str | None) -> None:
 
 
 @click.command()
-@click.argument("endpoint", metavar="HOST:PORT")
-@click.option("--upstream", metavar="NAME", help="Of this upstream only; by default of all.")
+@click.argument("endpoint", metavar="HOST:PORT", shell_complete=completion.ENDPOINTS)
+@upstream_option
 @admin_option
 def enable(admin: str, endpoint: str, upstream: str | None) -> None:
     """Give an endpoint new flows again that was disabled, or drained."""

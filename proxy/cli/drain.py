@@ -13,7 +13,9 @@ from typing import Any, Final
 
 import click
 
+from proxy.cli import completion
 from proxy.cli.client import AdminClient, admin_option
+from proxy.cli.completion import upstream_option
 from proxy.core.printable import printable
 from proxy.core.units import format_span, parse_duration
 
@@ -31,9 +33,19 @@ def _timeout(_context: click.Context, _option: click.Parameter, text: str | None
 
 
 @click.command()
-@click.argument("target", metavar="[LISTENER | HOST:PORT]", required=False)
-@click.option("--endpoint", metavar="HOST:PORT", help="The same as HOST:PORT without a word.")
-@click.option("--upstream", metavar="NAME", help="Of this upstream only; by default of all.")
+@click.argument(
+    "target",
+    metavar="[LISTENER | HOST:PORT]",
+    required=False,
+    shell_complete=completion.targets,
+)
+@click.option(
+    "--endpoint",
+    metavar="HOST:PORT",
+    shell_complete=completion.ENDPOINTS,
+    help="The same as HOST:PORT without a word.",
+)
+@upstream_option
 @click.option(
     "--timeout",
     metavar="TIME",

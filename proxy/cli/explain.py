@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import click
 
+from proxy.cli import completion
 from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.columns import Column, table_lines
 from proxy.cli.table import output_option
@@ -26,7 +27,7 @@ PROXIES: Final = {
 @click.command()
 @click.argument("transport", type=click.Choice(["tcp", "udp"]))
 @click.argument("client", metavar="ADDR[:PORT]")
-@click.argument("listener", metavar="LISTENER")
+@click.argument("listener", metavar="LISTENER", shell_complete=completion.LISTENERS)
 @click.option("--via", metavar="ADDR", help="The proxy whose PROXY header declares the client.")
 @click.option("--server-name", metavar="NAME", help="That its ClientHello asks for, for routes.")
 @click.option("--alpn", metavar="NAMES", help='Protocols it speaks, such as "h2,http/1.1".')

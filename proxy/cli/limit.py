@@ -13,9 +13,10 @@ from typing import Any, Final
 
 import click
 
+from proxy.cli import completion
 from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.columns import Column, write_table
-from proxy.cli.table import output_option
+from proxy.cli.table import filter_options, output_option
 from proxy.core.printable import printable
 from proxy.core.units import format_bandwidth, format_size, format_span
 
@@ -32,9 +33,7 @@ VALUES: Final[dict[str, Callable[[Any], str]]] = {
 
 
 @click.command()
-@click.option("--listener", metavar="NAME", help="Flows of one listener.")
-@click.option("--client", metavar="CIDR", help="Client in this prefix; or ADDR, or ADDR:PORT.")
-@click.option("--endpoint", metavar="CIDR", help="Endpoint in this prefix; or ADDR, or ADDR:PORT.")
+@filter_options("listener", "client", "endpoint")
 @click.option("--id", "id", metavar="ID", help="One flow.")
 @click.option(
     "--bandwidth", metavar="RATE", help="All of them together, each way: 10Mbit/s, 1MiB/s."
@@ -43,7 +42,13 @@ VALUES: Final[dict[str, Callable[[Any], str]]] = {
 @click.option("--flows", metavar="N", help="Live flows; further ones are refused.")
 @click.option("--bytes", metavar="SIZE", help="Payload of each flow's life, as 10GiB; then RST.")
 @click.option("--for", "lasting", metavar="TIME", help="Lift it after so long, such as 10m.")
-@click.option("--lift", metavar="NUMBER", type=click.IntRange(1), help="Lift this limit.")
+@click.option(
+    "--lift",
+    metavar="NUMBER",
+    type=click.IntRange(1),
+    shell_complete=completion.ORDERS,
+    help="Lift this limit.",
+)
 @admin_option
 def limit(admin: str, lift: int | None, lasting: str | None, **params: str | None) -> None:
     """Limit flows of the running sockpair, those that live and new ones.

@@ -19,6 +19,7 @@ from typing import Any, Final, TypeVar
 
 import click
 
+from proxy.cli import completion
 from proxy.cli.client import AdminClient, NotThereError, Rows, admin_option
 from proxy.cli.columns import LISTEN_COLUMNS, Column, flow_columns, write_table
 from proxy.cli.drain import drain_line
@@ -55,12 +56,20 @@ def _flow_ids(
 
 
 FILTERS: Final = {
-    "listener": click.option("--listener", metavar="NAME", help="Flows of one listener."),
+    "listener": click.option(
+        "--listener",
+        metavar="NAME",
+        shell_complete=completion.LISTENERS,
+        help="Flows of one listener.",
+    ),
     "client": click.option(
         "--client", metavar="CIDR", help="Client in this prefix; or ADDR, or ADDR:PORT."
     ),
     "endpoint": click.option(
-        "--endpoint", metavar="CIDR", help="Endpoint in this prefix; or ADDR, or ADDR:PORT."
+        "--endpoint",
+        metavar="CIDR",
+        shell_complete=completion.ADDRESSES,
+        help="Endpoint in this prefix; or ADDR, or ADDR:PORT.",
     ),
     "state": click.option("--state", type=_words(State), help="Flows in this state."),
     "transport": click.option(

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import click
 
+from proxy.cli import completion
 from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.columns import Column, write_table
 from proxy.cli.table import output_option
@@ -19,7 +20,9 @@ GONE: Final = "gone"
 
 
 @click.command()
-@click.option("--upstream", metavar="NAME", help="Of one upstream.")
+@click.option(
+    "--upstream", metavar="NAME", shell_complete=completion.UPSTREAMS, help="Of one upstream."
+)
 @output_option("table", "json", "ndjson")
 @admin_option
 def upstreams(admin: str, output: str, upstream: str | None) -> None:

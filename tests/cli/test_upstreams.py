@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog.testing
 
+from tests.cli.test_completion import offered
 from tests.cli.test_table import House
 from tests.observe.fake_relay import WALL
 
@@ -88,3 +89,8 @@ def test_disable_and_enable(house: House, order: str) -> None:
     result = house.run(order, "10.9.9.9:80")
     assert result.exit_code == 1
     assert "no upstream has the endpoint" in result.stderr
+
+
+def test_the_shell_offers_addresses_as_flows_have_them(house: House) -> None:
+    assert offered(house.path, "sockpair flows --endpoint ") == ["10.0.0.1:80", "192.0.2.9:80"]
+    assert offered(house.path, "sockpair limit --endpoint 19") == ["192.0.2.9:80"]
