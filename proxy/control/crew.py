@@ -21,11 +21,12 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
 from time import time
-from typing import TYPE_CHECKING, Any, Final, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Final, TypeAlias
 
 import structlog
 import trio
 
+from proxy.control.asking import Answer, Ask, ask_all, hear_all, known_status
 from proxy.control.division import Division, whole
 from proxy.control.duplicates import Duplicates
 from proxy.control.line_queue import LineQueue
@@ -69,7 +70,6 @@ if TYPE_CHECKING:
         OrderCount,
         RelayCounters,
         RelayStatus,
-        WorkerRow,
     )
     from proxy.engine.specs import EndpointOrder, HealthReport, UpstreamSpec
 
@@ -88,8 +88,6 @@ LONGEST_PAUSE: Final = 10.0
 
 REPORTS_MAX: Final = 10_000
 """Endpoints whose health a worker that begins is told; far more than are checked."""
-
-Answer = TypeVar("Answer")
 
 Expect: TypeAlias = "Callable[[Sequence[Socket]], Awaitable[None]]"
 Introduce: TypeAlias = "Callable[[int, Expect], Awaitable[bool]]"
@@ -320,7 +318,7 @@ class Crew:
     async def status(self) -> RelayStatus:
         """Say how the relay is; of drains also what no worker is there to tell."""
         await self._hear(RemoteWorker.status)
-        status = merge_status([*self._known()])
+        status = merge_status([*known_status(self._there, self._readings)])
         draining = status["draining"] or EVERYTHING in self._drains
         not_ready = [*status["not_ready"], *self._not_ready(draining=draining)]
         return {
@@ -331,20 +329,6 @@ class Crew:
             "drains": [*status["drains"], *self._untold_drains(status["drains"])],
             "not_ready": list(dict.fromkeys(not_ready)),
         }
-
-    def _known(self) -> Iterator[RelayStatus]:
-        """How each worker is, as it has told last."""
-        for remote in self._there:
-            status, reading = remote.last_status, self._readings.shown(remote.index)
-            silent = remote.silence.seconds
-            if status is None:
-                continue
-            if silent is None or reading is None:
-                yield status
-                continue
-            flows = reading["table_entries"]
-            row: WorkerRow = {"pid": remote.pid, "flows": flows, "silent": silent}
-            yield {**status, "flows": flows, "workers": [row]}
 
     def _not_ready(self, *, draining: bool) -> Iterator[str]:
         """What is not ready that we know of ourselves; no listener is missed if all drains."""
@@ -626,32 +610,10 @@ class Crew:
                 for event in events:
                     self._events.put(event)
 
-    async def _all(self, ask: Callable[[RemoteWorker], Awaitable[Answer]]) -> list[Answer]:
+    async def _all(self, ask: Ask[Answer]) -> list[Answer]:
         """Ask every worker at once; those that end meanwhile are left out."""
-        answers: dict[int, Answer] = {}
+        return await ask_all(self._there, ask)
 
-        async def ask_one(remote: RemoteWorker) -> None:
-            with suppress(WorkerLostError):
-                answers[remote.index] = await ask(remote)
-
-        async with trio.open_nursery() as nursery:
-            for remote in self._there:
-                nursery.start_soon(ask_one, remote)
-        return [answers[index] for index in sorted(answers)]
-
-    async def _hear(
-        self, ask: Callable[[RemoteWorker], Awaitable[Answer]]
-    ) -> tuple[list[Answer], list[int]]:
+    async def _hear(self, ask: Ask[Answer]) -> tuple[list[Answer], list[int]]:
         """Ask every worker at once, but do not wait for silent ones; say which these are."""
-        silent: list[int] = []
-
-        async def ask_one(remote: RemoteWorker) -> list[Answer]:
-            answer: list[Answer] = []
-            with remote.silence.asking():
-                answer.append(await ask(remote))
-            if not answer:
-                silent.append(remote.index)
-            return answer
-
-        answers = await self._all(ask_one)
-        return [each for part in answers for each in part], sorted(silent)
+        return await hear_all(self._there, ask)
