@@ -14,6 +14,7 @@ from typing import Any, Final
 import click
 
 from proxy import __version__
+from proxy.cli.standard import fill_standard_descriptors
 from proxy.cli.stdout import ending_in_order
 
 # Subcommand -> the module that defines a click command of the same name (with _ for -).
@@ -68,6 +69,7 @@ class LazyGroup(click.Group):
 
     def main(self, *args: Any, **kwargs: Any) -> Any:
         """Run the command; whoever does not take its output gets no traceback for it."""
+        fill_standard_descriptors()
         with ending_in_order():
             return super().main(*args, **kwargs)
 

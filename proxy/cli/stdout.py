@@ -52,9 +52,6 @@ class _Output:
 def ending_in_order() -> Iterator[None]:
     """Run a command in here; when standard output fails it, exit with 1 and no traceback."""
     stream = sys.stdout
-    if stream is None:  # the parent closed it
-        yield
-        return
     sys.stdout = _Output(stream)
     try:
         yield

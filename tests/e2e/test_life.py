@@ -6,6 +6,7 @@ import signal
 import socket
 from contextlib import AsyncExitStack
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import trio
@@ -64,6 +65,22 @@ async def test_it_starts_again_at_once_on_the_same_ports(stage: Stage) -> None:
         async with await connect(forward.address) as client:
             await say(client, b"hello")
             await sockpair.stop()
+
+
+def standard_error(pid: int) -> str:
+    return str(Path(f"/proc/{pid}/fd/2").readlink())
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_it_runs_though_standard_error_was_closed(stage: Stage, workers: int) -> None:
+    forward = Forward("web", "tcp", [await listen(stage.nursery, echo)])
+    closing = ["/bin/sh", "-c", 'exec "$@" 2>&-', "sh"]
+    sockpair = await stage.sockpair(forward, wrapper=closing, workers=workers)
+    assert standard_error(sockpair.pid) == "/dev/null"
+    async with await connect(forward.address) as client:
+        await say(client, b"hello")
+        await client.send_eof()
+    assert await sockpair.program.stop() == 0
 
 
 async def test_socket_of_a_killed_one_is_taken_over(stage: Stage) -> None:
