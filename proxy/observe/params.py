@@ -24,6 +24,7 @@ from proxy.core.live_limit import LimitValues
 from proxy.core.query import SORTS, FlowQuery
 from proxy.core.server_names import ALPN_MAX, NAME_MAX
 from proxy.core.units import SIZE_UNITS, parse_bandwidth, parse_duration, parse_size
+from proxy.core.unix import UnixAddress
 
 FIELDS_MAX: Final = 32
 """Parameters of one URL, at most: twice what exists."""
@@ -33,6 +34,9 @@ FORMATS: Final = ("sse", "ndjson")
 
 NEWCOMERS: Final = (Transport.TCP.value, Transport.UDP.value)
 """For whom a flow may be evicted: one whose address is proven, or one that may have forged it."""
+
+MAPPED_BITS: Final = 96
+"""Of an IPv4 address that is written as IPv6 (``::ffff:192.0.2.7``), those before the IPv4 part."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,16 +69,35 @@ def _bytes(text: str) -> int:
 def _place(text: str) -> Network | Address:
     """A prefix, or one address with its port."""
     try:
-        return ipaddress.ip_network(text, strict=False)
+        network = ipaddress.ip_network(text, strict=False)
     except ValueError:
-        return parse_address(text)
+        return _address(text)
+    mapped = _mapped(network.network_address)
+    if mapped is None or network.prefixlen < MAPPED_BITS:
+        return network
+    return ipaddress.ip_network((mapped, network.prefixlen - MAPPED_BITS))
+
+
+def _address(text: str) -> Address:
+    """One address with its port, as flows have it."""
+    address = parse_address(text)
+    if isinstance(address, UnixAddress):
+        return address
+    mapped = _mapped(ipaddress.ip_address(address[0]))
+    return address if mapped is None else (str(mapped), address[1])
 
 
 def _host(text: str) -> str:
-    """An IP address as flows have it: one of IPv4 that is written as IPv6 is one of IPv4."""
+    """An IP address as flows have it."""
     host = ipaddress.ip_address(text)
-    mapped = host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
-    return str(mapped or host)
+    return str(_mapped(host) or host)
+
+
+def _mapped(
+    host: ipaddress.IPv4Address | ipaddress.IPv6Address,
+) -> ipaddress.IPv4Address | None:
+    """The IPv4 address that is written as IPv6, as dual-stack servers log it; flows have IPv4."""
+    return host.ipv4_mapped if isinstance(host, ipaddress.IPv6Address) else None
 
 
 def _server_name(text: str) -> str:
@@ -159,7 +182,7 @@ PARAMS: Final[dict[str, Param]] = {
     "transport": Param(_transport, ", ".join(Transport)),
     "min_bytes": Param(_bytes, _SIZE),
     "address": Param(
-        parse_address, 'an IP address with its port, "192.0.2.1:80" or "[::1]:53", or "unix:/path"'
+        _address, 'an IP address with its port, "192.0.2.1:80" or "[::1]:53", or "unix:/path"'
     ),
     "port": Param(_port, f"a port number, 1 to {PORT_MAX}"),
     "recent": Param(_flag, "true or false"),
