@@ -47,6 +47,7 @@ from proxy.engine.merge import (
     merge_order_counts,
     merge_status,
     only_names_of,
+    uncounted,
 )
 from proxy.engine.readiness import drained_listener
 from proxy.engine.specs import EVERYTHING, Change, DrainOrder, DrainTarget
@@ -299,8 +300,11 @@ class Crew:
         # One that ended while others were asked is among the past by now.
         readings = [self._readings.shown(remote.index) for remote in self._there]
         parts = [reading for reading in readings if reading is not None]
+        # Workers that are there know which names there still are; but of a listener that one worker
+        # serves alone nobody else knows while that one is away.
+        if parts and None in self._remotes and self._wanted is not None:
+            parts.append(uncounted(each.spec for each in self._wanted.opened))
         counters = merge_counters([*parts, *self.past()])
-        # Workers that are there know which names there still are.
         return only_names_of(merge_counters(parts), counters) if parts else counters
 
     def past(self) -> list[RelayCounters]:

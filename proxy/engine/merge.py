@@ -49,6 +49,7 @@ if TYPE_CHECKING:
         RelayCounters,
         RelayStatus,
     )
+    from proxy.engine.specs import ListenerSpec
 
 Row = TypeVar("Row")
 
@@ -150,6 +151,12 @@ def only_names_of(living: RelayCounters, total: RelayCounters) -> RelayCounters:
         "queues": total["queues"][: len(living["queues"])],
         "routes": total["routes"][: len(living["routes"])],
     }
+
+
+def uncounted(specs: Iterable[ListenerSpec]) -> RelayCounters:
+    """A reading that knows listeners, and has counted nothing."""
+    rows = [ListenerCounters(spec.name, spec.transport, spec.upstream).snapshot() for spec in specs]
+    return {**merge_counters(()), "listeners": rows}
 
 
 def settle_counters(last: RelayCounters, first: RelayCounters) -> RelayCounters:

@@ -743,6 +743,27 @@ async def test_a_unix_socket_outlives_the_one_worker_that_serves_it(tmp_path: Pa
         nursery.cancel_scope.cancel()
 
 
+async def test_the_series_of_a_unix_socket_outlive_the_one_worker_that_serves_it(
+    tmp_path: Path,
+) -> None:
+    endpoint = listening()
+    text = settings(tmp_path) + listener("u", f"unix://{tmp_path}/u", endpoint.getsockname())
+    async with crewed(text) as house:
+        crew = crew_of(house)
+        for index in range(2):
+            victim = crew._remotes[index]
+            assert victim is not None
+            os.kill(victim.pid, signal.SIGKILL)
+            with trio.fail_after(PATIENCE):
+                while crew._remotes[index] is victim:
+                    await trio.sleep(0.001)
+                assert crew._remotes[index] is None
+                while crew._remotes[index] is None:
+                    counters = await house.worker.counters()
+                    assert [row["listener"] for row in counters["listeners"]] == ["u"]
+                    await trio.sleep(0.01)
+
+
 async def test_what_happens_in_any_worker_is_told(tmp_path: Path) -> None:
     endpoint = listening()
     text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:0", endpoint.getsockname())
