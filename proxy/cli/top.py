@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import select
+import signal
 import sys
 import termios
 import time
@@ -51,6 +52,9 @@ ESCAPES: Final = {
 
 KEYS_READ: Final = 1024
 
+SIGNALLED: Final = 128
+"""The exit code of who was ended by a signal, without its number."""
+
 
 @click.command()
 @filter_options("listener", "client", "endpoint", "transport", "server_name", "min_bytes")
@@ -68,7 +72,7 @@ def top(admin: str, sort: Any, limit: int, **params: Any) -> None:
     """
     client = AdminClient(admin)
     if sys.stdin.isatty() and sys.stdout.isatty():
-        with suppress(KeyboardInterrupt):
+        with suppress(KeyboardInterrupt), _ends_in_order():
             _watch(client, params, Screen(Board(), order=sort))
     else:
         _print(client, params, sort, limit)
@@ -161,6 +165,24 @@ def _do(client: AdminClient, wanted: Wanted) -> str:
     except click.ClickException as exc:
         return exc.format_message()
     return f'flow {wanted.id} is limited; "sockpair limit --lift {number}" takes it back'
+
+
+@contextmanager
+def _ends_in_order() -> Iterator[None]:
+    """Let who ends us (``timeout 60 sockpair top``, a session that goes) have a terminal back.
+
+    The exit code is then what shells say of the signal.
+    """
+
+    def end(number: int, _: object) -> None:
+        sys.exit(SIGNALLED + number)
+
+    before = {each: signal.signal(each, end) for each in (signal.SIGTERM, signal.SIGHUP)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager

@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import signal
 import struct
 import subprocess
 import sys
@@ -77,6 +78,9 @@ class Terminal:
     def press(self, keys: str) -> None:
         os.write(self._near, keys.encode())
 
+    def signal(self, number: signal.Signals) -> None:
+        self._process.send_signal(number)
+
     def end(self) -> int:
         """Its exit code; what it still says is thrown away."""
         deadline = time.monotonic() + PATIENCE
@@ -133,6 +137,17 @@ def test_control_c_ends_it_and_leaves_the_terminal_as_it_was(house: House) -> No
         terminal.wait("2 flows")
         terminal.press("\x03")
         assert terminal.end() == 0
+        assert terminal.is_as_before
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_it_and_leaves_the_terminal_as_it_was(
+    house: House, number: signal.Signals
+) -> None:
+    with Terminal(house) as terminal:
+        terminal.wait("2 flows")
+        terminal.signal(number)
+        assert terminal.end() == 128 + number
         assert terminal.is_as_before
 
 
