@@ -193,9 +193,9 @@ def _foreign_keys(
     for name, field in model.model_fields.items():
         if name not in table:
             continue
-        only, inner = _only(field), submodel(field.annotation)
-        if only and transport.value not in only:
-            where = " and ".join(only)
+        inner = submodel(field.annotation)
+        if not has_effect(field, transport):
+            where = " and ".join(_only(field))
             message = f"has no effect on a {transport} listener, only on {where}; remove it"
             yield (*path, name), message
         elif inner is not None:
@@ -209,6 +209,12 @@ def submodel(annotation: object) -> type[BaseModel] | None:
     if isinstance(annotation, type) and issubclass(annotation, BaseModel):
         return annotation
     return None
+
+
+def has_effect(field: FieldInfo, transport: Transport) -> bool:
+    """Whether a key does anything on a listener of this transport."""
+    only = _only(field)
+    return not only or transport.value in only
 
 
 def _only(field: FieldInfo) -> list[str]:

@@ -17,12 +17,14 @@ import trio
 from pydantic import BaseModel
 
 from proxy.config.plan import value_text
+from proxy.config.whole import has_effect
 from proxy.core.live_limit import Books, LiveLimit, OrderRow, order_row
 from proxy.engine.port import StandingDownError
 
 if TYPE_CHECKING:
     from proxy.config.model import Config
     from proxy.control.house import House
+    from proxy.core.address import Transport
     from proxy.core.live_limit import LimitValues
     from proxy.core.query import FlowQuery
     from proxy.engine.port import ConfiguredLimit, LimitsAnswer
@@ -105,17 +107,21 @@ class LiveLimits:
 def configured(config: Config) -> Iterator[ConfiguredLimit]:
     """The limits that a configuration sets, listener by listener; defaults are among them."""
     for name, listener in config.listener.items():
-        yield from _keys(name, "limits", listener.limits)
+        yield from _keys(name, listener.listen.transport, "limits", listener.limits)
         if listener.limits.per_flow.idle is None:  # whose default depends on the transport
             idle = value_text("idle", listener.idle)
             yield {"listener": name, "key": "limits.per_flow.idle", "value": idle}
 
 
-def _keys(listener: str, path: str, table: BaseModel) -> Iterator[ConfiguredLimit]:
-    for key in type(table).model_fields:
+def _keys(
+    listener: str, transport: Transport, path: str, table: BaseModel
+) -> Iterator[ConfiguredLimit]:
+    for key, field in type(table).model_fields.items():
         value, place = getattr(table, key), f"{path}.{key}"
+        if not has_effect(field, transport):
+            continue
         if isinstance(value, BaseModel):
-            yield from _keys(listener, place, value)
+            yield from _keys(listener, transport, place, value)
         elif value is not None and value is not False:
             yield {"listener": listener, "key": place, "value": value_text(key, value)}
 

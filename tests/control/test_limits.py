@@ -153,6 +153,19 @@ def test_the_limits_of_the_file_are_told_by_listener(tmp_path: Path) -> None:
     assert not rows.keys() & {"limits.dry_run", "limits.flow_rate", "limits.per_flow.amplification"}
 
 
+def test_limits_of_other_transports_are_not_in_force(tmp_path: Path) -> None:
+    text = settings(tmp_path) + listener("web", "tcp://127.0.0.1:1", ("127.0.0.1", 2))
+    text += listener("dns", "udp://127.0.0.1:1", ("127.0.0.1", 2))
+    keys: dict[str, set[str]] = {"web": set(), "dns": set()}
+    for row in configured(parse(text, "file")):
+        keys[row["listener"]].add(row["key"])
+    streams = {"limits.when_full", "limits.per_flow.connect", "limits.per_flow.half_closed"}
+    assert streams <= keys["web"]
+    assert not streams & keys["dns"]
+    assert "limits.per_flow.unreplied" in keys["dns"] - keys["web"]
+    assert "limits.per_flow.idle" in keys["dns"] & keys["web"]
+
+
 async def test_an_order_whose_turn_comes_when_a_successor_takes_over_is_refused(
     tmp_path: Path,
 ) -> None:
