@@ -228,7 +228,12 @@ class HttpConnection:
 
     async def _wait_first_byte(self) -> None:
         if not self._http.trailing_data[0]:
-            self._http.receive_data(await self.stream.receive_some(READ_BYTES))
+            await self._receive()
+
+    async def _receive(self) -> None:
+        """Read on, but no further than to a byte beyond the bound, which h11 asks of parts only."""
+        room = self.bounds.header_bytes - len(self._http.trailing_data[0])
+        self._http.receive_data(await self.stream.receive_some(max(1, room)))
 
     async def _receive_request(self) -> Request | None:
         event = await self._next_event()
@@ -264,7 +269,7 @@ class HttpConnection:
             assert event is h11.NEED_DATA, event
             if self._http.they_are_waiting_for_100_continue:
                 await self._send_event(h11.InformationalResponse(status_code=100, headers=[]))
-            self._http.receive_data(await self.stream.receive_some(READ_BYTES))
+            await self._receive()
 
     def _malformed(self, exc: h11.RemoteProtocolError) -> HttpError:
         if exc.error_status_hint == 431:

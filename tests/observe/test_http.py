@@ -115,6 +115,7 @@ async def test_host_is_free_on_the_unix_socket(tmp_path: Path) -> None:
         (b"GET http://x/ HTTP/1.1\r\n" + HEAD + b"\r\n", 400),
         (b"GET /" + b"a" * 20_000 + b" HTTP/1.1\r\n", 431),
         (b"GET / HTTP/1.1\r\n" + b"X: 1\r\n" * 4000, 431),
+        (b"GET / HTTP/1.1\r\nHost: x\r\nX: " + b"a" * 20_000 + b"\r\n\r\n", 431),
         (b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: 70000\r\n\r\n", 413),
         (b"POST / HTTP/1.1\r\n" + HEAD + b"Content-Length: 9999999999999999\r\n\r\n", 413),
         (
