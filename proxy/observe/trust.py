@@ -46,13 +46,21 @@ class Trust:
         if host is not None and not self._is_own_host(host):
             use = "use an IP address or localhost, or name it in admin.hosts"
             return f'Host "{host}" is not served: {use}'
-        if headers.get("sec-fetch-site") in FOREIGN and headers.get("sec-fetch-mode") != "navigate":
+        if _is_of_another_page(headers):
             return "what a page of another origin asks for is not answered"
         return None
 
     def _is_own_host(self, host: str) -> bool:
         name = host if host.endswith("]") or ":" not in host else host.rpartition(":")[0]
         return name.lower() in {"localhost", *self.hosts} or _is_address(name)
+
+
+def _is_of_another_page(headers: Mapping[str, str]) -> bool:
+    """Whether a page asks that is not ours, by what its browser says; old ones tell the origin."""
+    site, origin = headers.get("sec-fetch-site"), headers.get("origin")
+    if site is not None:
+        return site in FOREIGN and headers.get("sec-fetch-mode") != "navigate"
+    return origin is not None and origin.partition("://")[2] != headers.get("host")
 
 
 def _is_address(name: str) -> bool:

@@ -111,3 +111,20 @@ async def test_by_tcp_nobody_is_told_what_strangers_may_not_see(tmp_path: Path) 
         assert (await admin.get("/metrics", Host="evil.example")).status == 403
         foreign = {"Sec-Fetch-Site": "cross-site", "Sec-Fetch-Mode": "cors"}
         assert (await admin.get("/metrics", **foreign)).status == 403
+
+
+@pytest.mark.parametrize(
+    ("origin", "answered"),
+    [
+        ("http://127.0.0.1:9600", True),
+        ("https://127.0.0.1:9600", True),
+        ("http://127.0.0.1:8000", False),
+        ("http://evil.example", False),
+        ("null", False),
+        ("", False),
+    ],
+)
+def test_browsers_without_fetch_metadata_tell_the_origin(origin: str, answered: bool) -> None:
+    headers = {"host": "127.0.0.1:9600", "origin": origin}
+    assert (TRUST.objection(headers) is None) == answered
+    assert TRUST.objection({**headers, "sec-fetch-site": "same-origin"}) is None
