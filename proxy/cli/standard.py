@@ -25,9 +25,8 @@ def fill_standard_descriptors() -> None:
     """Fill those of the three that are closed; the others are left alone."""
     for fd, (name, flags, mode) in enumerate(FILLINGS):
         if getattr(sys, name) is None and not _is_open(fd):
-            os.set_inheritable(
-                os.open(os.devnull, flags), True
-            )  # the lowest that is free: this one
+            taken = os.open(os.devnull, flags)  # the lowest that is free: this one
+            os.set_inheritable(taken, True)
             setattr(sys, name, os.fdopen(fd, mode))
 
 
