@@ -67,10 +67,10 @@ class Ledger(Generic[Key, Counters]):
         return chain(self._used.values(), self._retired.values())
 
     def use(self, keys: Iterable[Key]) -> None:
-        """Have exactly these names in use from now on."""
+        """Have exactly these names in use from now on; one that is named twice is one."""
         before, retired = self._used, self._retired
         self._used = {}
-        for key in keys:
+        for key in dict.fromkeys(keys):
             known = before.pop(key, None) or retired.pop(key, None)
             self._used[key] = known if known is not None else self._make(key)
         retired.update(before)

@@ -34,6 +34,15 @@ def test_a_name_has_the_same_counters_whenever_it_comes(
         assert set(shown) == used | (busy & ever.keys())
 
 
+def test_a_name_that_is_named_twice_keeps_its_counters() -> None:
+    ledger: Ledger[str, Tally] = Ledger(Tally)
+    ledger.use(["a", "a"])
+    first = ledger["a"]
+    ledger.use(["a", "b", "a"])
+    assert ledger["a"] is first
+    assert len(ledger) == 2
+
+
 def test_former_names_are_bounded_and_the_oldest_is_forgotten() -> None:
     ledger: Ledger[int, Tally] = Ledger(Tally)
     ledger.use([0])

@@ -56,6 +56,18 @@ async def test_a_name_without_addresses_gets_some_and_all_is_counted() -> None:
         assert (await lab.worker.status())["not_ready"] == []
 
 
+async def test_a_name_of_several_addresses_keeps_its_counters() -> None:
+    one, two, three = (listening().getsockname() for _ in range(3))
+    async with relaying([one]) as lab:
+        await lab.worker.readdress([named(one, two)])
+        await wait_served(lab, 2)
+        await lab.worker.readdress([named(one, three)])
+        rows = (await lab.counters())["endpoints"]
+        assert [(row["flows"], row["attempts"]) for row in rows if row["endpoint"] == "web:80"] == [
+            (2, 2)
+        ]
+
+
 async def test_what_was_drained_stays_so_and_what_was_not_is_not() -> None:
     one, two, three = (listening().getsockname() for _ in range(3))
     both = named(one)
