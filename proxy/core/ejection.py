@@ -16,7 +16,8 @@ It is out for ``time``, doubled with each ejection that follows soon upon the la
 
 Never are more ejected than ``most_percent`` of the upstream's endpoints: when all seem ill, the
 fault is more likely ours, and the rest would be crushed. And if, with those that are down for
-other reasons, fewer than ``panic_percent`` are left, ejections are not heeded at all.
+other reasons, fewer than ``panic_percent`` are left, ejections are not heeded at all. Both give way
+to backups: when nobody is well for whom they stand in, all others are ejected, and those are asked.
 
 Everything is of one process: workers judge by their own flows. Times are monotonic seconds.
 """
@@ -88,6 +89,11 @@ class Record:
         self._window_from = 0.0
         self._good = 0
         self._bad = 0
+
+    @property
+    def is_failing(self) -> bool:
+        """Whether it is to be ejected, were it not for others."""
+        return bool(self._verdict(max(self._misses, self._resets), ""))
 
     def reached(self, now: float) -> None:
         """A flow was connected, or had an answer."""

@@ -107,6 +107,11 @@ class Endpoint:
         """Whether it has all the flows that it may have."""
         return self.flows >= self.ceiling
 
+    @property
+    def is_failing(self) -> bool:
+        """Whether flows fail so often that it is ejected, or would be if it might."""
+        return self.record is not None and self.record.is_failing
+
     def become(self, weight: int, *, backup: bool, ceiling: float = inf) -> None:
         """Be as configured from now on; ``Upstream.become`` follows, which sees to the rest."""
         self.weight = self.share = weight
@@ -140,7 +145,7 @@ class Endpoint:
         """Take no new flows for what flows met with; false if that may not be."""
         if self.record is None or self.ejected or self.upstream is None:
             return False
-        if not self.upstream.may_eject(self.record.terms.most_percent):
+        if not self.upstream.may_eject(self, self.record.terms.most_percent):
             return False
         self.record.eject(reason, now)
         self.counters.ejections += 1

@@ -309,5 +309,5 @@ def _why_not(endpoint: Endpoint, upstream: Upstream, row: AddressSnapshot) -> st
     if endpoint in upstream.usable:
         return FULL if endpoint.is_full else "asked if others fail"
     if endpoint.condition.is_usable and endpoint.backup:
-        return "a backup: others are usable"
+        return "a backup: asked if all others fail"
     return f"{row['condition']}: {row['reason']}" if row["reason"] else row["condition"]

@@ -63,6 +63,7 @@ class SoleUpstream:
 
     by_source: Final = False
     queue: Final = None
+    spares: Final = ()
 
     def __init__(self, endpoint: Endpoint, multicast: MulticastPath) -> None:
         self.usable = (endpoint,)
@@ -71,6 +72,9 @@ class SoleUpstream:
     def pick(self, tried: Collection[Endpoint], source: SourceKey, now: float) -> Endpoint | None:
         """The endpoint, unless it has been tried."""
         return None if tried else self.usable[0]
+
+    def stand_in(self, tried: Collection[Endpoint]) -> Endpoint | None:
+        """There is nobody else."""
 
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """It is never full."""

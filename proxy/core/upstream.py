@@ -2,7 +2,8 @@
 
 Who is asked for new flows is worked out when the condition of an endpoint changes, not when a flow
 comes: choosing costs the same whether all endpoints are well or none. Backups are usable only while
-nobody else is.
+nobody else is. Until then they are *spares*: a flow that all others have failed is given one, so
+that it need not wait until those are known to be ill.
 
 Two things change all the time, and are looked at with each flow, but only in an upstream that has
 them. An endpoint that is full, as its flows have reached its *ceiling*, is passed over: it is still
@@ -109,6 +110,15 @@ class Choice(Protocol):
         """Where flows wait for an endpoint that is full."""
         ...
 
+    @property
+    def spares(self) -> tuple[Endpoint, ...]:
+        """Backups, while others are asked."""
+        ...
+
+    def stand_in(self, tried: Collection[Endpoint]) -> Endpoint | None:
+        """A spare for a flow for which ``pick`` finds nobody; None if there is none."""
+        ...
+
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """Whether some endpoint was not picked only because it is full."""
         ...
@@ -123,6 +133,7 @@ class Upstream:
     Attributes:
         endpoints: all of them, in the order of the configuration.
         usable: those that new flows may go to.
+        spares: backups that could be asked, while these are.
         multicast: the way to those that are groups.
         by_source: whether the choice depends on the client's source.
         pick: chooses an endpoint for a flow: the picker's own method, for one call less, unless
@@ -151,6 +162,7 @@ class Upstream:
         "pick",
         "queue",
         "slow_start",
+        "spares",
         "usable",
     )
 
@@ -176,6 +188,7 @@ class Upstream:
         self.pick: Pick
         self.endpoints: tuple[Endpoint, ...] = ()
         self.usable: tuple[Endpoint, ...] = ()
+        self.spares: tuple[Endpoint, ...] = ()
         self.become(endpoints, multicast)
 
     def become(
@@ -217,11 +230,15 @@ class Upstream:
         """Eject endpoints by these terms from now on; ``become`` follows, which heeds it."""
         self.ejection = terms
 
-    def may_eject(self, most_percent: int) -> bool:
-        """Whether one more endpoint may be ejected."""
+    def may_eject(self, endpoint: Endpoint, most_percent: int) -> bool:
+        """Whether one more endpoint may be ejected: this one."""
         enabled = [each for each in self.endpoints if each.administration is ENABLED]
         ejected = sum(each.ejected for each in enabled)
-        return 100 * (ejected + 1) <= most_percent * len(enabled)
+        return 100 * (ejected + 1) <= most_percent * len(enabled) or self._is_covered(endpoint)
+
+    def _is_covered(self, endpoint: Endpoint) -> bool:
+        """Whether spares can do without an endpoint, as nobody is well whom they stand in for."""
+        return bool(self.spares) and all(each.is_failing for each in {*self.usable} - {endpoint})
 
     @property
     def back_at(self) -> float:
@@ -239,8 +256,10 @@ class Upstream:
         returned = [each for each in self.endpoints if each.come_back(now)]
         usable = self._usable()
         self.usable = tuple([each for each in usable if not each.backup] or usable)
+        self.spares = tuple(each for each in usable if each not in self.usable)
         self._full = tuple(each for each in self.usable if each.is_full)
         _find_kin(self.usable)
+        _find_kin(self.spares)
         stepping = self._share_out(now)
         self._picker.become(self.usable)
         self.by_source = self._picker.by_source
@@ -254,9 +273,15 @@ class Upstream:
                 self.on_return(each)
 
     def _usable(self) -> list[Endpoint]:
-        """Those in a usable condition; and, if they are too few, those that are ejected."""
+        """Those in a usable condition; and, if they are too few, those that are ejected.
+
+        Backups alone are not too few: they are there for when nobody else is well.
+        """
         usable = [each for each in self.endpoints if each.condition.is_usable]
         if self.ejection is None:
+            return usable
+        backups = sum(each.backup for each in usable)
+        if backups and backups == len(usable) and not all(each.backup for each in self.endpoints):
             return usable
         enabled = sum(each.administration is ENABLED for each in self.endpoints)
         if 100 * len(usable) >= self.ejection.panic_percent * enabled:
@@ -270,6 +295,13 @@ class Upstream:
         What time alone has changed is not seen: ``refresh`` comes before. See ``Picker.foresee``.
         """
         return self._picker.foresee(self._full, source, now)
+
+    def stand_in(self, tried: Collection[Endpoint]) -> Endpoint | None:
+        """The spare with the fewest flows for its weight; None while somebody is only full."""
+        if not self.spares or self.has_room_later(tried):
+            return None
+        left = [each for each in self.spares if each not in tried and not each.is_full]
+        return min(left, key=lambda each: each.flows / each.weight, default=None)
 
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """Whether some endpoint was not picked only because it is full."""

@@ -2,7 +2,8 @@
 
 The pump serves the socket while it connects; when it has connected, the flow's leg takes its
 place. An endpoint that fails is left out for the rest of the flow, and the next one is tried at
-once. When all have failed, or the time is up, the flow ends with the reason of the last.
+once; backups when all others have failed. When nobody is left, or the time is up, the flow ends
+with the reason of the last.
 
 All attempts together have the ``connect`` time of the flow, because that is what the client waits.
 So one that is not answered must leave some of it: it has half of what is left, unless nobody else
@@ -212,13 +213,14 @@ class ConnectAttempt:
         source = source_for(upstream, flow) if upstream.by_source else NO_KEY
         while now < self._deadline and not self._is_last:
             endpoint = endpoint or upstream.pick(self._tried, source, now)
+            endpoint = endpoint or upstream.stand_in(self._tried)
             if endpoint is None:
                 break
             self._tried += (endpoint,)
             self._endpoint = endpoint
             endpoint.counters.attempts += 1
             endpoint.take()
-            is_last = len(self._tried) >= len(upstream.usable)
+            is_last = len(self._tried) >= len(upstream.usable) + len(upstream.spares)
             self.until = self._deadline if is_last else self._time_of(now)
             error = self._begin(endpoint, now)
             if error in UNDER_WAY:

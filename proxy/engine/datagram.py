@@ -317,7 +317,7 @@ class DatagramFlow(Flow):
         failure = CloseReason.NO_ENDPOINT
         tried: tuple[Endpoint, ...] = ()
         source = source_for(upstream, self)
-        while (endpoint := upstream.pick(tried, source, now)) is not None:
+        while endpoint := upstream.pick(tried, source, now) or upstream.stand_in(tried):
             tried += (endpoint,)
             endpoint.counters.attempts += 1
             endpoint.take()

@@ -25,7 +25,8 @@ def not_ready(roster: Roster, now: float, *, draining: bool) -> Iterator[str]:
     for name in () if draining else roster.closed_listeners():
         yield drained_listener(name)
     for upstream in roster.upstreams:
-        if not any(endpoint.counters.up(now) for endpoint in upstream.usable):
+        asked = (*upstream.usable, *upstream.spares)
+        if not any(endpoint.counters.up(now) for endpoint in asked):
             yield f'upstream "{upstream.name}": {_unusable(upstream)}'
 
 

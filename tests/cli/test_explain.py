@@ -76,7 +76,7 @@ def explanation(**parts: Any) -> Explanation:
             "queue": {"flows": 0, "ceiling": 4, "seconds": 3.0},
             "candidates": [
                 candidate("10.0.0.1:80", next=True, why="its turn is next"),
-                candidate("web.example:80", next=False, why="a backup: others are usable"),
+                candidate("web.example:80", next=False, why="a backup: asked if all others fail"),
             ],
         },
         "evicted": 42,
@@ -110,7 +110,7 @@ def test_everything_is_told(house: House) -> None:
         "",
         "ENDPOINT CONDITION WEIGHT FLOWS WHY",
         "* 10.0.0.1:80 up 2 3/5 its turn is next",
-        "web.example:80 (10.0.0.1:80) up 2 backup 3/5 a backup: others are usable",
+        "web.example:80 (10.0.0.1:80) up 2 backup 3/5 a backup: asked if all others fail",
         "chosen by round_robin; * the next",
         "who finds all of them full waits: 0 of 4, 3s at most",
     ]

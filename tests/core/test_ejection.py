@@ -130,3 +130,25 @@ def test_who_is_judged_no_more_is_back_at_once() -> None:
     upstream.judge_by(None)
     upstream.become(upstream.endpoints, HOME, now=1.0)
     assert len(upstream.usable) == 2
+
+
+def test_backups_stand_in_when_all_others_fail_however_few_may_be_ejected() -> None:
+    upstream = upstream_of(4, TERMS._replace(failures=2, most_percent=25, panic_percent=30))
+    one, two, three, four = upstream.endpoints
+    four.become(1, backup=True)
+    upstream.become(upstream.endpoints, HOME)
+    assert one.try_eject("because", 0.0)
+    assert not two.try_eject("three is well", 0.0)
+    fail(three, 2)
+    assert two.try_eject("three fails, too", 0.0)
+    assert three.try_eject("nobody is left but the backup", 0.0)
+    assert upstream.usable == (four,)
+    assert not four.try_eject("nobody stands in for it", 0.0)
+    upstream.refresh(110.0)
+    assert upstream.usable == (one, two, three)
+
+
+def fail(endpoint: Endpoint, times: int) -> None:
+    assert endpoint.record is not None
+    for _ in range(times):
+        endpoint.record.missed(0.0)

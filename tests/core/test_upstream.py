@@ -228,3 +228,38 @@ def test_kin_are_those_of_the_same_name_and_the_other_ip_version() -> None:
     two.set_health(Health.DOWN, "", 1.0)
     assert upstream.usable
     assert six.kin == (one,)
+
+
+def test_a_backup_stands_in_when_all_others_have_failed_a_flow() -> None:
+    upstream = upstream_of(2, backups=2)
+    one, two, three, four = upstream.endpoints
+    assert upstream.spares == (three, four)
+    assert upstream.pick((one, two), "", 0.0) is None
+    assert upstream.stand_in((one, two)) is three
+    three.take()
+    assert upstream.stand_in((one, two)) is four
+    assert upstream.stand_in((one, two, three, four)) is None
+
+
+def test_a_backup_does_not_stand_in_for_one_that_is_full_nor_when_it_is_full_or_down() -> None:
+    upstream = upstream_of(2, backups=1)
+    one, two, three = upstream.endpoints
+    two.become(1, backup=False, ceiling=1)
+    three.become(1, backup=True, ceiling=1)
+    upstream.become(upstream.endpoints, HOME)
+    two.take()
+    assert upstream.stand_in((one,)) is None
+    assert upstream.has_room_later((one,))
+    assert upstream.stand_in((one, two)) is three
+    three.take()
+    assert upstream.stand_in((one, two)) is None
+    three.leave(0.0)
+    three.set_health(Health.DOWN, "", 0.0)
+    assert upstream.spares == ()
+
+
+def test_backups_that_are_asked_are_no_spares() -> None:
+    upstream = upstream_of(1, backups=1)
+    one, two = upstream.endpoints
+    one.set_health(Health.DOWN, "", 0.0)
+    assert (upstream.usable, upstream.spares) == ((two,), ())

@@ -111,7 +111,7 @@ async def test_why_an_endpoint_is_not_chosen() -> None:
         assert why_of(answer) == {
             "e0": "down: refused",
             "e1": "has all the flows it may have",
-            "e2": "a backup: others are usable",
+            "e2": "a backup: asked if all others fail",
         }
         assert verdict_of(answer) == ("no_endpoint", "no_endpoint")
         waiting = replace(spec, endpoints=specs, waiting=WaitLimits(9.0, 2))

@@ -102,6 +102,19 @@ async def test_weights_and_backups_come_and_go_with_a_reload() -> None:
         assert await wait_served(lab, 3) == sorted(map(text, (one, two, three)))
 
 
+async def test_a_backup_takes_a_flow_that_all_others_have_failed() -> None:
+    alive = listening().getsockname()
+    addresses = [closed_port(), closed_port(), alive]
+    plain = upstream_spec("lab", addresses)
+    spec = replace(
+        plain, endpoints=(*plain.endpoints[:2], plain.endpoints[2]._replace(backup=True))
+    )
+    async with relaying(addresses) as lab:
+        await lab.worker.apply(change(spec))
+        assert await wait_served(lab, 1) == [text(alive)]
+        assert (await lab.worker.status())["not_ready"] == []
+
+
 async def test_a_name_of_two_addresses_is_two_endpoints_and_one_label() -> None:
     one, two = listening(), listening()
     spec = upstream_spec("lab", [one.getsockname(), two.getsockname()])
