@@ -140,7 +140,7 @@ class Resolver:
                     backend=dns.asyncbackend.get_backend("trio"),
                 )
             except dns.exception.DNSException as error:
-                return _failure(error, dns_resolver)
+                return _failure(error, dns_resolver, kind)
 
     async def _resolver(self, asking: Asking) -> dns.asyncresolver.Resolver | Failure:
         """Who asks the servers in force."""
@@ -205,17 +205,19 @@ def _configure(made: dns.asyncresolver.Resolver, text: str) -> None:
         made.read_resolv_conf(StringIO(text))
 
 
-def _failure(error: dns.exception.DNSException, asked: dns.asyncresolver.Resolver) -> Failure:
-    """What went wrong, in a few words for people."""
+def _failure(
+    error: dns.exception.DNSException, asked: dns.asyncresolver.Resolver, kind: str
+) -> Failure:
+    """What went wrong, in a few words for people: of which records, where others may be well."""
     servers = ", ".join(map(_server, asked.nameservers))
     match error:
         case dns.resolver.NXDOMAIN():
             return Failure("there is no such name", final=True)
         case dns.exception.Timeout():
-            return Failure(f"no answer within {asked.lifetime:g} s from {servers}")
+            return Failure(f"no answer within {asked.lifetime:g} s from {servers} ({kind})")
         case dns.resolver.NoNameservers():
-            return Failure(_last_error(error) or f"no server answers: {servers}")
-    return Failure(str(error) or type(error).__name__)
+            return Failure(f"{_last_error(error) or f'no server answers: {servers}'} ({kind})")
+    return Failure(f"{str(error) or type(error).__name__} ({kind})")
 
 
 def _server(asked: str | dns.nameserver.Nameserver) -> str:

@@ -265,6 +265,8 @@ def limit_row(
     }
 
 
+PANIC: Final = "; too few are usable for its ejection to be heeded"
+
 FULL: Final = "has all the flows it may have"
 
 CHOSEN: Final[dict[Balance, str]] = {
@@ -298,7 +300,8 @@ def candidate_rows(
             "endpoint": endpoint.name,
             "usable": endpoint in upstream.usable and not endpoint.is_full,
             "next": endpoint in foreseen,
-            "why": CHOSEN[balance] if endpoint in foreseen else _why_not(endpoint, upstream, row),
+            "why": (CHOSEN[balance] if endpoint in foreseen else _why_not(endpoint, upstream, row))
+            + (PANIC if endpoint in upstream.usable and endpoint.ejected else ""),
         }
         for endpoint, row in zip(upstream.endpoints, rows, strict=True)
     ]

@@ -130,8 +130,8 @@ async def test_a_service_that_is_not_offered(served: Zone, files: Files) -> None
 async def test_a_server_that_does_not_answer(served: Zone, files: Files) -> None:
     served.stop()
     parts = await files.resolver.host(f"one.{ZONE}", asking(served, timeout=0.2))
-    failure = Failure(f"no answer within 0.2 s from {served.server}")
-    assert parts == {"A": failure, "AAAA": failure}
+    said = f"no answer within 0.2 s from {served.server}"
+    assert parts == {kind: Failure(f"{said} ({kind})") for kind in ("A", "AAAA")}
 
 
 async def test_a_server_that_refuses(served: Zone, files: Files) -> None:
@@ -140,7 +140,7 @@ async def test_a_server_that_refuses(served: Zone, files: Files) -> None:
     failure = parts["A"]
     assert isinstance(failure, Failure)
     assert not failure.final
-    assert "REFUSED" in failure.reason
+    assert failure.reason.endswith("REFUSED (A)")
 
 
 async def test_the_file_of_hosts_comes_first_and_is_read_again(served: Zone, files: Files) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 from ipaddress import ip_network
-from time import time
+from time import monotonic, time
 from typing import TYPE_CHECKING, Any
 
 import pytest
@@ -15,6 +15,7 @@ from proxy.core.address import Transport
 from proxy.core.admission import AdmissionLimits
 from proxy.core.balance.ways import Balance
 from proxy.core.condition import Administration, Health
+from proxy.core.ejection import EjectionTerms
 from proxy.core.explanation import Explanation, FlowQuestion
 from proxy.core.live_limit import LimitValues, LiveLimit
 from proxy.core.query import FlowQuery
@@ -124,6 +125,23 @@ async def test_why_an_endpoint_is_not_chosen() -> None:
         assert why_of(answer)["e1"] == "disabled"
         assert next_of(answer) == [text(there[2])]
         assert verdict_of(answer) == ("admit", None)
+
+
+async def test_an_ejected_endpoint_that_is_asked_all_the_same_says_so() -> None:
+    there = endpoints()
+    async with relaying(there) as lab:
+        terms = EjectionTerms(panic_percent=100)
+        spec = replace(upstream_spec("lab", there), balance=Balance.FIRST, ejection=terms)
+        await lab.worker.apply(change(spec))
+        (upstream,) = lab.worker._roster.upstreams
+        assert upstream.endpoints[0].try_eject("because", monotonic())
+        answer = await explained(lab)
+        assert next_of(answer) == [text(there[0])]
+        assert why_of(answer) == {
+            "e0": "the first that is usable; too few are usable for its ejection to be heeded",
+            "e1": "asked if others fail",
+            "e2": "asked if others fail",
+        }
 
 
 async def test_the_entry_of_the_access_list() -> None:
