@@ -13,6 +13,7 @@ from proxy.cli import completion
 from proxy.cli.client import AdminClient, admin_option
 from proxy.cli.columns import Column, write_table
 from proxy.cli.table import output_option
+from proxy.core.condition import Condition
 from proxy.core.units import format_span
 
 GONE: Final = "gone"
@@ -132,7 +133,8 @@ def _reason(address: dict[str, Any] | None, now: float) -> str:
     if address["seconds_left"] is not None:
         return f"{address['reason']}; back in {format_span(address['seconds_left'])}"
     check = address["check"]
-    if not check or check["last"] is None:
+    is_usable = Condition(address["condition"]).is_usable
+    if not check or check["last"] is None or (is_usable and address["reason"]):
         return str(address["reason"])
     last = f"checked {format_span(now - check['last'])} ago"
     return f"{check['reason']}, {last}" if check["reason"] else last

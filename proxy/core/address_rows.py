@@ -32,13 +32,12 @@ def address_row(endpoint: Endpoint, now: float, offset: float) -> AddressSnapsho
     """
     record, condition = endpoint.record, endpoint.condition
     is_ejected = endpoint.ejected and record is not None
-    reason = endpoint.reason if condition is Condition.DOWN else ""
     scale = STEPS if endpoint.upstream is not None and endpoint.upstream.slow_start else 1
     return {
         "address": format_address(endpoint.address),
         "condition": condition.value,
         "since": round(endpoint.since + offset, 3) if endpoint.since else None,
-        "reason": record.reason if is_ejected and record and not reason else reason,
+        "reason": _reason(endpoint),
         "weight": endpoint.weight,
         "share": 100 * endpoint.share // (scale * endpoint.weight),
         "backup": endpoint.backup,
@@ -47,6 +46,17 @@ def address_row(endpoint: Endpoint, now: float, offset: float) -> AddressSnapsho
         "ejections": record.times if record is not None else 0,
         "seconds_left": round(record.until - now, 3) if is_ejected and record else None,
     }
+
+
+def _reason(endpoint: Endpoint) -> str:
+    """Why it gets no new flows; or why it should get none, as they fail, and does all the same."""
+    record = endpoint.record
+    if endpoint.condition is Condition.DOWN and endpoint.reason:
+        return endpoint.reason
+    if endpoint.ejected:
+        return record.reason if record is not None else ""
+    spared = endpoint.condition.is_usable and record is not None and record.verdict
+    return f"{spared}; not ejected, as too few would be left" if spared else ""
 
 
 def is_up(endpoint: EndpointSnapshot, health: Collection[str]) -> bool:
@@ -80,7 +90,7 @@ def merge_addresses(rows: Iterable[AddressSnapshot]) -> list[AddressSnapshot]:
 
 
 def _added(one: AddressSnapshot, other: AddressSnapshot) -> AddressSnapshot:
-    worse = max(one, other, key=lambda row: SEVERITY.index(row["condition"]))
+    worse = max(one, other, key=lambda row: (SEVERITY.index(row["condition"]), row["reason"] > ""))
     ceilings = [row["ceiling"] for row in (one, other) if row["ceiling"] is not None]
     left = [row["seconds_left"] for row in (one, other) if row["seconds_left"] is not None]
     return {

@@ -24,7 +24,7 @@ Everything is of one process: workers judge by their own flows. Times are monoto
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 
 class EjectionTerms(NamedTuple):
@@ -50,6 +50,10 @@ class EjectionTerms(NamedTuple):
     time_max: float = 300.0
     most_percent: int = 50
     panic_percent: int = 30
+
+
+MISSES: Final = "failures to reach it"
+RESETS: Final = "resets before a byte"
 
 
 class Record:
@@ -91,9 +95,9 @@ class Record:
         self._bad = 0
 
     @property
-    def is_failing(self) -> bool:
-        """Whether it is to be ejected, were it not for others."""
-        return bool(self._verdict(max(self._misses, self._resets), ""))
+    def verdict(self) -> str:
+        """Why it is to be ejected, were it not for others; empty if it is not."""
+        return self._verdict(self._misses, MISSES) or self._verdict(self._resets, RESETS)
 
     def reached(self, now: float) -> None:
         """A flow was connected, or had an answer."""
@@ -111,7 +115,7 @@ class Record:
         self._misses += 1
         self._roll(now)
         self._bad += 1
-        return self._verdict(self._misses, "failures to reach it")
+        return self._verdict(self._misses, MISSES)
 
     def unanswered(self, now: float) -> str:
         """A datagram flow ended without an answer; the same, unless nobody ever answers."""
@@ -123,7 +127,7 @@ class Record:
         self._roll(now)
         self._good = max(0, self._good - 1)
         self._bad += 1
-        return self._verdict(self._resets, "resets before a byte")
+        return self._verdict(self._resets, RESETS)
 
     def eject(self, reason: str, now: float) -> None:
         """Begin an ejection."""

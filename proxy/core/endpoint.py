@@ -110,7 +110,7 @@ class Endpoint:
     @property
     def is_failing(self) -> bool:
         """Whether flows fail so often that it is ejected, or would be if it might."""
-        return self.record is not None and self.record.is_failing
+        return self.record is not None and bool(self.record.verdict)
 
     def become(self, weight: int, *, backup: bool, ceiling: float = inf) -> None:
         """Be as configured from now on; ``Upstream.become`` follows, which sees to the rest."""

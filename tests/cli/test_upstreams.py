@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import pytest
 import structlog.testing
 
+from proxy.cli.upstreams import _reason
 from tests.cli.test_completion import offered
 from tests.cli.test_table import House
 from tests.observe.fake_relay import WALL
@@ -94,3 +95,19 @@ def test_disable_and_enable(house: House, order: str) -> None:
 def test_the_shell_offers_addresses_as_flows_have_them(house: House) -> None:
     assert offered(house.path, "sockpair flows --endpoint ") == ["10.0.0.1:80", "192.0.2.9:80"]
     assert offered(house.path, "sockpair limit --endpoint 19") == ["192.0.2.9:80"]
+
+
+@pytest.mark.parametrize(
+    ("condition", "reason", "shown"),
+    [
+        ("up", "5 failures in a row; not ejected", "5 failures in a row; not ejected"),
+        ("up", "", "connected, checked 3s ago"),
+        ("down", "refused", "connected, checked 3s ago"),
+    ],
+)
+def test_what_flows_met_with_goes_before_what_the_last_check_showed(
+    condition: str, reason: str, shown: str
+) -> None:
+    check = {"last": 7.0, "reason": "connected"}
+    address = {"condition": condition, "reason": reason, "seconds_left": None, "check": check}
+    assert _reason(address, 10.0) == shown

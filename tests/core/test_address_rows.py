@@ -51,6 +51,23 @@ def test_why_it_is_down_or_ejected_and_how_long() -> None:
     assert (row["seconds_left"], row["ejections"]) == (6.0, 1)
 
 
+def test_why_flows_fail_at_one_that_may_not_be_ejected() -> None:
+    views = [upstream_of().endpoints for _ in range(2)]
+    one, two = views[1]
+    assert one.try_eject("because", 46.0)
+    for _ in range(5):
+        assert two.record is not None
+        verdict = two.record.missed(46.0)
+    assert not two.try_eject(verdict, 46.0)
+    rows = merge_addresses(address_row(each, 50.0, 1000.0) for view in views for each in view)
+    assert [(row["condition"], row["reason"]) for row in rows] == [
+        ("ejected", "because"),
+        ("unknown", "5 failures to reach it in a row; not ejected, as too few would be left"),
+    ]
+    two.record.reached(47.0)
+    assert address_row(two, 50.0, 1000.0)["reason"] == ""
+
+
 def test_a_share_is_seen_to_grow() -> None:
     upstream = upstream_of(slow_start=10.0)
     endpoint = upstream.endpoints[0]
