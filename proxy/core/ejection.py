@@ -19,6 +19,9 @@ fault is more likely ours, and the rest would be crushed. And if, with those tha
 other reasons, fewer than ``panic_percent`` are left, ejections are not heeded at all. Both give way
 to backups: when nobody is well for whom they stand in, all others are ejected, and those are asked.
 
+One that is spared so is *shunned* for ``time``: streams are still sent there, as they go on to the
+next endpoint where that fails them, and datagrams, which cannot, only while nobody else is left.
+
 Everything is of one process: workers judge by their own flows. Times are monotonic seconds.
 """
 
@@ -62,6 +65,7 @@ class Record:
     Attributes:
         terms: by which it is judged.
         until: when the last ejection ends, or ended.
+        shunned_until: the same, where it was not ejected for the sake of others.
         times: ejections that followed upon each other.
         reason: for the last one; empty if there was none.
 
@@ -76,6 +80,7 @@ class Record:
         "_resets",
         "_window_from",
         "reason",
+        "shunned_until",
         "terms",
         "times",
         "until",
@@ -84,6 +89,7 @@ class Record:
     def __init__(self, terms: EjectionTerms) -> None:
         self.terms = terms
         self.until = 0.0
+        self.shunned_until = 0.0
         self.times = 0
         self.reason = ""
         self._length = 0.0
@@ -138,6 +144,11 @@ class Record:
         self._length = max(self.terms.time, min(doubled, self.terms.time_max))
         self.until = now + self._length
         self.reason = reason
+
+    def shun(self, now: float) -> float:
+        """Be spared an ejection; tell until when datagrams pass it over."""
+        self.shunned_until = now + self.terms.time
+        return self.shunned_until
 
     def come_back(self) -> None:
         """Be asked again, on probation; an endpoint that does well has forgotten its failures."""

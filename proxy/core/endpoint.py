@@ -112,6 +112,10 @@ class Endpoint:
         """Whether flows fail so often that it is ejected, or would be if it might."""
         return self.record is not None and bool(self.record.verdict)
 
+    def is_shunned(self, now: float) -> bool:
+        """Whether datagrams pass it over."""
+        return self.upstream is not None and self in self.upstream.shunned(now)
+
     def become(self, weight: int, *, backup: bool, ceiling: float = inf) -> None:
         """Be as configured from now on; ``Upstream.become`` follows, which sees to the rest."""
         self.weight = self.share = weight
@@ -146,6 +150,7 @@ class Endpoint:
         if self.record is None or self.ejected or self.upstream is None:
             return False
         if not self.upstream.may_eject(self, self.record.terms.most_percent):
+            self.upstream.shun_until(self.record.shun(now))
             return False
         self.record.eject(reason, now)
         self.counters.ejections += 1

@@ -76,6 +76,10 @@ class SoleUpstream:
     def stand_in(self, tried: Collection[Endpoint]) -> Endpoint | None:
         """There is nobody else."""
 
+    def shunned(self, now: float) -> tuple[Endpoint, ...]:
+        """Nobody: there is no other."""
+        return ()
+
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """It is never full."""
         return False

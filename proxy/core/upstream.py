@@ -119,6 +119,10 @@ class Choice(Protocol):
         """A spare for a flow for which ``pick`` finds nobody; None if there is none."""
         ...
 
+    def shunned(self, now: float) -> tuple[Endpoint, ...]:
+        """Those that datagrams pass over, as long as somebody else is left."""
+        ...
+
     def has_room_later(self, tried: Collection[Endpoint]) -> bool:
         """Whether some endpoint was not picked only because it is full."""
         ...
@@ -150,6 +154,7 @@ class Upstream:
     __slots__ = (
         "_full",
         "_picker",
+        "_shun_until",
         "_step_at",
         "by_source",
         "closes_fallen",
@@ -183,6 +188,7 @@ class Upstream:
         self.on_return: Callable[[Endpoint], None] | None = None
         self._picker: Picker = picker or Turns()
         self._full: tuple[Endpoint, ...] = ()
+        self._shun_until = -inf
         self._step_at = inf
         self.by_source = False
         self.pick: Pick
@@ -240,6 +246,21 @@ class Upstream:
         """Whether spares can do without an endpoint, as nobody is well whom they stand in for."""
         return bool(self.spares) and all(each.is_failing for each in {*self.usable} - {endpoint})
 
+    def shun_until(self, when: float) -> None:
+        """Know that datagrams pass somebody over until then."""
+        self._shun_until = when
+
+    def shunned(self, now: float) -> tuple[Endpoint, ...]:
+        """Those that fail flows and may not be ejected; nobody if that is all."""
+        if now >= self._shun_until:
+            return ()
+        found = [
+            each
+            for each in self.usable
+            if each.is_failing and each.record is not None and now < each.record.shunned_until
+        ]
+        return tuple(found) if len(found) < len(self.usable) else ()
+
     @property
     def back_at(self) -> float:
         """When the next ejection ends, monotonic seconds; never if nobody is ejected."""
@@ -289,12 +310,14 @@ class Upstream:
         heeded = USABLE | {Condition.EJECTED}
         return [each for each in self.endpoints if each.condition in heeded]
 
-    def foresee(self, source: SourceKey, now: float) -> tuple[Endpoint, ...]:
+    def foresee(
+        self, source: SourceKey, now: float, passed: Collection[Endpoint] = ()
+    ) -> tuple[Endpoint, ...]:
         """Of whom the next flow would get one, if all answer; changes nothing.
 
         What time alone has changed is not seen: ``refresh`` comes before. See ``Picker.foresee``.
         """
-        return self._picker.foresee(self._full, source, now)
+        return self._picker.foresee((*self._full, *passed), source, now)
 
     def stand_in(self, tried: Collection[Endpoint]) -> Endpoint | None:
         """The spare with the fewest flows for its weight; None while somebody is only full."""

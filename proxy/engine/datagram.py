@@ -309,15 +309,24 @@ class DatagramFlow(Flow):
         for kind in kinds:
             self.counters.dropped[kind] += 1
         if self.endpoint is not None and not GONE.isdisjoint(kinds):
-            missed(self.endpoint, monotonic())
+            now = monotonic()
+            missed(self.endpoint, now)
+            if self.endpoint.is_shunned(now):
+                self.leave_index()
         return bool(kinds)
 
     def _connect(self, upstream: Choice, connect: Connect, now: float) -> CloseReason | None:
         """Connect to the first endpoint that the kernel has a route to; return why none did."""
         failure = CloseReason.NO_ENDPOINT
-        tried: tuple[Endpoint, ...] = ()
+        tried = shunned = upstream.shunned(now)
         source = source_for(upstream, self)
-        while endpoint := upstream.pick(tried, source, now) or upstream.stand_in(tried):
+        while True:
+            endpoint = upstream.pick(tried, source, now) or upstream.stand_in(tried)
+            if endpoint is None:
+                if not shunned:
+                    return failure
+                tried, shunned = tried[len(shunned) :], ()
+                continue
             tried += (endpoint,)
             endpoint.counters.attempts += 1
             endpoint.take()
@@ -326,7 +335,6 @@ class DatagramFlow(Flow):
                 return None
             endpoint.leave(now)
             failure = count_failure(endpoint, error, now)
-        return failure
 
     def _open(self, endpoint: Endpoint, upstream: Choice, connect: Connect) -> int:
         """Open the socket, or two, towards an endpoint; return 0, or the errno."""

@@ -159,8 +159,9 @@ class Explainer:
             return empty
         source = spec.admission.key(question.client[0]) if upstream.by_source else NO_KEY
         rows = [address_row(each, now, offset) for each in upstream.endpoints]
-        foreseen = upstream.foresee(source, now)
-        queue = None if spec.transport.is_datagram else upstream.queue  # datagrams do not wait
+        datagrams = spec.transport.is_datagram
+        foreseen = upstream.foresee(source, now, upstream.shunned(now) if datagrams else ())
+        queue = None if datagrams else upstream.queue  # datagrams do not wait
         return {
             "balance": balance.value,
             "original": False,

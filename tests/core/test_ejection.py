@@ -148,6 +148,24 @@ def test_backups_stand_in_when_all_others_fail_however_few_may_be_ejected() -> N
     assert upstream.usable == (one, two, three)
 
 
+def test_one_that_may_not_be_ejected_is_shunned_for_a_time_while_somebody_else_is_left() -> None:
+    upstream = upstream_of(3, TERMS._replace(failures=2, most_percent=40, panic_percent=0))
+    one, two, three = upstream.endpoints
+    assert one.try_eject("because", 100.0)
+    fail(two, 2)
+    assert not two.try_eject("one is out", 100.0)
+    assert upstream.usable == (two, three)
+    assert upstream.shunned(109.9) == (two,)
+    assert upstream.shunned(110.0) == ()
+    assert two.record is not None
+    two.record.reached(105.0)
+    assert upstream.shunned(105.0) == ()
+    fail(two, 2)
+    fail(three, 2)
+    assert not three.try_eject("one is out", 105.0)
+    assert upstream.shunned(106.0) == ()
+
+
 def fail(endpoint: Endpoint, times: int) -> None:
     assert endpoint.record is not None
     for _ in range(times):

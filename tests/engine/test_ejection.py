@@ -8,8 +8,10 @@ from dataclasses import replace
 import pytest
 import structlog.testing
 import trio
+from trio.socket import SocketType
 
 from proxy.core.address import Address, Transport
+from proxy.core.balance.ways import Balance
 from proxy.core.condition import Condition, Health
 from proxy.core.ejection import EjectionTerms
 from proxy.core.expiry import FlowLimits
@@ -276,3 +278,26 @@ async def test_live_flows_are_closed_in_slices_all_of_them() -> None:
         await down(lab, "e0", address)
         rows = await lab.wait_ended(250)
         assert {row["close_reason"] for row in rows} == {"endpoint_down"}
+
+
+async def test_datagrams_are_not_left_to_an_endpoint_that_may_not_be_ejected() -> None:
+    """Of three no more than one may be, and two are dead; the third serves all."""
+    endpoint = datagram_socket()
+    addresses = [closed_port(), closed_port(), endpoint.getsockname()]
+    async with relaying(addresses, transport=UDP) as lab:
+        spec = replace(judged(*addresses), balance=Balance.FIRST)
+        await lab.worker.apply(change(spec))
+        client = await client_of(lab)
+        with trio.move_on_after(PATIENCE):
+            while not await heard(endpoint):
+                await client.send(b"is anybody there?")
+        for _ in range(4):
+            await exchange(await client_of(lab), endpoint, b"here")
+        assert conditions(lab) == [Condition.EJECTED, Condition.UNKNOWN, Condition.UNKNOWN]
+
+
+async def heard(endpoint: SocketType) -> bool:
+    """Whether a datagram comes within a moment."""
+    with trio.move_on_after(0.02):
+        return bool(await endpoint.recv(100))
+    return False
