@@ -67,6 +67,7 @@ class Explainer:
         spec = self._roster.spec_of(question.listener, question.transport)
         if spec is None:
             return None
+        question = believed(question, spec)
         evicted = await self._evicted(question, spec)
         self._roster.upstreams.refresh(now)
         rule = rule_of(question, spec)
@@ -168,6 +169,17 @@ class Explainer:
             "queue": _queue_row(queue) if isinstance(queue, UpstreamQueue) else None,
             "candidates": candidate_rows(upstream, balance, foreseen, rows),
         }
+
+
+def believed(question: FlowQuestion, spec: ListenerSpec) -> FlowQuestion:
+    """The question, of the client itself where nobody believes whom it declares."""
+    if question.via is None or _trust(spec.proxied, question.via) in BELIEVED:
+        return question
+    return question._replace(client=(question.via, 0), via=None)
+
+
+BELIEVED = frozenset({Trust.TRUSTED, Trust.REFUSED})
+"""Who is refused is so, whatever it declares."""
 
 
 def rule_of(question: FlowQuestion, spec: ListenerSpec) -> RuleRow:

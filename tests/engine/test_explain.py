@@ -246,6 +246,16 @@ async def test_who_is_believed(alone: bool) -> None:
         assert (answer["rule"]["proxy"], answer["outcome"]) == expected
 
 
+@pytest.mark.parametrize("proxied", [False, True])
+async def test_whom_a_proxy_declares_that_is_not_believed_is_not_the_client(proxied: bool) -> None:
+    terms = ProxyTerms(AccessList([ip_network("127.0.0.9/32")], []), False, 1.0)
+    async with relaying(endpoints(), access=OURS, proxied=terms if proxied else None) as lab:
+        answer = await explained(lab, client=("192.0.2.1", 0), via="127.0.0.2")
+        assert answer["client"] == "127.0.0.2"
+        assert answer["rule"]["entry"] == "127.0.0.2/32"
+        assert verdict_of(answer) == ("refuse", "access")
+
+
 async def test_a_listener_that_is_drained_and_one_that_is_not_there() -> None:
     async with relaying(endpoints()) as lab:
         await lab.worker.drain(DrainOrder(DrainTarget(listener="lab"), PACE))
