@@ -38,6 +38,9 @@ LEASE_MAX: Final = 1 << 20
 LEASES_A_BURST: Final = 4
 """A lease is no more than so much of a burst: what is booked late, all at once, is no more."""
 
+FEW: Final = 4
+"""Datagrams. A bucket that holds fewer is filled with one more; see ``after_datagram``."""
+
 CALM: Final = 0.75
 """Of a burst; while a policer has so much, nobody wants too much, and nothing is noted."""
 
@@ -158,6 +161,25 @@ class Ceiling:
         spare = (1 - CALM) * rate.burst
         self.calm_lease = int(min(LEASE_MAX, spare / 2))
         self.at_calm = (spare - self.calm_lease) * self.cost
+
+    def after_lease(self, full_at: float, moved: int, now: float) -> float:
+        """When a bucket is full again of which so much was moved by a lease.
+
+        No lease takes more than the bucket holds. One of before the ceiling changed may have: of a
+        MiB that was free the bucket would be empty for two minutes when it is 64 kbit/s now.
+        """
+        return min(max(full_at, now) + moved * self.cost, now + self.whole)
+
+    def after_datagram(self, full_at: float, size: int, now: float) -> float:
+        """When a bucket is full again that let a datagram pass.
+
+        Datagrams come when they come, and whole. A bucket of a few of them is often full before the
+        next is there, and what comes meanwhile would be lost: of 64 kbit/s those of 1400 bytes got
+        57 to 85 %. So for as much as one more the time counts for which it has been full.
+        """
+        cost = size * self.cost
+        since = now - cost if self.burst < FEW * size else now
+        return max(full_at, since) + cost
 
     def tokens(self, owed: float) -> float:
         """Bytes in a bucket that owes so much, and below 0 owes nothing."""

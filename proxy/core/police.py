@@ -14,7 +14,8 @@ Rejected: slots of time with levels from the demands of the last one. Datagrams 
 a slot, demands of one slot say little about the next, and what changes is seen one slot late.
 
 Invariants: in any span of ``t`` seconds each ceiling passes at most ``burst + per_second * t``,
-where a datagram beyond the burst needs a full bucket and leaves a debt. Dropped ones cost nothing.
+where a datagram beyond the burst needs a full bucket and leaves a debt, and a bucket of few has
+room for one more (``Ceiling.after_datagram``). Dropped ones cost nothing.
 
 Far from all ceilings datagrams pass by *leases* and are booked later, see ``core.lease``.
 
@@ -78,7 +79,7 @@ class _Source(Part):
         """Book what passed by its lease."""
         moved = self.lent - self.left
         if moved:
-            self.full_at = max(self.full_at, now) + moved * self.common.cost
+            self.full_at = self.common.after_lease(self.full_at, moved, now)
             self.lent = self.left
 
 
@@ -119,7 +120,7 @@ class Policed(Part):
         """Book what passed by its lease."""
         moved = self.lent - self.left
         if moved:
-            self.full_at = max(self.full_at, now) + moved * self.ceiling.cost
+            self.full_at = self.ceiling.after_lease(self.full_at, moved, now)
             self.lent = self.left
 
     def call_in(self) -> None:
@@ -212,9 +213,12 @@ class Policer:
             if min(size, whole.burst) + mine + self._fluid.outstanding(source) > room:
                 return Limit.LISTENER_BANDWIDTH
             self._note(flow, size)
-        flow.full_at = max(flow.full_at, now) + size * flow.ceiling.cost
-        source.full_at = max(source.full_at, now) + size * own.cost
-        self._full_at = max(self._full_at, now) + size * whole.cost
+        flow.full_at = flow.ceiling.after_datagram(flow.full_at, size, now)
+        source.full_at = own.after_datagram(source.full_at, size, now)
+        at_once = max(self._full_at, now) + size * whole.cost
+        self._full_at = whole.after_datagram(self._full_at, size, now)
+        if self._full_at < at_once:  # the rest was served before it came
+            self._fluid.drain((at_once - self._full_at) * whole.per_second)
         self._lend(flow, now)
         return None
 
@@ -242,7 +246,7 @@ class Policer:
         whole = self._whole
         moved = whole.lent - whole.left
         if moved:
-            self._full_at = max(self._full_at, now) + moved * self._listener.cost
+            self._full_at = self._listener.after_lease(self._full_at, moved, now)
             whole.lent = whole.left
 
     def _note(self, flow: Policed, size: int) -> None:

@@ -106,7 +106,7 @@ class Shaper:
         """Have other ceilings, for the flows that exist too; O(1). See ``Ceiling.become``.
 
         Nobody moves by a lease of the old ones: each share goes by the listener's lease that it
-        knows, and that has nothing left.
+        knows, and that has nothing left; who comes new has its source's called back.
         """
         before = self._whole
         self._whole = Lease(0, before.lent - before.left)
@@ -141,6 +141,8 @@ class Shaper:
         source = self._sources.get(source_key)
         if source is not None and source.members:
             source.members += 1
+            if source.whole is not self._whole:
+                self._call_back(source)
         else:
             source = self._joined(source_key, now, weight)
         source.weight = weight
@@ -355,6 +357,7 @@ class Shaper:
         ceiling = source.ceiling
         calm = not source.queue.heap and source.full_at - now <= ceiling.at_lease
         source.left = source.lent = ceiling.lease if calm else 0
+        source.whole = whole
         ceiling = root.ceiling
         calm = not root.queue.heap and root.full_at - now <= ceiling.at_lease
         whole.left = whole.lent = ceiling.lease if calm else 0
@@ -362,8 +365,10 @@ class Shaper:
     def _book_whole(self, now: float) -> None:
         """Book what was moved by the lease of the listener."""
         whole, root = self._whole, self._root
-        root.full_at = max(root.full_at, now) + (whole.lent - whole.left) * root.ceiling.cost
-        whole.lent = whole.left
+        moved = whole.lent - whole.left
+        if moved:
+            root.full_at = root.ceiling.after_lease(root.full_at, moved, now)
+            whole.lent = whole.left
 
     def _call_in(self, group: Group, now: float) -> None:
         """End the lease of a level below which somebody waits now."""
@@ -376,7 +381,17 @@ class Shaper:
 
     def _joined(self, key: Hashable, now: float, weight: float) -> Group:
         source = self._sources.join(key, now)
-        return self._new_source(key, now, weight) if source is None else source
+        if source is None:
+            return self._new_source(key, now, weight)
+        if source.whole is not self._whole:
+            self._call_back(source)
+        return source
+
+    def _call_back(self, source: Group) -> None:
+        """End a lease of before the ceilings changed; who is new knows the listener's new one."""
+        source.lent -= source.left
+        source.left = 0
+        source.whole = self._whole
 
     def _new_source(self, key: Hashable, now: float, weight: float) -> Group:
         root = self._root
@@ -385,4 +400,5 @@ class Shaper:
         source.key = key
         source.inside = self._flow
         source.left = source.lent = self._source.first_lease
+        source.whole = self._whole
         return self._sources.enter(source, now)

@@ -78,7 +78,7 @@ class Node(Waiter):
         """Book what was moved by its lease."""
         moved = self.lent - self.left
         if moved:
-            self.full_at = max(self.full_at, now) + moved * self.ceiling.cost
+            self.full_at = self.ceiling.after_lease(self.full_at, moved, now)
             self.lent = self.left
 
 
@@ -97,10 +97,11 @@ class Group(Node):
         queue: those of them that have tokens and wait.
         virtual: the largest tag that was served.
         latest: how many bytes were granted last.
+        whole: the lease of the listener when this one lent last, or was made.
 
     """
 
-    __slots__ = ("inside", "key", "latest", "members", "queue", "virtual", "weight")
+    __slots__ = ("inside", "key", "latest", "members", "queue", "virtual", "weight", "whole")
 
     def __init__(
         self,
@@ -118,6 +119,7 @@ class Group(Node):
         self.queue: Line[Node] = Line(numbers)
         self.virtual = 0.0
         self.latest = 0
+        self.whole = ENDLESS
 
     def owes(self, now: float) -> bool:
         """Whether its bucket holds less than a new one would."""

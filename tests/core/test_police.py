@@ -107,18 +107,40 @@ def speed(bits: float) -> Rate:
 
 
 @pytest.mark.parametrize(
-    ("bits", "size", "span"), [(64e3, 160, 10), (10e6, SIZE, 10), (1e9, 8000, 2)]
+    ("bits", "size", "span"),
+    [(64e3, 160, 10), (64e3, 700, 50), (64e3, 1400, 100), (10e6, SIZE, 10), (1e9, 8000, 2)],
 )
 @pytest.mark.parametrize("level", ["listener", "source", "flow"])
 def test_one_flow_gets_its_bandwidth(bits: float, size: int, span: float, level: str) -> None:
-    lab = Lab(ShapeRates(**{level: speed(bits)}))
-    lab.watch(speed(bits))
+    rate = speed(bits)
+    lab = Lab(ShapeRates(**{level: rate}))
+    lab.watch(Rate(rate.per_second, max(rate.burst, size) + size))
     flow = lab.join("one", 2 * bits * BITS, size=size)
     lab.run(0.2)
     lab.passed.clear()
     lab.run(span)
     assert 0.97 <= lab.passed[flow] / (span * bits * BITS) <= 1.01
     assert set(lab.dropped) == {f"{level}_bandwidth"}
+
+
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+@pytest.mark.parametrize("size", [500, 700, 1400, 8000])
+@pytest.mark.parametrize("times", [1.02, 1.12, 1.25, 1.7, 3])
+def test_datagrams_that_come_evenly_get_all_of_a_slow_bandwidth(
+    level: str, size: int, times: float
+) -> None:
+    rate, span = speed(64e3), 200
+    policer = Policer(ShapeRates(**{level: rate}), BEGIN)
+    gauge = Gauge(rate.per_second, max(rate.burst, size) + size, BEGIN)
+    flow = policer.join("one", BEGIN)
+    gap = size / (times * rate.per_second)
+    passed = 0
+    for n in range(int(span / gap)):
+        now = BEGIN + n * gap
+        if policer.passes(flow, size, now) is None:
+            passed += size
+            gauge.passed(size, now)
+    assert 0.99 <= passed / (span * rate.per_second) <= 1.01
 
 
 @pytest.mark.parametrize("bits", [1e6, 10e6, 100e6])
@@ -341,6 +363,18 @@ def test_who_stays_below_a_ceiling_loses_nothing_to_what_was_booked_late(level: 
     lab.run(5)
     assert not lab.dropped
     assert lab.leased > 0.7 * lab.passed[flow] / SIZE
+
+
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+def test_what_was_free_is_not_charged_to_a_ceiling_that_comes_later(level: str) -> None:
+    """A MiB takes two minutes at 64 kbit/s; it passed when that did not hold."""
+    policer = Policer(ShapeRates(), BEGIN)
+    flow = policer.join("one", BEGIN)
+    assert policer.passes(flow, 100, BEGIN) is None
+    assert by_lease(flow, 1_000_000)
+    policer.become(ShapeRates(**{level: speed(64e3)}))
+    policer.passes(flow, 100, BEGIN)  # it may find the bucket empty
+    assert policer.passes(flow, 100, BEGIN + 1) is None
 
 
 def test_what_passed_by_a_lease_is_not_forgotten() -> None:

@@ -643,6 +643,36 @@ def test_by_leases_and_by_grants_nobody_has_more_than_burst_and_rate(level: str)
     assert leased > 100
 
 
+@pytest.mark.parametrize("level", ["listener", "source", "flow"])
+def test_what_was_free_is_not_charged_to_a_ceiling_that_comes_later(level: str) -> None:
+    """A MiB takes two minutes at 64 kbit/s; it was moved when that did not hold."""
+    lab = Lab(ShapeRates())
+    share = lab.join("one", hungry=False)
+    lab.move(share, lab.shaper.ask(share, lab.now))
+    assert by_lease(share, 1_000_000)
+    lab.shaper.become(ShapeRates(**{level: speed(64e3)}))
+    lab.feed(share)
+    lab.run(1)
+    assert lab.moved[share] >= 0.9 * 64e3 * BITS
+
+
+@pytest.mark.parametrize("has_share", [True, False])
+def test_who_comes_after_a_change_does_not_go_by_what_its_source_had_before(
+    has_share: bool,
+) -> None:
+    shaper = Shaper(ShapeRates(), BEGIN)
+    shaper.join("one", BEGIN)
+    shaper.become(ShapeRates(source=speed(1e6)))
+    other = shaper.join("other", BEGIN)
+    shaper.spent(other, shaper.ask(other, BEGIN), BEGIN)  # now the listener lends again
+    if has_share:
+        late: Share | Newcomer = shaper.join("one", BEGIN)
+    else:
+        late = Newcomer(BEGIN)
+        shaper.let_in(late, "one", BEGIN)
+    assert not by_lease(late, 20_000)
+
+
 def test_what_was_moved_by_a_lease_is_not_forgotten() -> None:
     """Neither by a reload, nor when the last flow of a source goes and comes again."""
     rate = speed(1e9)
