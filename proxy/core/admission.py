@@ -128,6 +128,17 @@ class Elsewhere(Protocol):
         """Tell them the same of this worker."""
         ...
 
+    def waits_since(self, not_before: float) -> float:
+        """Since when the first of those has waited whom the listener keeps out there; inf: nobody.
+
+        What was told of before that moment is passed over.
+        """
+        ...
+
+    def tell_waiting(self, since: float) -> None:
+        """Tell them the same of this worker."""
+        ...
+
 
 class Nobody:
     """There are no other workers."""
@@ -141,6 +152,13 @@ class Nobody:
         return 0
 
     def tell(self, flows: int, admitted: int) -> None:
+        """Nobody listens."""
+
+    def waits_since(self, not_before: float) -> float:
+        """Nobody does."""
+        return inf
+
+    def tell_waiting(self, since: float) -> None:
         """Nobody listens."""
 
 
@@ -401,6 +419,14 @@ class Gate:
         """Tell the others how it is here."""
         if self._elsewhere is not None:
             self._elsewhere.tell(self.flows, self.admitted)
+
+    def others_wait_since(self, not_before: float) -> float:
+        """Since when somebody has waited at another worker; see ``Elsewhere.waits_since``."""
+        return (self._elsewhere or NOBODY).waits_since(not_before)
+
+    def tell_waiting(self, since: float) -> None:
+        """Tell the others since when the first here waits for the listener as a whole."""
+        (self._elsewhere or NOBODY).tell_waiting(since)
 
     def _refusal_beside(self, elsewhere: Elsewhere, key: SourceKey, now: float) -> Limit | None:
         """Tell of the flow as if it were here, then look, and take it back if it may not enter."""

@@ -11,6 +11,9 @@ place that becomes free costs a question or two, however many wait. Sources that
 (see ``sources``) are not told apart for certain; so no line rests for longer than ``REST``, and
 whatever is missed is found a second later.
 
+With other workers a place goes to whoever has waited longest, here or there: who comes ``later``
+than the first there is not asked, and keeps all behind it waiting. See ``proxy.engine.waiting``.
+
 When the listener as a whole is full nobody is asked further; ``look_at`` says when to ask again
 though nobody has left.
 
@@ -64,6 +67,7 @@ class WaitingLines(Generic[Client]):
 
     Attributes:
         look_at: when somebody may enter though no flow has ended; as of the last ``next``.
+        kept: whom the listener as a whole keeps out, and all behind it; as of the last ``next``.
 
     """
 
@@ -76,11 +80,13 @@ class WaitingLines(Generic[Client]):
         "_rested",
         "_resting",
         "_rests",
+        "kept",
         "look_at",
     )
 
     def __init__(self, gate: Gate) -> None:
         self.look_at = inf
+        self.kept: Client | None = None
         self._gate = gate
         self._arrived = 0
         self._places: dict[Client, tuple[int, SourceKey]] = {}  # in the order of arrival
@@ -118,6 +124,8 @@ class WaitingLines(Generic[Client]):
         """Have a client wait no more, if it does."""
         if client not in self._places:
             return
+        if client is self.kept:
+            self.kept = None
         number, key = self._places.pop(client)
         line = self._lines[key]
         was_head = _head_of(line) == number
@@ -128,21 +136,34 @@ class WaitingLines(Generic[Client]):
         elif was_head and key not in self._resting:
             self._ask(_head_of(line), key)
 
-    def next(self, now: float) -> Client | None:
-        """Take out the next client that the gate admits, which then enters at once; or None."""
+    def next(
+        self, now: float, is_later: Callable[[Client], bool] = lambda _: False
+    ) -> Client | None:
+        """Take out the next client that the gate admits, which then enters at once; or None.
+
+        Args:
+            now: monotonic seconds.
+            is_later: whether a client comes after one who waits elsewhere.
+
+        """
         self._wake(now)
         self.look_at = inf
+        self.kept = None
         while self._heads:
             number, key = self._heads[0]
             if not self._is_head(number, key):
                 heappop(self._heads)
                 continue
+            client = next(iter(self._lines[key]))
+            if is_later(client):
+                self.kept = client
+                return None
             limit = self._gate.refusal(key, now)
             if limit is None:
-                client = next(iter(self._lines[key]))
                 self.discard(client)
                 return client
             if limit in OF_ALL:
+                self.kept = client
                 self.look_at = self._gate.admits_at(limit, key)
                 return None
             heappop(self._heads)
@@ -164,6 +185,7 @@ class WaitingLines(Generic[Client]):
         clients = list(self._places)
         for table in (self._places, self._lines, self._resting):
             table.clear()
+        self.kept = None
         self._heads.clear()
         self._rests.clear()
         for client in clients:

@@ -2,8 +2,9 @@
 
 Ceilings of a listener as a whole hold over all its workers, and a worker that has to admit a flow
 cannot ask around. So each *tells* some numbers of each listener: how many flows it has and how many
-it has admitted ever (see ``proxy.core.admission`` for what follows), and how much bandwidth it
-wants (``proxy.core.parts``); and it reads those of the others.
+it has admitted ever (see ``proxy.core.admission`` for what follows), how much bandwidth it wants
+(``proxy.core.parts``), and since when its first client waits (``proxy.engine.waiting``); and it
+reads those of the others.
 
 The memory is a memfd that the supervisor makes and every worker maps. It is an array of
 ``SLOTS`` x workers x ``NUMBERS`` whole numbers of 8 bytes, each written by one process alone, in
@@ -22,6 +23,7 @@ from __future__ import annotations
 import mmap
 import os
 from collections.abc import Sequence
+from math import inf
 from threading import Lock
 from typing import Final
 
@@ -30,11 +32,15 @@ from proxy.core.parts import Want
 SLOTS: Final = 1 << 16
 """Listeners with ceilings at once; a configuration of 4 MiB cannot have as many."""
 
-NUMBERS: Final = 6
-"""Of each worker in each slot: its flows, its admissions, and for each direction what it wants."""
+NUMBERS: Final = 7
+"""Of each worker in each slot: its flows, its admissions, for each direction what it wants, and
+since when somebody waits."""
 
 WANTS: Final = 2
 """Where the wants begin: the weight of who waits, and bytes a second, of either direction."""
+
+WAITS: Final = 6
+"""Where that is, in microseconds of the machine's monotonic clock; 0: nobody waits."""
 
 NUMBER_SIZE: Final = 8
 
@@ -66,12 +72,14 @@ class Commons:
             row = self.row(slot, index)
             row.tell(0, 0)
             row.tell_wants((NOTHING, NOTHING))
+            row.tell_waiting(inf)
 
     def leave(self, slot: int, index: int) -> None:
         """Have a worker that is lost have no flows."""
         row = self.row(slot, index)
         row.tell(0, row.own_admitted())
         row.tell_wants((NOTHING, NOTHING))
+        row.tell_waiting(inf)
 
     def close(self) -> None:
         """Unmap."""
@@ -118,6 +126,16 @@ class Row:
         """What the others want of a direction: 0 is the original one, 1 the reply."""
         numbers, at = self._numbers, WANTS + 2 * index
         return [Want(numbers[other + at], numbers[other + at + 1]) for other in self._others]
+
+    def waits_since(self, not_before: float) -> float:
+        """Since when the first of the others' clients waits; what is from before is passed over."""
+        numbers = self._numbers
+        told = (numbers[other + WAITS] / 1e6 for other in self._others)
+        return min((since for since in told if since and since >= not_before), default=inf)
+
+    def tell_waiting(self, since: float) -> None:
+        """Tell them since when the first client of this worker waits."""
+        self._numbers[self._own + WAITS] = 0 if since == inf else round(since * 1e6)
 
     def own_admitted(self) -> int:
         """What this worker told of admissions last."""

@@ -7,6 +7,11 @@ goes away is forgotten; one whose time is over is refused, as it would have been
 A room looks for the next when a flow has ended, when a bucket has a token (an alarm), and, where
 there are other workers, at each tick. It does so in the pump's rounds, never inside the end of a
 flow, which has not given its descriptors back yet.
+
+Several workers. Each tells since when the first waits whom the listener keeps out, and lets nobody
+in who has come ``AHEAD`` after the first of another: his worker finds the place at its next tick.
+So nobody starves because the places are all at another worker, whose own clients are there first.
+Not less than ``AHEAD``, as each place that changes its worker is empty until a tick.
 """
 
 from __future__ import annotations
@@ -18,13 +23,15 @@ from typing import TYPE_CHECKING, Final
 
 import structlog
 
+from proxy.core.admission import Limit
 from proxy.core.flow import Refusal
 from proxy.core.waiting import WaitingLines, WaitLimits
 from proxy.engine.tcp import has_data, reset_on_close
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from proxy.core.address import Address
-    from proxy.core.admission import Limit
     from proxy.core.counters import ListenerCounters
     from proxy.core.identity import Identity
     from proxy.core.sources import Source, SourceKey
@@ -37,6 +44,9 @@ ENTRIES_PER_TURN: Final = 16
 
 LONGEST_ALARM: Final = 1.0
 """Seconds; alarms are for moments that are near."""
+
+AHEAD: Final = 1.0
+"""Seconds, or a quarter of the time that clients wait, if that is less."""
 
 GONE: Final = EPOLLRDHUP | EPOLLET
 """What is watched for; errors and hang-ups are always told."""
@@ -147,7 +157,11 @@ class WaitingRoom:
         if refusal is not None:
             client.listener.refuse(client.socket, refusal)
             return
-        limit = self.counters.gate.refusal(key, now)
+        gate = self.counters.gate
+        limit = gate.refusal(key, now)
+        if limit is None and (self._lines.kept or self._later(now)(client)):
+            gate.tell()
+            limit = Limit.LISTENER_FLOWS
         if limit is None:
             client.open(key, now)
         elif len(self._lines) >= self._limits.flows:
@@ -158,7 +172,8 @@ class WaitingRoom:
     def serve(self, now: float, most: float = ENTRIES_PER_TURN) -> None:
         """Let those enter who may, in their order."""
         lines, gate = self._lines, self.counters.gate
-        while most and (client := lines.next(now)) is not None:
+        is_later = self._later(now)
+        while most and (client := lines.next(now, is_later)) is not None:
             most -= 1
             self._let_go(client)
             refusal = client.refusal(now)
@@ -170,6 +185,7 @@ class WaitingRoom:
             client.open(client.key, now)
         if not most and lines:
             self._relay.pump.again(self, 0)
+        self._tell()
         when = min(lines.look_at, now + LONGEST_ALARM) if lines else inf
         self._relay.pump.alarms.set(self, when)
 
@@ -242,6 +258,20 @@ class WaitingRoom:
         relay.pump.register(client.socket.fileno(), client, GONE)
         self.serve(now)  # which sets the alarm
 
+    def _later(self, now: float) -> Callable[[WaitingClient], bool]:
+        """Whether a client has come after the first who waits at another worker.
+
+        Whose time is over there is not waited for: that worker stands still.
+        """
+        time = self._limits.time
+        since = self.counters.gate.others_wait_since(now - time) + min(AHEAD, time / 4)
+        return lambda client: client.since > since
+
+    def _tell(self) -> None:
+        """Tell the other workers of the first who waits for the listener as a whole."""
+        kept = self._lines.kept
+        self.counters.gate.tell_waiting(inf if kept is None else kept.since)
+
     def _reset(self, client: WaitingClient, refusal: Refusal) -> None:
         self.counters.refused[refusal] += 1
         reset_on_close(client.socket)
@@ -250,6 +280,7 @@ class WaitingRoom:
     def _let_go(self, client: WaitingClient) -> None:
         """Take a client out of the books; the lines may have done so already."""
         self._lines.discard(client)
+        self._tell()
         self.counters.waiting -= 1
         self._relay.files.used -= 1
         self._relay.wheel.cancel(client)

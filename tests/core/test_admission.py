@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from proxy.core.admission import NO_SOURCE, AdmissionLimits, Gate, Limit
+from proxy.core.admission import NO_SOURCE, AdmissionLimits, Gate, Limit, Nobody
 from proxy.core.flow import Refusal
 from proxy.core.rate import Rate
 from proxy.core.sources import Source, SourceKey
@@ -266,7 +266,7 @@ def nobody() -> None:
     pass
 
 
-class Others:
+class Others(Nobody):
     """The board as one worker sees it. A rival may come between telling and looking, and after."""
 
     def __init__(self, board: Board, me: int) -> None:

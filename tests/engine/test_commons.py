@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from math import inf
 
 import pytest
 
@@ -27,6 +28,21 @@ async def test_each_sees_what_the_others_tell_and_not_itself(commons: Commons) -
     assert [row.flows() for row in rows] == [110, 101, 11]
     assert [row.admitted() for row in rows] == [220, 202, 22]
     assert commons.row(SLOTS - 2, 0).flows() == 0
+
+
+async def test_the_first_of_the_others_who_waits_is_known_until_he_is_lost(
+    commons: Commons,
+) -> None:
+    rows = [commons.row(3, index) for index in range(3)]
+    assert rows[0].waits_since(0) == inf
+    for row, since in zip(rows, (1.5, 3.25, 2.000001), strict=True):
+        row.tell_waiting(since)
+    assert [row.waits_since(0) for row in rows] == [2.000001, 1.5, 1.5]
+    assert rows[2].waits_since(2) == 3.25
+    commons.leave(3, 0)
+    assert rows[2].waits_since(0) == 3.25
+    rows[1].tell_waiting(inf)
+    assert rows[2].waits_since(0) == inf
 
 
 async def test_who_is_lost_has_no_flows_but_has_admitted(commons: Commons) -> None:

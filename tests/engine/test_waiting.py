@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from math import inf
 from pathlib import Path
 from socket import SHUT_WR
 from time import monotonic
@@ -17,7 +18,7 @@ from proxy.core.query import FlowQuery
 from proxy.core.rate import Rate
 from proxy.core.waiting import WaitLimits
 from proxy.engine.specs import EVERYTHING, DrainOrder, DrainTarget, OpenListener
-from proxy.engine.waiting import ENTRIES_PER_TURN
+from proxy.engine.waiting import AHEAD, ENTRIES_PER_TURN
 from tests.engine.lab import (
     PACE,
     UPSTREAMS,
@@ -413,6 +414,7 @@ class Elsewhere:
     def __init__(self) -> None:
         self.live = 1
         self.told: list[tuple[int, int]] = []
+        self.since = self.told_since = inf
 
     def flows(self) -> int:
         return self.live
@@ -422,6 +424,12 @@ class Elsewhere:
 
     def tell(self, flows: int, admitted: int) -> None:
         self.told.append((flows, admitted))
+
+    def waits_since(self, not_before: float) -> float:
+        return self.since if self.since >= not_before else inf
+
+    def tell_waiting(self, since: float) -> None:
+        self.told_since = since
 
 
 async def test_a_place_that_comes_to_nothing_is_given_back_to_other_workers() -> None:
@@ -518,3 +526,40 @@ async def test_a_tick_finds_the_place_that_another_worker_has_freed() -> None:
         lab.worker._roster.look_around(monotonic())
         await accept(endpoint)
         assert await number(lab, "waiting") == 0
+
+
+async def test_a_place_is_left_to_who_has_waited_longer_at_another_worker() -> None:
+    endpoint = listening()
+    two = AdmissionLimits(flows=2)
+    async with relaying([endpoint.getsockname()], admission=two, waiting=LONG, slot=0) as lab:
+        await pair(lab, endpoint)
+        others = Elsewhere()
+        gate_of(lab).join(others)
+        came = monotonic()
+        await connect(lab.address)
+        await wait_waiting(lab, 1)
+        assert came <= others.told_since <= monotonic()
+        others.live, others.since = 0, came - 2 * AHEAD
+        lab.worker._roster.look_around(monotonic())
+        await connect(lab.address)  # nor does a newcomer take it
+        await wait_waiting(lab, 2)
+        assert others.told[-1] == (1, gate_of(lab).admitted)
+        others.since = came - AHEAD / 2  # so near that it is not worth the time until a tick
+        lab.worker._roster.look_around(monotonic())
+        await accept(endpoint)
+        await wait_waiting(lab, 1)
+        others.since = inf
+        lab.worker._roster.terms["lab"].waiting.dissolve(monotonic())
+        assert others.told_since == inf
+
+
+async def test_who_should_wait_no_more_at_another_worker_is_not_waited_for() -> None:
+    endpoint = listening()
+    two = AdmissionLimits(flows=2)
+    async with relaying([endpoint.getsockname()], admission=two, waiting=LONG, slot=0) as lab:
+        await pair(lab, endpoint)
+        others = Elsewhere()
+        gate_of(lab).join(others)
+        others.live, others.since = 0, monotonic() - LONG.time - 1
+        await connect(lab.address)
+        await accept(endpoint)
