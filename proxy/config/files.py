@@ -67,7 +67,7 @@ def _read_file(path: str, most: int) -> bytes:
         if stat.S_ISFIFO(mode):
             return _read_pipe(fd, most)
         if not stat.S_ISREG(mode):
-            raise FileError(f'is not an ordinary file; "{STDIN}" reads standard input')
+            raise FileError("is not an ordinary file, nor a pipe")
         return _read_bounded(lambda: os.read(fd, _CHUNK), most)
     finally:
         os.close(fd)

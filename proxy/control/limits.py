@@ -74,6 +74,8 @@ class LiveLimits:
         """Keep flows to an order from now on; None if there are too many already."""
         await trio.lowlevel.checkpoint()
         if self._books.full:
+            await self._forget_ended()
+        if self._books.full:
             return None
         order = self._books.give(query, values, by, monotonic(), time(), lasting)
         try:
@@ -94,6 +96,14 @@ class LiveLimits:
         log.warning("limit_lifted", **_named(order), by=by)
         await self._tell()
         return order_row(order, counts.get(number, 0))
+
+    async def _forget_ended(self) -> None:
+        """Make room: the limits of single flows that have ended are for nobody any more."""
+        counts = await self._counts()
+        for order in self._books.orders:
+            if order.query.id is not None and not counts.get(order.number):
+                self._books.lift(order.number)
+                log.info("limit_expired", **_named(order))
 
     async def _tell(self) -> None:
         """Tell the workers, whoever has left meanwhile."""

@@ -13,6 +13,7 @@ where a float loses whole numbers or a kernel field overflows.
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Final
 
 _MILLISECONDS: Final = {"d": 86_400_000, "h": 3_600_000, "m": 60_000, "s": 1_000, "ms": 1}
@@ -29,6 +30,7 @@ _BYTES: Final = {
 }
 SIZE_UNITS: Final = tuple(_BYTES)
 _BITS: Final = {"bit": 1, "kbit": 10**3, "Mbit": 10**6, "Gbit": 10**9, "Tbit": 10**12}
+BANDWIDTH_UNITS: Final = tuple(f"{unit}/s" for unit in (*_BYTES, *_BITS))
 _SECONDS: Final = {"s": 1, "m": 60, "h": 3600}
 
 # The same patterns serve the JSON Schema of the configuration, hence no named groups.
@@ -80,7 +82,7 @@ def parse_size(text: str) -> int:
         ValueError: it is no size, or more than ``SIZE_MAX``.
 
     """
-    match = _match(_SIZE, text, "a size", '"64KiB", "10MB" or "512B"')
+    match = _match(_SIZE, text, "a size", '"64KiB", "10MB" or "512B"', SIZE_UNITS)
     count, unit = match.groups()
     size = int(count) * _BYTES[unit] if unit else 0
     if size > SIZE_MAX:
@@ -95,7 +97,7 @@ def parse_bandwidth(text: str) -> float:
         ValueError: it is no bandwidth, zero, or more than ``BANDWIDTH_MAX``.
 
     """
-    match = _match(_BANDWIDTH, text, "a bandwidth", '"10MiB/s" or "1Gbit/s"')
+    match = _match(_BANDWIDTH, text, "a bandwidth", '"10MiB/s" or "1Gbit/s"', BANDWIDTH_UNITS)
     count, unit = match.groups()
     bandwidth = int(count) * (_BYTES[unit] if unit in _BYTES else _BITS[unit] / 8)
     if not 0 < bandwidth <= BANDWIDTH_MAX:
@@ -171,9 +173,14 @@ def format_bandwidth(bandwidth: float) -> str:
     raise AssertionError(bandwidth)  # every whole number is so many bits
 
 
-def _match(pattern: re.Pattern[str], text: str, kind: str, examples: str) -> re.Match[str]:
+def _match(
+    pattern: re.Pattern[str], text: str, kind: str, examples: str, units: Sequence[str] = ()
+) -> re.Match[str]:
     match = pattern.fullmatch(text) if len(text) <= TEXT_MAX else None
     if match is None:
         found = f'"{text}" is' if len(text) <= TEXT_MAX else f"{len(text)} characters are"
-        raise ValueError(f"{found} not {kind}: expected whole numbers with a unit, as {examples}")
+        known = f"; units: {', '.join(units)}" if units else ""
+        raise ValueError(
+            f"{found} not {kind}: expected whole numbers with a unit, as {examples}{known}"
+        )
     return match

@@ -23,7 +23,13 @@ from proxy.core.flow import State
 from proxy.core.live_limit import LimitValues
 from proxy.core.query import SORTS, FlowQuery
 from proxy.core.server_names import ALPN_MAX, NAME_MAX
-from proxy.core.units import SIZE_UNITS, parse_bandwidth, parse_duration, parse_size
+from proxy.core.units import (
+    BANDWIDTH_UNITS,
+    SIZE_UNITS,
+    parse_bandwidth,
+    parse_duration,
+    parse_size,
+)
 from proxy.core.unix import UnixAddress
 
 FIELDS_MAX: Final = 32
@@ -67,7 +73,7 @@ def _bytes(text: str) -> int:
 
 
 def _place(text: str) -> Network | Address:
-    """A prefix, or one address with its port."""
+    """A prefix, or one address with its port, as flows have them; see ``_host``."""
     try:
         network = ipaddress.ip_network(text, strict=False)
     except ValueError:
@@ -171,7 +177,9 @@ _PLACE: Final = (
     "an IP address, a prefix or an address with its port, "
     'such as "10.0.0.0/8", "2001:db8::/32" or "192.0.2.1:80"'
 )
-_BANDWIDTH: Final = 'a bandwidth such as "1MiB/s" or "10Mbit/s"'
+_BANDWIDTH: Final = (
+    f'a bandwidth such as "1MiB/s" or "10Mbit/s"; units: {", ".join(BANDWIDTH_UNITS)}'
+)
 _SIZE: Final = f'bytes, such as "4096" or "10MiB"; units: {", ".join(SIZE_UNITS)}'
 
 PARAMS: Final[dict[str, Param]] = {

@@ -224,6 +224,8 @@ def test_a_listing_without_a_worker_that_does_not_answer_says_so(house: House, f
         (["flows", "--client", "nowhere"], "'--client': \"nowhere\" is not allowed"),
         (["flows", "--min-bytes", "1K"], "'--min-bytes': \"1K\" is not allowed; write bytes"),
         (["flows", "--min-bytes", "1K"], "kB, MB, GB, TB, KiB"),
+        (["limit", "--id", "1", "--bandwidth", "1KB/s"], '"1KB/s" is not allowed; write'),
+        (["limit", "--id", "1", "--bandwidth", "1KB/s"], "units: B/s, kB/s, MB/s"),
         (["flows", "--listener", "wbe"], "web, dns"),
         (["flows", "--state", "open"], "established"),
         (["flows", "--limit", "-1"], "-1"),

@@ -16,7 +16,7 @@ from proxy.config.load import parse
 from proxy.control.house import House
 from proxy.control.limits import configured
 from proxy.control.steward import Steward
-from proxy.core.live_limit import LimitValues
+from proxy.core.live_limit import ORDERS_MAX, LimitValues
 from proxy.core.query import FlowQuery
 from proxy.engine.port import StandingDownError
 from tests.control.test_crew import (
@@ -88,6 +88,32 @@ async def test_a_limit_is_for_the_flows_of_all_workers_and_is_lifted_by_itself(
         assert [(each["event"], each["by"]) for each in logs] == [("limit_lifted", "somebody")]
         assert await steward.lift_limit(1, "somebody") is None
         assert not any("bytes" in each for each in await limits_of_flows(house))
+        nursery.cancel_scope.cancel()
+
+
+async def test_limits_of_flows_that_have_ended_make_room_for_others(tmp_path: Path) -> None:
+    endpoint = listening()
+    async with (
+        crewed(text_of(tmp_path, endpoint.getsockname())) as house,
+        trio.open_nursery() as nursery,
+    ):
+        nursery.start_soon(echo, endpoint)
+        steward = Steward(house, None)
+        await served(await port_of(house, "web"), CLIENTS[:1])
+        (flow,) = (await house.worker.flows(FlowQuery()))["rows"]
+        budget = LimitValues(bytes=1 << 40)
+        await steward.limit(FlowQuery(id=flow["id"]), budget, None, "me")
+        books = steward._limits._books
+        for _ in range(ORDERS_MAX - 2):
+            books.give(WEB, budget, "me", 0.0, 0.0)
+        books.give(FlowQuery(id=flow["id"] + 10**9), budget, "me", 0.0, 0.0)
+        with structlog.testing.capture_logs() as logs:
+            assert await steward.limit(WEB, budget, None, "me") is not None
+        assert [(each["event"], each["number"]) for each in logs] == [
+            ("limit_expired", ORDERS_MAX),
+            ("limit_set", ORDERS_MAX + 1),
+        ]
+        assert await steward.limit(WEB, budget, None, "me") is None  # that flow lives
         nursery.cancel_scope.cancel()
 
 

@@ -124,6 +124,13 @@ def test_out_of_range_names_the_value_and_the_bound(parse: object, text: str) ->
         parse(text)
 
 
+def test_the_units_that_there_are_are_named() -> None:
+    with pytest.raises(ValueError, match=r'"300KB/s" is not .*units: B/s, kB/s, .*, Tbit/s$'):
+        parse_bandwidth("300KB/s")
+    with pytest.raises(ValueError, match=r'"1KB" is not .*units: B, kB, .*, TiB$'):
+        parse_size("1KB")
+
+
 def test_a_message_stays_short() -> None:
     with pytest.raises(ValueError, match="100000 characters are not a size"):
         parse_size("9" * 100_000)

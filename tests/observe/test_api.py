@@ -456,6 +456,18 @@ async def test_there_is_an_end_to_limits(relay: FakeRelay, tmp_path: Path) -> No
         assert "1000 limits" in answer.json["error"]
 
 
+async def test_a_limit_of_a_flow_that_does_not_live_is_a_mistake(
+    relay: FakeRelay, tmp_path: Path
+) -> None:
+    steward = FakeSteward()
+    async with admin_server(relay, tmp_path, steward=steward) as admin:
+        for number in (4, 99):  # closed, never there
+            answer = await admin.control("POST", f"/api/v1/limits?id={number}&bytes=1")
+            assert answer.status == 404
+            assert f"no flow {number} is live" in answer.json["error"]
+    assert not len(steward.books)
+
+
 async def test_reload_answers_with_the_plan_or_the_problems(
     relay: FakeRelay, tmp_path: Path
 ) -> None:
