@@ -357,8 +357,10 @@ class Api:
         problem = problem_of(query, values)
         if problem is not None:
             raise HttpError(400, problem)
-        if query.id is not None and not (await self._port.flows(FlowQuery(id=query.id)))["rows"]:
-            raise HttpError(404, f'no flow {query.id} is live; "sockpair flows" lists them')
+        if query.id is not None:
+            page = await self._port.flows(FlowQuery(id=query.id))
+            if not page["rows"] and not page["silent"]:  # a silent worker may have it
+                raise HttpError(404, f'no flow {query.id} is live; "sockpair flows" lists them')
         row = await self._steward.limit(query, values, params.get("for"), by=request.peer)
         if row is None:
             there = f"{ORDERS_MAX} limits are set already"
