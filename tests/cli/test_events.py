@@ -6,7 +6,8 @@ import json
 import signal
 import subprocess
 import sys
-from typing import TYPE_CHECKING
+from threading import Timer
+from typing import TYPE_CHECKING, Final
 
 import pytest
 import structlog.testing
@@ -21,6 +22,10 @@ from tests.observe.fake_relay import WALL, FakeRelay
 if TYPE_CHECKING:
     from collections.abc import Iterator
     from pathlib import Path
+
+
+PATIENCE: Final = 30
+"""Seconds."""
 
 
 @pytest.fixture
@@ -43,11 +48,16 @@ class Following:
 
     def lines(self, count: int) -> list[str]:
         assert self._process.stdout is not None
-        return [self._process.stdout.readline() for _ in range(count)]
+        guard = Timer(PATIENCE, self._process.kill)  # which ends all lines
+        guard.start()
+        try:
+            return [self._process.stdout.readline() for _ in range(count)]
+        finally:
+            guard.cancel()
 
     def interrupt(self) -> tuple[int, str]:
         self._process.send_signal(signal.SIGINT)
-        _, errors = self._process.communicate(timeout=30)
+        _, errors = self._process.communicate(timeout=PATIENCE)
         return self._process.returncode, errors
 
 
@@ -64,8 +74,10 @@ def test_people_get_a_line_an_event(house: House) -> None:
     limited, closed = following.lines(2)
     assert f"limited     1 tcp web {pairs} flow_bandwidth\n" in limited
     assert f"closed      1 tcp web {pairs} 1.3KiB > 34.3MiB < 2s endpoint_reset client\n" in closed
+    house.soon(
+        lambda: relay.open_tcp(("192.0.2.99", 1))
+    )  # untold; so the snapshot has to come after
     house.soon(relay.happened.lose)
-    house.soon(lambda: relay.open_tcp(("192.0.2.99", 1)))
     (snapshot,) = following.lines(1)
     assert "192.0.2.99:1 -> " in snapshot
     assert following.interrupt() == (
