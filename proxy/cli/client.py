@@ -34,8 +34,8 @@ CONFLICT: Final = 409
 
 NO_HEADERS: Final[Mapping[str, str]] = {}
 
-ARGUMENTS: Final = {"address": "'[ADDR:]PORT'", "port": "'[ADDR:]PORT'"}
-"""The API's parameters that are no option on the command line."""
+FOUND_BY: Final = {"address": "'[ADDR:]PORT'", "port": "'[ADDR:]PORT'"}
+"""The API's parameters that are one argument on the command line."""
 
 _ADDRESS: Final = re.compile(r"[a-z]+://.*|[^/]*:[0-9]+")
 """What somebody writes who thinks of the HTTP port."""
@@ -215,9 +215,16 @@ def _value(status: int, body: bytes) -> Any:
 
 
 def _wrong_question(answer: Any, message: str) -> click.UsageError:
-    """Name the option that was wrong, not the parameter of the API that it became."""
+    """Name the option or argument that was wrong, not the parameter of the API that it became."""
     if not (isinstance(answer, dict) and "parameter" in answer and "reason" in answer):
         return click.UsageError(message)
-    name = answer["parameter"]
-    hint = ARGUMENTS.get(name, f"'--{name.replace('_', '-')}'")
-    return click.BadParameter(answer["reason"], param_hint=hint)
+    return click.BadParameter(answer["reason"], param_hint=_as_written(answer["parameter"]))
+
+
+def _as_written(name: str) -> str:
+    """What a parameter of the API is called on the command line."""
+    context = click.get_current_context()
+    for param in context.command.params:
+        if param.name == name:
+            return param.get_error_hint(context)
+    return FOUND_BY.get(name, f"'--{name.replace('_', '-')}'")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -23,6 +24,9 @@ CHUNK: Final = 4096
 ANSWERS_MAX: Final = 2 * READ_MAX
 """Bytes: the longest head that is read, and as much of interim answers (1xx) before it, of which
 there may be any number."""
+
+BYTES: Final = re.compile(r"bytearray\(b(['\"])(.*)\1\)")
+"""What h11 makes of the bytes that it cannot read, for programmers."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +70,8 @@ class HttpProbe:
                     size += len(data)
             return failed(f"no answer within {ANSWERS_MAX} bytes")
         except h11.RemoteProtocolError as error:
-            return failed(f"no HTTP: {printable(str(error))[:SHOWN_MAX]}")
+            found = BYTES.sub(r"\2", str(error))
+            return failed(f"no HTTP: {printable(found)[:SHOWN_MAX]}")
 
     def _request(self, connection: h11.Connection, host: str) -> bytes:
         headers = [

@@ -164,7 +164,11 @@ def test_what_is_asked(house: House) -> None:
     ("arguments", "code", "words"),
     [
         (["tcp", "192.0.2.7", "dns"], 1, 'no listener "tcp dns"; there are: tcp web, udp dns'),
-        (["tcp", "web", "192.0.2.7"], 2, '"web" is not allowed; write "192.0.2.7"'),
+        (
+            ["tcp", "web", "192.0.2.7"],
+            2,
+            '\'ADDR[:PORT]\': "web" is not allowed; write "192.0.2.7"',
+        ),
         (["unix", "192.0.2.7", "web"], 2, "'unix' is not one of"),
         (["tcp", "192.0.2.7", "web", "--via", "proxy"], 2, "'--via'"),
         (["tcp", "192.0.2.7", "web", "--alpn", ","], 2, "'--alpn'"),
