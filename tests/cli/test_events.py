@@ -74,9 +74,8 @@ def test_people_get_a_line_an_event(house: House) -> None:
     limited, closed = following.lines(2)
     assert f"limited     1 tcp web {pairs} flow_bandwidth\n" in limited
     assert f"closed      1 tcp web {pairs} 1.3KiB > 34.3MiB < 2s endpoint_reset client\n" in closed
-    house.soon(
-        lambda: relay.open_tcp(("192.0.2.99", 1))
-    )  # untold; so the snapshot has to come after
+    # Nothing tells of this one, so the snapshot has to come after it.
+    house.soon(lambda: relay.open_tcp(("192.0.2.99", 1)))
     house.soon(relay.happened.lose)
     (snapshot,) = following.lines(1)
     assert "192.0.2.99:1 -> " in snapshot
