@@ -5,17 +5,21 @@ from __future__ import annotations
 import json
 import os
 import re
+import socket
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from ipaddress import ip_address
 from pathlib import Path
+from threading import Event, Thread
 
 import pytest
 import tomli
 
 from proxy.config.load import load
 from proxy.core.steering import worker_of
-from tests.bench import bytecodes, workers
+from tests.bench import bytecodes, shaping, workers
 from tests.bench.__main__ import chosen, plan, split_cores, without_groups
 from tests.bench.degrade import counted_in, flood_figures
 from tests.bench.flood import UNKNOWN, Packets, packet
@@ -417,3 +421,46 @@ def test_bytecodes_are_told_for_a_unit_and_by_function() -> None:
     first, *rest = bytecodes.table(10, counts, 1).splitlines()
     assert first == "40 bytecodes and 4.0 calls, of 10 units"
     assert [line.split() for line in rest] == [["30.0", "3.00", "b.py", "more:2"]]
+
+
+@contextmanager
+def pouring(streams: int, late: float) -> Iterator[int]:
+    """Endpoints that send without end, the last of them so much later; the port."""
+    ended = Event()
+
+    def pour(stream: socket.socket, pause: float) -> None:
+        with stream, suppress(OSError):
+            ended.wait(pause)
+            while not ended.wait(0.001):
+                stream.sendall(bytes(1000))
+
+    def accept(listening: socket.socket) -> None:
+        for number in range(streams):
+            stream, _ = listening.accept()
+            pause = late if number == streams - 1 else 0.0
+            Thread(target=pour, args=(stream, pause), daemon=True).start()
+
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        Thread(target=accept, args=(listening,), daemon=True).start()
+        try:
+            yield listening.getsockname()[1]
+        finally:
+            ended.set()
+
+
+def test_fairness_is_measured_when_the_last_flow_has_begun(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shaping, "SETTLED", 0.01)
+    held = iter((1.0, 1.1))
+    with pouring(streams=3, late=0.4) as port:
+        division = shaping.divided(port, 2, 0.2, lambda: next(held))
+    assert division.one > division.many / 10
+    assert 0.1 < division.waited < 0.4  # 0.1 of 0.3 s, on a machine that does other things too
+
+
+def test_a_flow_that_never_begins_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shaping, "LATEST", 0.2)
+    with (
+        pouring(streams=3, late=60) as port,
+        pytest.raises(TimeoutError, match="1 flows have not begun"),
+    ):
+        shaping.divided(port, 2, 0.2, float)
