@@ -8,14 +8,18 @@ pushes back on the sender.
 Strategy. When nobody waits and the buckets have something, ``ask`` grants at once and nothing is
 queued. Otherwise a share *lines up*. What lacks tokens of its own, a share or a source, waits on
 the *clock* for the moment when it has a piece; everything else waits in the line of the level
-above. Its *tag* is what it has been served, in bytes divided by its weight, and served first is who
-would be done first: the least tag plus what it wants next. So whoever waits has had as much as its
-neighbours, within a grant: that is max-min fairness, first between sources, then in each between
-its flows. A level's *virtual time* is the largest tag that was served. Who comes back has at least
-that but for one grant, so nobody saves up; and what a ceiling of its own held back wants little, so
-that it is next and keeps its ceiling beside thousands without one. Who is new pays first: its tag
-is one grant behind. So newcomers never overtake without end those who wait, and it gains nobody
-anything to go and come back as somebody new.
+above. Its *tag* is what it has been served, in full grants divided by its weight, and served first
+is who would be done first: the least tag plus what it wants next. So whoever waits has had as much
+as its neighbours, within a grant: that is max-min fairness, first between sources, then in each
+between its flows. A level's *virtual time* is the largest tag that was served. Who comes back has
+at least that but for one grant, so nobody saves up; and what a ceiling of its own held back wants
+little, so that it is next and keeps its ceiling beside thousands without one. Who is new pays
+first: its tag is one grant behind. So newcomers never overtake without end those who wait, and it
+gains nobody anything to go and come back as somebody new.
+
+A *full grant* is what the shared ceilings let pass at once, as they are at the time: so who has had
+one is one behind, whatever they become. Counted in bytes, one of two flows below 1 Gbit/s had
+nothing for up to 16 s when that became 64 kbit/s: its neighbour had to catch up with 128 KiB.
 
 The one grant is for streams that run dry: a TCP sender, whose window is used up, is out of line for
 a fraction of a millisecond, and what it was due by then would be lost each time. A source with one
@@ -80,6 +84,7 @@ class Shaper:
     __slots__ = (
         "_clock",
         "_flow",
+        "_full_grant",
         "_listener",
         "_numbers",
         "_root",
@@ -94,6 +99,7 @@ class Shaper:
         self._listener = Ceiling(rates.listener)
         self._source = Ceiling(rates.source)
         self._flow = Ceiling(rates.flow)
+        self._full_grant = self._largest_grant()
         self._numbers = count()
         self._root = Group(None, self._listener, 0.0, now, numbers=self._numbers)
         self._clock: Line[Node] = Line(self._numbers)
@@ -114,6 +120,7 @@ class Shaper:
         self._listener.become(rates.listener)
         self._source.become(rates.source)
         self._flow.become(rates.flow)
+        self._full_grant = self._largest_grant()
 
     def join(
         self, source_key: Hashable, now: float, weight: float = 1, flow_rate: Rate | None = None
@@ -300,8 +307,8 @@ class Shaper:
         while (group := node.parent) is not None:
             assert node.line is group.queue
             group.queue.drop(node)
-            group.latest = granted
-            node.tag += size / node.weight
+            group.latest = granted / self._full_grant
+            node.tag += size / self._full_grant / node.weight
             if again:
                 self._put(node, now)
             again = bool(group.queue.heap)
@@ -331,12 +338,16 @@ class Shaper:
         node.wants = wants
         if not group.queue.heap:
             self._call_in(group, now)
-        group.queue.push(node.tag + wants / node.weight, node)
+        group.queue.push(node.tag + wants / self._full_grant / node.weight, node)
         return True
 
     def _quantum(self) -> float:
         """What is wanted at most, so that among those who want a lot only what they had counts."""
         return max(self._listener.quantum, self._source.quantum)
+
+    def _largest_grant(self) -> float:
+        """What the ceilings that are shared let pass at once; tags are counted in it."""
+        return min(GRANT_MAX, self._listener.burst, self._source.burst)
 
     def _withdraw(self, node: Node) -> None:
         """Take a node out of its line, and each level above that has nobody else in line."""

@@ -57,7 +57,7 @@ class Node(Waiter):
         ceiling: of what it moves.
         full_at: its bucket, if there is a ceiling.
         weight: of its part beside its neighbours.
-        tag: what it was served, by its weight.
+        tag: what it was served, in full grants (see ``core.shaper``) by its weight.
         wants: bytes that it can take at once, a quantum at most; set while it is in line.
 
     """
@@ -96,7 +96,7 @@ class Group(Node):
         members: how many there are.
         queue: those of them that have tokens and wait.
         virtual: the largest tag that was served.
-        latest: how many bytes were granted last.
+        latest: what was granted last, in full grants.
         whole: the lease of the listener when this one lent last, or was made.
 
     """
@@ -118,7 +118,7 @@ class Group(Node):
         self.members = 0
         self.queue: Line[Node] = Line(numbers)
         self.virtual = 0.0
-        self.latest = 0
+        self.latest = 0.0
         self.whole = ENDLESS
 
     def owes(self, now: float) -> bool:
