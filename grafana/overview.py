@@ -86,6 +86,9 @@ def _house(built: Dashboard) -> Dashboard:
               {each: f"rate({of('log_records_dropped_total', HOUSE)}{OVER})"}, span=THIRD),
         lines("Workers that were started again", 'Their flows ended as `internal`, unless their '
               'listener has survive = "crash".', "short", {each: restarts}, span=THIRD),
+        lines("Workers that do not answer", "They are replaced after 10 s; until then what is "
+              "told of them is what was last known.", "short",
+              {each: of("workers_silent", HOUSE)}, span=THIRD),
         lines("Flows that changed their process", "In a restart, an upgrade or a crash. What is "
               "lost was reset, and must be looked into.", "cps",
               {"lived on": each_second("flows_taken_over_total"),

@@ -302,7 +302,7 @@ class Crew:
         parts = [reading for reading in readings if reading is not None]
         # Workers that are there know which names there still are; but of a listener that one worker
         # serves alone nobody else knows while that one is away.
-        if parts and None in self._remotes and self._wanted is not None:
+        if parts and len(parts) < len(self._remotes) and self._wanted is not None:
             parts.append(uncounted(each.spec for each in self._wanted.opened))
         counters = merge_counters([*parts, *self.past()])
         return only_names_of(merge_counters(parts), counters) if parts else counters
