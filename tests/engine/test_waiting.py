@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from math import inf
 from pathlib import Path
 from socket import SHUT_WR
@@ -9,6 +11,7 @@ from time import monotonic
 
 import pytest
 import trio
+from trio.socket import SocketType
 
 from proxy.config.values import ListenAddress
 from proxy.control.listen import bind_socket
@@ -513,13 +516,20 @@ async def test_a_socket_that_closes_takes_nobody_along_who_came_by_another() -> 
         await accept(endpoint)
 
 
-async def test_a_tick_finds_the_place_that_another_worker_has_freed() -> None:
+@asynccontextmanager
+async def beside_another() -> AsyncIterator[tuple[Lab, SocketType, Elsewhere]]:
+    """A listener of two flows with one here, its endpoint, and another worker with the second."""
     endpoint = listening()
     two = AdmissionLimits(flows=2)
     async with relaying([endpoint.getsockname()], admission=two, waiting=LONG, slot=0) as lab:
         await pair(lab, endpoint)
         others = Elsewhere()
         gate_of(lab).join(others)
+        yield lab, endpoint, others
+
+
+async def test_a_tick_finds_the_place_that_another_worker_has_freed() -> None:
+    async with beside_another() as (lab, endpoint, others):
         await connect(lab.address)
         await wait_waiting(lab, 1)
         others.live = 0
@@ -529,12 +539,7 @@ async def test_a_tick_finds_the_place_that_another_worker_has_freed() -> None:
 
 
 async def test_a_place_is_left_to_who_has_waited_longer_at_another_worker() -> None:
-    endpoint = listening()
-    two = AdmissionLimits(flows=2)
-    async with relaying([endpoint.getsockname()], admission=two, waiting=LONG, slot=0) as lab:
-        await pair(lab, endpoint)
-        others = Elsewhere()
-        gate_of(lab).join(others)
+    async with beside_another() as (lab, endpoint, others):
         came = monotonic()
         await connect(lab.address)
         await wait_waiting(lab, 1)
@@ -554,12 +559,7 @@ async def test_a_place_is_left_to_who_has_waited_longer_at_another_worker() -> N
 
 
 async def test_who_should_wait_no_more_at_another_worker_is_not_waited_for() -> None:
-    endpoint = listening()
-    two = AdmissionLimits(flows=2)
-    async with relaying([endpoint.getsockname()], admission=two, waiting=LONG, slot=0) as lab:
-        await pair(lab, endpoint)
-        others = Elsewhere()
-        gate_of(lab).join(others)
+    async with beside_another() as (lab, endpoint, others):
         others.live, others.since = 0, monotonic() - LONG.time - 1
         await connect(lab.address)
         await accept(endpoint)
