@@ -318,23 +318,19 @@ class DatagramFlow(Flow):
     def _connect(self, upstream: Choice, connect: Connect, now: float) -> CloseReason | None:
         """Connect to the first endpoint that the kernel has a route to; return why none did."""
         failure = CloseReason.NO_ENDPOINT
-        tried = shunned = upstream.shunned(now)
+        tried: tuple[Endpoint, ...] = ()
         source = source_for(upstream, self)
-        while True:
-            endpoint = upstream.pick(tried, source, now) or upstream.stand_in(tried)
-            if endpoint is None:
-                if not shunned:
-                    return failure
-                tried, shunned = tried[len(shunned) :], ()
-                continue
-            tried += (endpoint,)
-            endpoint.counters.attempts += 1
-            endpoint.take()
-            error = self._open(endpoint, upstream, connect)
-            if not error:
-                return None
-            endpoint.leave(now)
-            failure = count_failure(endpoint, error, now)
+        for shunned in (upstream.shunned(now), ()):  # at last those, too
+            while endpoint := _next(upstream, (*shunned, *tried), source, now):
+                tried += (endpoint,)
+                endpoint.counters.attempts += 1
+                endpoint.take()
+                error = self._open(endpoint, upstream, connect)
+                if not error:
+                    return None
+                endpoint.leave(now)
+                failure = count_failure(endpoint, error, now)
+        return failure
 
     def _open(self, endpoint: Endpoint, upstream: Choice, connect: Connect) -> int:
         """Open the socket, or two, towards an endpoint; return 0, or the errno."""
@@ -397,3 +393,10 @@ class DatagramFlow(Flow):
         endpoint.counters.flows += 1
         relay.table.set_endpoint(self, canonical(socket.getsockname()), endpoint.address)
         relay.pump.register(socket.fileno(), self, EPOLLIN)
+
+
+def _next(
+    upstream: Choice, passed: tuple[Endpoint, ...], source: SourceKey, now: float
+) -> Endpoint | None:
+    """Whom to try next; a backup when there is nobody else."""
+    return upstream.pick(passed, source, now) or upstream.stand_in(passed)
